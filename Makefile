@@ -1,0 +1,27 @@
+# make demo: decode the held-out prompts and compare with theory.   make test: every check.
+# Needs Python 3.11+ and make; everything is installed into .venv with the versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("specbound needs Python 3.11 or newer; set PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/specbound demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .venv/types/specbound
+	ln -sfn $(addprefix $(CURDIR)/,theory runtime proofs_checks $(wildcard specbound/*.py) specbound/py.typed) .venv/types/specbound/
+	ln -sfn $(CURDIR)/examples/pair .venv/types/specbound/shipped_pair
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto

@@ -1,0 +1,274 @@
+"""The exact law of a verifier: the production code, run through every draft and every random outcome.
+
+A verifier asks all its random questions of a `Draws` object. `ReplayDraws` answers each in every possible way:
+a batch row that meets an undecided question takes the first possible answer, multiplies its probability into
+its weight, and leaves the other answers behind to be replayed in the next pass. A question with one possible
+answer does not fork. When no answers are left, the weights of all finished rows are the exact law, in float64.
+
+Letters: L draft length, K paths, V vocabulary; P target and Q draft joint probabilities on the prefix tree.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers import registry
+from specbound.theory.prefix_tree import Prefix, PrefixTree
+
+Verify = Callable[[Batch, Draws], Verdict]
+MAX_DRAFTS = 2_000_000
+NUMBERS_PER_PASS = 20_000_000
+
+
+class ReplayDraws(Draws):
+    """Answers the questions of one pass of a verifier, row by row, along recorded decisions.
+
+    Args:
+        decisions: for each of the B rows the answers it is to give first; later questions take the first
+            possible answer and record the others in `alternatives`.
+    """
+
+    def __init__(self, decisions: Sequence[tuple[int, ...]]) -> None:
+        super().__init__(None)
+        self.decisions = list(decisions)
+        self.asked = np.zeros(len(self.decisions), dtype=np.int64)
+        self.weight = np.ones(len(self.decisions))
+        self.alternatives: list[tuple[int, tuple[int, ...]]] = []
+
+    def accept(self, probability: Tensor) -> Tensor:
+        """Coins: the flattened elements of each row are asked one after another."""
+        flat = probability.reshape(len(self.decisions), -1)
+        answers = [self._answer(torch.stack([1 - coin, coin], dim=-1)) for coin in flat.unbind(dim=1)]
+        stacked = torch.stack(answers, dim=1) if answers else flat
+        return stacked.reshape(probability.shape).bool()
+
+    def accept_while(self, probability: Tensor) -> Tensor:
+        """The count of leading successes as one question: it is i with probability p_1..p_i (1 - p_{i+1})."""
+        one = torch.ones_like(probability[:, :1])
+        reach = torch.cat([one, probability], dim=1).cumprod(dim=1)
+        return self._answer(reach * torch.cat([1 - probability, one], dim=1))
+
+    def accept_last(self, probability: Tensor) -> Tensor:
+        """The last success as one question: it is i with probability p_i (1 - p_{i+1})..(1 - p_L)."""
+        one = torch.ones_like(probability[:, :1])
+        later_fail = torch.cat([1 - probability, one], dim=1).flip(1).cumprod(dim=1).flip(1)
+        return self._answer(torch.cat([one, probability], dim=1) * later_fail)
+
+    def choose(self, weights: Tensor) -> Tensor:
+        """A categorical draw; leading axes beyond the batch are asked one after another."""
+        flat = weights.reshape(len(self.decisions), -1, weights.shape[-1])
+        total = flat.sum(dim=-1, keepdim=True)
+        if bool((total <= 0).any()) or not bool(torch.isfinite(total).all()):
+            raise ValueError("a verifier asked for a draw from weights that are all zero or not finite")
+        answers = [self._answer(row) for row in (flat / total).unbind(dim=1)]
+        return torch.stack(answers, dim=1).reshape(weights.shape[:-1])
+
+    def smallest_key(self, low: Tensor, high: Tensor) -> Tensor:
+        """The winner of a race of uniform keys, by exact integration (see `race_law`)."""
+        return self._answer(race_law(low, high))
+
+    def _answer(self, law: Tensor) -> Tensor:
+        """int64 [B]: the answer of each row to a question with probabilities `law` [B, N]."""
+        laws = law.detach().to("cpu", torch.float64).numpy()
+        if not np.isfinite(laws).all() or (laws < -1e-12).any() or (laws > 1 + 1e-12).any():
+            raise ValueError("a verifier asked a question whose probabilities are not in [0, 1]")
+        laws = np.clip(laws, 0.0, 1.0)
+        answers = (laws > 0).argmax(axis=1)
+        forks = (laws > 0).sum(axis=1) > 1
+        for row in np.flatnonzero(forks):
+            decided = self.decisions[row]
+            place = self.asked[row]
+            if place < len(decided):
+                answers[row] = decided[place]
+            else:
+                options = np.flatnonzero(laws[row] > 0)
+                self.alternatives += [(int(row), (*decided, int(other))) for other in options[1:]]
+                self.decisions[row] = (*decided, int(options[0]))
+            self.asked[row] += 1
+        self.weight *= laws[np.arange(len(answers)), answers]
+        return torch.as_tensor(answers, device=law.device)
+
+
+def race_law(low: Tensor, high: Tensor) -> Tensor:
+    """[B, K]: probability that key k, uniform on [low_k, high_k], is the smallest of K independent keys.
+
+        Pr(k wins) = integral over [low_k, high_k] of dt / (high_k - low_k) prod_{j != k} Pr(key_j > t)
+
+    Between two neighbouring end points the integrand is a polynomial of degree at most K - 1, so Gauss-Legendre
+    quadrature with K nodes per interval is exact up to rounding. Ties of degenerate keys (low = high) go to the
+    smaller index, as in `Draws.smallest_key`.
+    """
+    lows, highs = (ends.detach().to("cpu", torch.float64).numpy() for ends in (low, high))
+    nodes, weights = np.polynomial.legendre.leggauss(lows.shape[1])
+    law = np.array([_race_law_row(a, b, nodes, weights) for a, b in zip(lows, highs, strict=True)])
+    return torch.as_tensor(law.reshape(lows.shape), device=low.device)
+
+
+def _race_law_row(low: np.ndarray, high: np.ndarray, nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    ends = np.unique(np.concatenate([low, high]))
+    points = ((ends[:-1] + ends[1:]) / 2)[:, None] + np.diff(ends)[:, None] / 2 * nodes
+    width = np.where(high > low, high - low, 1.0)
+    survival = np.where(
+        high > low, np.clip((high - points[..., None]) / width, 0, 1), (points[..., None] < low).astype(float)
+    )
+    law = np.zeros(len(low))
+    for k in range(len(low)):
+        others = np.delete(survival, k, axis=-1).prod(axis=-1)
+        if high[k] > low[k]:
+            inside = (points > low[k]) & (points < high[k])
+            law[k] = (np.diff(ends)[:, None] / 2 * weights * others * inside).sum() / width[k]
+        else:
+            beaten = np.where(high > low, (high - low[k]) / width, (high > low[k]) | (high == low[k]))
+            earlier = (high == low) & (low == low[k]) & (np.arange(len(low)) < k)
+            law[k] = np.delete(np.clip(beaten, 0, 1) * ~earlier, k).prod()
+    return law
+
+
+@dataclass(frozen=True)
+class Law:
+    """Exact law of one call of a verifier, its emitted block continued from the target.
+
+    Attributes:
+        blocks: law of the first L+1 tokens: block -> probability (shorter where the tree ends early).
+        accepted: Pr(at least i tokens kept) for i = 0..L.
+        kept: prefix -> Pr(the kept prefix passes through it), the phi of theory, root excluded.
+        mass: total probability of all replayed outcomes; 1 up to rounding.
+        outcomes: number of outcomes replayed.
+    """
+
+    blocks: dict[Prefix, float]
+    accepted: tuple[float, ...]
+    kept: dict[Prefix, float]
+    mass: float
+    outcomes: int
+
+    @property
+    def acceptance_length(self) -> float:
+        """Expected number of drafted tokens kept per call; the correction token is not counted."""
+        return sum(self.accepted[1:])
+
+    def total_variation(self, other: dict[Prefix, float]) -> float:
+        """Total variation distance of the block law to another, e.g. `tree.target_law()`; in [0, 1]."""
+        blocks = self.blocks.keys() | other.keys()
+        return 0.5 * sum(abs(self.blocks.get(block, 0.0) - float(other.get(block, 0.0))) for block in blocks)
+
+
+def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
+    """Run a stateless verifier through every K-tuple of drafts of the tree and every random outcome.
+
+    Args:
+        verifier: a registered name, or a function `verify(batch, draws) -> Verdict`.
+        tree: the instance; taken in float64.
+        paths: K.
+
+    Raises:
+        ValueError: if the enumeration would need more than 2e6 K-tuples of drafts, or the verifier asks an ill-posed
+            question or returns a verdict out of range.
+    """
+    verify = registry.get(verifier).verify if isinstance(verifier, str) else verifier
+    tree = tree.as_float()
+    drafted = np.flatnonzero(tree.draft_joint[tree.leaves] > 0) + tree.leaves.start
+    if len(drafted) ** paths > MAX_DRAFTS:
+        raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
+    emitted = np.zeros((tree.size, tree.vocab))
+    count = 0
+    nodes = ancestors(tree)
+    for chosen in _chunks(itertools.product(drafted.tolist(), repeat=paths), tree.length * tree.vocab * paths):
+        leaves = np.array(chosen)
+        weight = tree.draft_joint[leaves].prod(axis=1)
+        for outcome in replay(verify, batch_of(tree, leaves)):
+            kept = nodes[leaves[outcome.row, outcome.path], outcome.accepted]
+            np.add.at(emitted, (kept, outcome.token), weight[outcome.row] * outcome.probability)
+            count += len(kept)
+    return _law(tree, emitted, count)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Outcomes of a replay: arrays over outcomes, the verdict of batch row `row` with exact `probability`."""
+
+    row: np.ndarray
+    path: np.ndarray
+    accepted: np.ndarray
+    token: np.ndarray
+    probability: np.ndarray
+
+
+def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
+    """Every random outcome of `verify` on every row of the batch; probabilities sum to 1 per row.
+
+    Raises:
+        ValueError: if a verdict is out of range.
+    """
+    requests, paths, length, vocab = batch.shape
+    pending: list[tuple[int, tuple[int, ...]]] = [(row, ()) for row in range(requests)]
+    while pending:
+        rows = [row for row, _ in pending]
+        draws = ReplayDraws([decisions for _, decisions in pending])
+        verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows]), draws)
+        answer = []
+        for name, limit in (("path", paths), ("accepted", length + 1), ("token", vocab)):
+            values = getattr(verdict, name).cpu().numpy()
+            if values.shape != (len(rows),) or (values < 0).any() or (values >= limit).any():
+                raise ValueError(f"the verdict's {name} is {values}; want {len(rows)} values in 0..{limit - 1}")
+            answer.append(values)
+        yield Outcomes(np.array(rows), *answer, draws.weight)
+        pending = [(rows[row], decisions) for row, decisions in draws.alternatives]
+
+
+def ancestors(tree: PrefixTree) -> np.ndarray:
+    """[n, L+1] int64: the node's ancestor at each depth; the node itself from its own depth on."""
+    line = np.tile(np.arange(tree.size)[:, None], (1, tree.length + 1))
+    for depth in range(tree.length - 1, -1, -1):
+        line[:, depth] = np.where(
+            tree.depth[line[:, depth + 1]] > depth, tree.parent[line[:, depth + 1]], line[:, depth + 1]
+        )
+    return line
+
+
+def batch_of(tree: PrefixTree, leaves: np.ndarray) -> Batch:
+    """The batch of B requests whose K drafts are the given leaf nodes [B, K]; float64 tensors."""
+    path = ancestors(tree)[leaves]
+    target_rows = tree.rows(tree.target)
+    target_rows[tree.leaves] = tree.bonus
+    return Batch(
+        torch.as_tensor(tree.token[path[..., 1:]]),
+        torch.as_tensor(tree.rows(tree.draft)[path[..., :-1]]),
+        torch.as_tensor(target_rows[path]),
+    )
+
+
+def _chunks(items: Iterator[tuple[int, ...]], numbers: int) -> Iterator[list[tuple[int, ...]]]:
+    size = max(1, NUMBERS_PER_PASS // numbers)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _law(tree: PrefixTree, emitted: np.ndarray, outcomes: int) -> Law:
+    """From Pr(kept prefix = node, next token = y) [n, V] to the law of blocks, continuing from the target."""
+    kept = emitted.sum(axis=1)
+    for level in reversed(tree.levels[1:]):
+        np.add.at(kept, tree.parent[level], kept[level])
+    continued = np.zeros(tree.size)
+    for level in tree.levels[1:]:
+        parent, token = tree.parent[level], tree.token[level]
+        continued[level] = continued[parent] * tree.target[level] + emitted[parent, token]
+    inside = np.zeros_like(emitted, dtype=bool)
+    inside[tree.parent[1:], tree.token[1:]] = True
+    final = np.where(inside, 0.0, emitted)
+    final[tree.leaves] += continued[tree.leaves, None] * tree.bonus
+    blocks = {(*tree.prefix(w), int(y)): float(final[w, y]) for w, y in zip(*np.nonzero(final), strict=True)}
+    for node in range(tree.size - len(tree.bonus)):
+        if tree.children[node].start == tree.children[node].stop and continued[node] > 0:
+            blocks[tree.prefix(node)] = float(continued[node])
+    accepted = tuple(float(kept[level].sum()) for level in tree.levels)
+    passes = {tree.prefix(node): float(kept[node]) for node in range(1, tree.size)}
+    return Law(blocks, accepted, passes, float(emitted.sum()), outcomes)

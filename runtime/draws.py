@@ -1,0 +1,56 @@
+"""All randomness of a verifier goes through one small object, so that it can be replayed exactly.
+
+A verifier asks questions that each have a finite set of answers with known probabilities: coins (`accept`,
+`accept_while`, `accept_last`), a categorical draw (`choose`), and which of K keys is smallest (`smallest_key`).
+In production `Draws` answers from a `torch.Generator`; the exact checks answer every question in every way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Draws:
+    """Random answers from a generator.
+
+    Args:
+        generator: a `torch.Generator` on the device of the tensors asked about, or None for torch's default.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+
+    def accept(self, probability: Tensor) -> Tensor:
+        """bool, shape of `probability`: independent coins, True with the given probability in [0, 1]."""
+        uniform = torch.rand(
+            probability.shape, dtype=probability.dtype, device=probability.device, generator=self.generator
+        )
+        return uniform < probability
+
+    def accept_while(self, probability: Tensor) -> Tensor:
+        """int64 [B]: how many of L independent coins [B, L] come up before the first that does not."""
+        return self.accept(probability).long().cumprod(dim=-1).sum(dim=-1)
+
+    def accept_last(self, probability: Tensor) -> Tensor:
+        """int64 [B]: 1-based place of the last of L independent coins [B, L] that comes up; 0 if none does."""
+        places = torch.arange(1, probability.shape[-1] + 1, device=probability.device)
+        return (self.accept(probability) * places).amax(dim=-1)
+
+    def choose(self, weights: Tensor) -> Tensor:
+        """int64 [...]: one index of the last axis of `weights` [..., N], with probability weights / their sum.
+
+        Weights are non-negative and need not sum to 1. An exponential race (the index with the largest
+        weight / Exp(1) wins) draws from the exact law also where weights are tiny, without reading them twice.
+        """
+        noise = torch.empty_like(weights).exponential_(generator=self.generator)
+        return (weights / noise.clamp_min(torch.finfo(weights.dtype).tiny)).argmax(dim=-1)
+
+    def smallest_key(self, low: Tensor, high: Tensor) -> Tensor:
+        """int64 [B]: which of K independent keys, the k-th uniform on [low_k, high_k], is the smallest.
+
+        Args:
+            low, high [B, K] with low <= high; ties (equal degenerate keys) go to the smaller index.
+        """
+        uniform = torch.rand(low.shape, dtype=low.dtype, device=low.device, generator=self.generator)
+        return (low + (high - low) * uniform).argmin(dim=-1)

@@ -1,0 +1,69 @@
+"""Block verification: keep the longest block, not the longest run of tokens.
+
+B requests, L drafted tokens, V vocabulary. [BV] arXiv:2403.10444, Algorithm 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers.registry import register
+from specbound.runtime.verifiers.single_path import at, emitted_row, only_path
+
+
+def block_ratios(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
+    """Acceptance ratios c_0..c_L of the prefixes of the draft, [BV] Eq. (4).
+
+        c_0 = 1,   c_i = min(1, c_{i-1} target(x_i) / draft(x_i))
+
+    c_i is the probability that x_1..x_i is kept given that it was drafted. Computed in logarithms, where products
+    of extreme ratios neither under- nor overflow. A token that the draft cannot have drawn leaves c unchanged.
+
+    Args:
+        tokens [B, L]; draft_probs [B, L, V]; target_probs [B, L+1, V].
+    Returns:
+        [B, L+1] in [0, 1].
+    """
+    target, draft = at(target_probs[:, :-1], tokens), at(draft_probs, tokens)
+    steps = torch.where(draft > 0, target.log() - draft.log(), torch.zeros_like(draft))
+    log_ratios = [torch.zeros_like(target_probs[:, 0, 0])]
+    for step in steps.unbind(dim=1):
+        log_ratios.append((log_ratios[-1] + step).clamp_max(0))
+    return torch.stack(log_ratios, dim=1).exp()
+
+
+def block_thresholds(ratios: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
+    """Probability h_i of keeping at least i tokens when no longer block was kept, [BV] Eq. (5).
+
+        h_L = c_L,   h_i = s_i / (s_i + 1 - c_i),   s_i = sum_y max(0, c_i target(y) - draft(y))
+
+    with 0/0 = 1 (both laws equal and nothing rejected yet).
+
+    Args:
+        ratios [B, L+1]; draft_probs [B, L, V]; target_probs [B, L+1, V].
+    Returns:
+        [B, L] thresholds h_1..h_L in [0, 1].
+    """
+    inner = ratios[:, 1:-1]
+    surplus = (inner.unsqueeze(-1) * target_probs[:, 1:-1] - draft_probs[:, 1:]).clamp_min(0).sum(dim=-1)
+    total = surplus + (1 - inner)
+    thresholds = torch.where(total > 0, surplus / total, torch.ones_like(total))
+    return torch.cat([thresholds, ratios[:, -1:]], dim=1)
+
+
+@register(
+    "block",
+    summary="keep the longest block that the joint probabilities allow; optimal for one path",
+    source="Block Verification, arXiv:2403.10444, Algorithm 2",
+    paths="single",
+)
+def verify_block(batch: Batch, draws: Draws) -> Verdict:
+    """Keep the longest prefix whose coin h_i comes up, then draw from max(0, c target - draft)."""
+    tokens, draft_probs, target_probs = only_path(batch)
+    ratios = block_ratios(tokens, draft_probs, target_probs)
+    kept = draws.accept_last(block_thresholds(ratios, draft_probs, target_probs))
+    token = draws.choose(emitted_row(at(ratios, kept), kept, draft_probs, target_probs))
+    return Verdict(torch.zeros_like(kept), kept, token)
