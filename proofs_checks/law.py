@@ -214,13 +214,14 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
         rows = [row for row, _ in pending]
         draws = ReplayDraws([decisions for _, decisions in pending])
         verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows]), draws)
-        answer = []
+        answer: list[np.ndarray] = []
         for name, limit in (("path", paths), ("accepted", length + 1), ("token", vocab)):
             values = getattr(verdict, name).cpu().numpy()
             if values.shape != (len(rows),) or (values < 0).any() or (values >= limit).any():
                 raise ValueError(f"the verdict's {name} is {values}; want {len(rows)} values in 0..{limit - 1}")
             answer.append(values)
-        yield Outcomes(np.array(rows), *answer, draws.weight)
+        path, accepted, token = answer
+        yield Outcomes(np.array(rows), path, accepted, token, draws.weight)
         pending = [(rows[row], decisions) for row, decisions in draws.alternatives]
 
 

@@ -92,7 +92,8 @@ class PrefixTree:
                     draft_values.append(rows[1][y])
             first += len(level)
         bonus = [_row("target", target(prefix), vocab) for prefix in prefixes[first:]]
-        return cls(vocab, length, np.array(parent), np.array(token), *_numbers(target_values, draft_values, bonus))
+        target_array, draft_array, bonus_array = _numbers(target_values, draft_values, bonus)
+        return cls(vocab, length, np.array(parent), np.array(token), target_array, draft_array, bonus_array)
 
     @classmethod
     def iid(cls, target: Row, draft: Row, length: int) -> PrefixTree:
@@ -170,20 +171,15 @@ class PrefixTree:
         parent = _integers("parent", data["parent"])
         uniform = [[Fraction(1, max(vocab, 1))] * vocab] * _count_deepest(parent, length)
         bonus = _parsed("bonus", data["bonus"]) if "bonus" in data else uniform
-        values = _numbers(_parsed("target", data["target"]), _parsed("draft", data["draft"]), bonus)
+        target, draft, bonus = _numbers(_parsed("target", data["target"]), _parsed("draft", data["draft"]), bonus)
         symbols = data.get("symbols")
         if symbols is not None and not (
             isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols)
         ):
             raise ValueError(f"symbols is {symbols!r}; want a list of strings, one per token")
-        return cls(
-            vocab,
-            length,
-            parent,
-            _integers("token", data["token"]),
-            *values,
-            None if symbols is None else tuple(symbols),
-        )
+        token = _integers("token", data["token"])
+        names = None if symbols is None else tuple(symbols)
+        return cls(vocab, length, parent, token, target, draft, bonus, names)
 
     def to_json(self) -> str:
         """One JSON object; fractions are written as strings ("1/3"), floats in full precision."""
@@ -292,8 +288,8 @@ class PrefixTree:
 
     def as_float(self) -> PrefixTree:
         """The same tree in float64."""
-        arrays = (np.asarray(values, dtype=float) for values in (self.target, self.draft, self.bonus))
-        return PrefixTree(self.vocab, self.length, self.parent, self.token, *arrays, self.symbols)
+        target, draft, bonus = (np.asarray(values, dtype=float) for values in (self.target, self.draft, self.bonus))
+        return PrefixTree(self.vocab, self.length, self.parent, self.token, target, draft, bonus, self.symbols)
 
 
 def parse_number(text: object) -> Fraction | float:
