@@ -1,0 +1,169 @@
+"""The exact law: replay asks every question in every way, and its shortcuts agree with the plain coins."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+
+from specbound.proofs_checks.law import ReplayDraws, exact_law, race_law, replay
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.theory.prefix_tree import PrefixTree
+
+from .strategies import PUBLISHED
+
+
+def law_of(question, rows=1):
+    """Law of the answer of one question, by replaying it until no alternative is left."""
+    found: dict[tuple[int, tuple[int, ...]], float] = {}
+    pending = [(row, ()) for row in range(rows)]
+    while pending:
+        draws = ReplayDraws([decisions for _, decisions in pending])
+        answers = question(draws, [row for row, _ in pending]).reshape(len(pending), -1).tolist()
+        for (row, _), answer, weight in zip(pending, answers, draws.weight, strict=True):
+            key = (row, tuple(answer))
+            found[key] = found.get(key, 0.0) + weight
+        pending = [(pending[row][0], decisions) for row, decisions in draws.alternatives]
+    return found
+
+
+class PlainCoins(ReplayDraws):
+    """A replay that answers accept_while and accept_last coin by coin, with the code of `Draws` itself."""
+
+    accept_while = Draws.accept_while
+    accept_last = Draws.accept_last
+
+
+@pytest.mark.parametrize("name", ["accept_while", "accept_last"])
+@pytest.mark.parametrize("coins", [(0.3, 0.6, 0.9), (1.0, 0.25, 0.5), (0.0, 0.5, 0.0), (0.5,)])
+def test_the_shortcut_for_a_run_of_coins_has_the_law_of_the_coins(name, coins):
+    probability = torch.tensor([coins], dtype=torch.float64)
+    by_shortcut = law_of(lambda draws, rows: getattr(draws, name)(probability.expand(len(rows), -1)))
+    by_coins: dict[tuple[int, tuple[int, ...]], float] = {}
+    pending: list[tuple[int, ...]] = [()]
+    while pending:
+        draws = PlainCoins(pending)
+        answers = getattr(draws, name)(probability.expand(len(pending), -1)).tolist()
+        for answer, weight in zip(answers, draws.weight, strict=True):
+            by_coins[0, (answer,)] = by_coins.get((0, (answer,)), 0.0) + weight
+        pending = [decisions for _, decisions in draws.alternatives]
+    assert by_shortcut.keys() == by_coins.keys()
+    assert max(abs(by_shortcut[key] - by_coins[key]) for key in by_coins) < 1e-15
+
+
+def test_the_last_and_the_first_failing_coin_are_different_questions():
+    probability = torch.tensor([[0.3, 0.6]], dtype=torch.float64)
+    last = law_of(lambda draws, rows: draws.accept_last(probability.expand(len(rows), -1)))
+    run = law_of(lambda draws, rows: draws.accept_while(probability.expand(len(rows), -1)))
+    assert math.isclose(last[0, (2,)], 0.6)
+    assert math.isclose(run[0, (2,)], 0.18)
+
+
+def test_certain_answers_do_not_fork():
+    draws = ReplayDraws([(), ()])
+    draws.accept(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
+    draws.choose(torch.tensor([[0.0, 2.0], [5.0, 0.0]]))
+    assert draws.alternatives == []
+    assert draws.weight.tolist() == [1.0, 1.0]
+
+
+def test_a_draw_from_no_mass_is_an_error():
+    with pytest.raises(ValueError, match="all zero or not finite"):
+        ReplayDraws([()]).choose(torch.zeros(1, 3))
+
+
+def test_production_draws_choose_only_possible_tokens_and_in_proportion():
+    """Chi-square of 8 counts of 2^20 draws at false-alarm rate 1e-9; moving 2 % of one token's mass must fail."""
+    weights = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.bincount(Draws(generator).choose(weights.expand(2**20, -1)), minlength=10).double()
+    expected = weights.double() / weights.sum() * 2**20
+
+    def statistic(expectation):
+        inside = expectation > 0
+        return float(((counts - expectation)[inside] ** 2 / expectation[inside]).sum())
+
+    assert counts[weights == 0].sum() == 0
+    limit = chi2.isf(1e-9, df=7)
+    assert statistic(expected) < limit
+    biased = expected.clone()
+    biased[1] += 0.02 * expected[-1]
+    biased[-1] *= 0.98
+    assert statistic(biased) > limit
+
+
+def test_the_race_law_agrees_with_integrals_done_by_hand():
+    low, high = torch.tensor([[0.0, 0.2]]), torch.tensor([[1.0, 0.7]])
+    # Pr(first is smaller) = int_0^.2 1 dt + int_.2^.7 (.7 - t)/.5 dt = .2 + .25
+    assert torch.allclose(race_law(low, high), torch.tensor([[0.45, 0.55]], dtype=torch.float64), atol=1e-15)
+    three = race_law(torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 0.5]]))
+    # int_0^.5 2 (1-t)^2 dt = 7/12
+    assert torch.allclose(three, torch.tensor([[5 / 24, 5 / 24, 7 / 12]], dtype=torch.float64), atol=1e-15)
+
+
+def test_the_race_law_gives_ties_of_fixed_keys_to_the_smaller_index():
+    same = torch.tensor([[0.5, 0.5, 0.9]])
+    assert race_law(same, same).tolist() == [[1.0, 0.0, 0.0]]
+    assert Draws().smallest_key(same, same).tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["token", "block"])
+def test_replayed_outcomes_carry_all_the_probability(name):
+    for vocab, length in itertools.product((1, 2, 3), (1, 2, 3)):
+        law = exact_law(name, PrefixTree.random(vocab, length, seed=5))
+        assert abs(law.mass - 1) < 1e-12
+        assert abs(sum(law.blocks.values()) - 1) < 1e-12
+
+
+def test_the_published_example_comes_out_as_printed():
+    assert abs(exact_law("token", PUBLISHED).acceptance_length - 10 / 9) < 1e-15
+    assert abs(exact_law("block", PUBLISHED).acceptance_length - 11 / 9) < 1e-15
+
+
+def test_a_verdict_out_of_range_is_an_error():
+    def too_long(batch: Batch, draws: Draws) -> Verdict:
+        zero = torch.zeros(batch.shape[0], dtype=torch.int64)
+        return Verdict(zero, zero + 99, zero)
+
+    with pytest.raises(ValueError, match=r"accepted is .*want \d+ values in 0\.\.2"):
+        exact_law(too_long, PUBLISHED)
+
+
+def test_a_token_outside_the_tree_counts_against_the_law():
+    """A verifier that emits a token the target cannot emit is off by exactly the mass it puts there."""
+    tree = PrefixTree.iid([1.0, 0.0], [1.0, 0.0], 1)
+
+    def emits_one(batch: Batch, draws: Draws) -> Verdict:
+        zero = torch.zeros(batch.shape[0], dtype=torch.int64)
+        return Verdict(zero, zero, zero + draws.accept(torch.full((batch.shape[0],), 0.25)).long())
+
+    assert abs(exact_law(emits_one, tree).total_variation(tree.target_law()) - 0.25) < 1e-15
+
+
+def test_too_many_drafts_are_refused():
+    with pytest.raises(ValueError, match="too many to enumerate"):
+        exact_law("token", PrefixTree.random(4, 4, seed=0), paths=3)
+
+
+def test_replay_visits_each_outcome_once():
+    tree = PrefixTree.random(2, 1, seed=0)
+    rows = torch.as_tensor(tree.rows(tree.draft)[:1])
+    batch = Batch(
+        torch.zeros(1, 1, 1, dtype=torch.int64),
+        rows.reshape(1, 1, 1, 2),
+        torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64),
+    )
+    from specbound.runtime.verifiers.token import verify_token
+
+    seen = [
+        (int(a), int(t))
+        for outcome in replay(verify_token, batch)
+        for a, t in zip(outcome.accepted, outcome.token, strict=True)
+    ]
+    assert len(seen) == len(set(seen))
+    assert np.isclose(sum(outcome.probability.sum() for outcome in replay(verify_token, batch)), 1)
