@@ -1,0 +1,177 @@
+"""Is a phi possible? Exact checks of the constraints of every optimum in theory, for one phi on one tree.
+
+phi(w) = Pr(the accepted prefix passes through w). Letters: p(y|w), q(y|w) target and draft conditionals, P, Q
+their products along the path, K independent drafts, g(t) = 1 - (1-t)^K = Pr(some draft meets a set of mass t).
+
+    chain      phi(root) = 1,  phi(wy) <= p(y|w) phi(w)                (lossless verifiers)
+    token      phi(root) = 1,  phi(wy) <= min(p, q)(y|w) phi(w)        (every token judged by its own ratio, K = 1)
+    transport  phi(root) = 1,  phi(w) <= P(w),  phi(w) >= sum_y phi(wy)      (couplings with a target block)
+    antichain  sum_{w in A} phi(w) <= g(sum_{w in A} Q(w)) for every set A of nodes, none above another
+    selection  phi(w) <= kappa(w), kappa the law of one selected draft: kappa(S) <= g(Q(S)) for every set S of leaves;
+               it implies the antichain constraints
+
+Every function returns an excess: 0 if phi satisfies the constraints, else by how much they fail. Multipliers of
+an optimal dual lie in [0, L+1] (of the antichains: in total), so an excess e changes the optimum by at most (L+1) e.
+
+Sources: the antichain form is Hall's theorem for "the accepted prefix is a prefix of some draft"; the selection
+form is its restriction to leaves (a polymatroid, so one sort decides membership).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from specbound.theory.prefix_tree import Array, PrefixTree
+
+
+def coverage(mass: Any, paths: int) -> Any:
+    """g(t) = 1 - (1-t)^K: probability that some of K independent drafts falls into a set of mass t.
+
+    Fractions give fractions; floats lose no digits for tiny t, and mass above 1 (rounding) counts as 1.
+    """
+    values = np.asarray(mass)
+    if values.dtype == object:
+        return 1 - (1 - mass) ** paths
+    with np.errstate(divide="ignore"):
+        covered = -np.expm1(paths * np.log1p(-np.minimum(values, 1.0)))
+    return float(covered) if values.ndim == 0 else covered
+
+
+def chain_excess(tree: PrefixTree, phi: Array) -> Any:
+    """Sum over nodes of (phi(wy) - p(y|w) phi(w))+, plus |phi(root) - 1| and any negative part."""
+    return _root_excess(phi) + _above(phi[1:], tree.target[1:] * phi[tree.parent[1:]])
+
+
+def token_excess(tree: PrefixTree, phi: Array) -> Any:
+    """Sum over nodes of (phi(wy) - min(p, q)(y|w) phi(w))+, plus |phi(root) - 1| and any negative part."""
+    smaller = np.minimum(tree.target, tree.draft)
+    return _root_excess(phi) + _above(phi[1:], smaller[1:] * phi[tree.parent[1:]])
+
+
+def transport_excess(tree: PrefixTree, phi: Array) -> Any:
+    """Sums of (phi(w) - P(w))+ and of (sum_y phi(wy) - phi(w))+, plus |phi(root) - 1| and any negative part."""
+    return _root_excess(phi) + _above(phi[1:], tree.target_joint[1:]) + _above(tree.child_sums(phi), phi)
+
+
+def selection_excess(tree: PrefixTree, phi: Array, selected: Array, paths: int) -> Any:
+    """By how much phi exceeds the law kappa of one selected draft, or kappa exceeds what K drafts can cover.
+
+    Args:
+        selected [leaves]: kappa, a mass on the nodes of depth L (total at most 1).
+    Returns:
+        sum_w (phi(w) - kappa(w))+  +  max_S (kappa(S) - g(Q(S)))+; the maximum is over prefixes of the leaves
+        sorted by decreasing kappa/Q (any other S is dominated by one of them).
+    """
+    if len(selected) != len(tree.bonus):
+        raise ValueError(f"selected has {len(selected)} entries; want {len(tree.bonus)}, one per node of depth L")
+    mass, drafted = selected_mass(tree, selected), tree.draft_joint[tree.leaves]
+    slopes = np.where(selected > 0, np.array(np.inf, dtype=drafted.dtype), drafted * 0)
+    np.divide(selected, drafted, out=slopes, where=drafted > 0)
+    order = np.argsort(-slopes, kind="stable")
+    kept, reached = np.cumsum(selected[order]), np.cumsum(drafted[order])
+    over_coverage = max((kept - coverage(reached, paths)).max(), 0)
+    return _above(phi[1:], mass[1:]) + _above(-selected, selected * 0) + over_coverage
+
+
+def selected_mass(tree: PrefixTree, selected: Array) -> Array:
+    """[n] kappa(w): probability that the selected draft passes through each node, from its law on the leaves."""
+    mass = tree.draft * 0
+    mass[tree.leaves] = selected
+    for level in reversed(tree.levels[1:]):
+        np.add.at(mass, tree.parent[level], mass[level])
+    return mass
+
+
+@dataclass(frozen=True)
+class Antichain:
+    """The antichain that phi violates most: its nodes, and sum phi(A) - g(Q(A)) (0 and no nodes if none)."""
+
+    nodes: tuple[int, ...]
+    excess: Any
+
+
+def worst_antichain(tree: PrefixTree, phi: Array, paths: int) -> Antichain:
+    """The most violated antichain constraint, found exactly; phi >= 0 is required.
+
+    The excess y - g(x) is convex in (x, y) = (Q(A), phi(A)), so its maximum over antichains sits at a vertex of the
+    upper hull of these points. The hull is built from the leaves up: the hull of a forest is the Minkowski sum of the
+    hulls of its trees (merge the segments by slope), and the root w of a tree adds the point (Q(w), phi(w)) at its
+    right end, which swallows the flattest segments (pool adjacent violators). O(n L log n); exact for fractions.
+    """
+    hulls: dict[int, list[_Segment]] = {}
+    for node in range(tree.size - 1, 0, -1):
+        below = tree.children[node]
+        segments = _merged([hulls.pop(child) for child in range(below.start, below.stop)])
+        hulls[node] = _closed(segments, node, tree.draft_joint[node], phi[node])
+    best, best_count = phi[0] * 0, 0
+    segments = _merged([hulls[child] for child in range(1, tree.children[0].stop)])
+    reached = kept = phi[0] * 0
+    for count, segment in enumerate(segments, start=1):
+        reached, kept = reached + segment.width, kept + segment.height
+        excess = kept - coverage(reached, paths)
+        if excess > best:
+            best, best_count = excess, count
+    closed = {segment.node for segment in segments[:best_count]}
+    return Antichain(tuple(sorted(node for node in closed if not _has_ancestor(tree, node, closed))), best)
+
+
+def antichain_excess(tree: PrefixTree, phi: Array, paths: int) -> Any:
+    """max over antichains A of phi(A) - g(Q(A)), at least 0; see `worst_antichain`."""
+    return worst_antichain(tree, phi, paths).excess
+
+
+# ---------------------------------------------------------------------- pieces
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """One edge of a hull; taking it replaces everything taken below `node` by `node` itself."""
+
+    slope: Any
+    width: Any
+    height: Any
+    node: int
+
+
+def _slope(width: Any, height: Any) -> Any:
+    if width > 0:
+        return height / width
+    return math.inf if height > 0 else 0
+
+
+def _merged(hulls: list[list[_Segment]]) -> list[_Segment]:
+    if len(hulls) == 1:
+        return hulls[0]
+    return sorted((edge for hull in hulls for edge in hull), key=lambda edge: edge.slope, reverse=True)
+
+
+def _closed(segments: list[_Segment], node: int, reached: Any, kept: Any) -> list[_Segment]:
+    """The hull of `segments` and the point (reached, kept), reached being at least the segments' total width."""
+    width = reached - sum(edge.width for edge in segments)
+    height = kept - sum(edge.height for edge in segments)
+    if height <= 0:
+        return segments
+    width = max(width, reached * 0)
+    while segments and segments[-1].slope <= _slope(width, height):
+        width, height = width + segments[-1].width, height + segments[-1].height
+        segments = segments[:-1]
+    return [*segments, _Segment(_slope(width, height), width, height, node)]
+
+
+def _has_ancestor(tree: PrefixTree, node: int, among: set[int]) -> bool:
+    while (node := int(tree.parent[node])) > 0:
+        if node in among:
+            return True
+    return False
+
+
+def _root_excess(phi: Array) -> Any:
+    return abs(phi[0] - 1) + _above(-phi, phi * 0)
+
+
+def _above(values: Array, limits: Array) -> Any:
+    return np.maximum(values - limits, 0).sum()
