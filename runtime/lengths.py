@@ -1,0 +1,235 @@
+"""How many tokens to draft before asking the target: fixed, by an acceptance head, or by the draft's own doubt.
+
+A policy is asked after every drafted token whether to stop. The decoder's loop is
+
+    state = None
+    for drafted in range(1, policy.maximum + 1):
+        ... one draft pass: draft_row [B, V], hidden [B, D];  token [B] sampled from draft_row ...
+        stop, state = policy.should_stop(state, draft_row=draft_row, hidden=hidden, token=token, drafted=drafted)
+        # requests with stop=True draft no more in this round; the token just drafted stays in the block
+
+B requests, V vocabulary, D width of the draft's hidden state. "Drafted" counts the tokens of this round.
+
+Where each policy is lossless. A policy whose decision depends on drafted tokens (`adaptive = True`) is a stopping
+rule: with one path and a stateless verifier ("token", "block") the output law is unchanged, because what happens at
+a prefix depends on that prefix alone. It is NOT safe with several paths (the paths that go on are no longer
+independent draws of the draft) nor with a stateful verifier (the carried layers must know where the rule would have
+stopped on branches that were never drafted). Use `FixedLength` there; a length that changes between rounds without
+looking at the drafted tokens is fine.
+
+[SD++] SpecDec++, arXiv:2405.19715, Section 3; the entropy bound is AdaEDL, arXiv:2410.18351, Eq. (7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specbound.runtime.acceptance_head import AcceptanceHead
+
+
+class LengthPolicy(Protocol):
+    """What the decoder needs of a policy.
+
+    Attributes:
+        minimum, maximum: bounds on the tokens drafted per round, inclusive, 1 <= minimum <= maximum. `should_stop`
+            never says stop before `minimum` and always at `maximum`.
+        adaptive: True if the decision depends on drafted tokens (see the module text for where that is lossless).
+        needs_hidden: True if `hidden` must be given.
+    """
+
+    @property
+    def minimum(self) -> int: ...
+    @property
+    def maximum(self) -> int: ...
+    @property
+    def adaptive(self) -> bool: ...
+    @property
+    def needs_hidden(self) -> bool: ...
+
+    def should_stop(
+        self, state: Tensor | None, *, draft_row: Tensor, hidden: Tensor | None, token: Tensor, drafted: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Whether each request stops drafting now, and the policy's state for its next token.
+
+        Args:
+            state: what the previous call of this round returned; None at the first token of a round. A tensor
+                with the requests on its first axis: select its rows when requests leave the batch.
+            draft_row [B, V]: the law from which `token` was drawn.
+            hidden [B, D]: the draft's last hidden state in the pass that gave `draft_row` (final norm applied: what
+                the language-model head reads). That pass has read the tokens before `token`, not `token` itself.
+            token [B] int64: the token just drafted.
+            drafted: how many tokens of this round are drafted, `token` included (1, 2, ...).
+
+        Returns:
+            stop [B] bool, and the new state.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FixedLength:
+    """Always draft the same number of tokens.
+
+    Raises:
+        ValueError: length below 1.
+    """
+
+    length: int
+    adaptive = False
+    needs_hidden = False
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.length, self.length)
+
+    @property
+    def minimum(self) -> int:
+        return self.length
+
+    @property
+    def maximum(self) -> int:
+        return self.length
+
+    def should_stop(
+        self, state: Tensor | None, *, draft_row: Tensor, hidden: Tensor | None, token: Tensor, drafted: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Stop after `length` tokens."""
+        return torch.full_like(token, drafted >= self.length, dtype=torch.bool), None
+
+
+@dataclass(frozen=True)
+class AcceptanceHeadLength:
+    """Stop when a rejection among the drafted tokens has become likely enough, [SD++] Section 3.
+
+        stop after k tokens if  1 - prod_{i<k} a(Y_i) > threshold
+
+    a(Y_i) is the head's acceptance probability of token Y_i, read from the hidden state that has read Y_i. That
+    state belongs to the draft pass for token i+1, so the product ends one token early, as in the authors' code:
+    waiting for the last factor would cost a draft pass per round. For token verification and a draft cost t_d per
+    token, t_T per target call, stopping is certainly right from threshold 1 - t_d / t_T on; the best threshold is
+    smaller and depends on the context.
+
+    Args:
+        head: the trained acceptance head.
+        threshold: in [0, 1]; 0 stops at the first doubt, 1 never stops early.
+        minimum, maximum: tokens per round.
+
+    Raises:
+        ValueError: bounds or threshold out of range; `hidden` missing.
+    """
+
+    head: AcceptanceHead
+    threshold: float = 0.5
+    minimum: int = 1
+    maximum: int = 16
+    adaptive = True
+    needs_hidden = True
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.minimum, self.maximum)
+        _check_unit("threshold", self.threshold)
+
+    def should_stop(
+        self, state: Tensor | None, *, draft_row: Tensor, hidden: Tensor | None, token: Tensor, drafted: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The state is the probability [B] that no token scored so far is rejected, float32."""
+        if hidden is None:
+            raise ValueError("hidden is None; the acceptance head wants the draft's last hidden state [B, D]")
+        if state is None:
+            all_accepted = torch.ones_like(token, dtype=torch.float32)
+        else:
+            all_accepted = state * self.head.acceptance(hidden)
+        return _bounded(1 - all_accepted > self.threshold, drafted, self.minimum, self.maximum), all_accepted
+
+
+@dataclass(frozen=True)
+class ConfidenceLength:
+    """Training-free baseline: stop when the draft gave the token it has just drawn less than a threshold.
+
+        stop after k tokens if  draft(Y_k) < threshold
+
+    Args:
+        threshold: in [0, 1]; 0 never stops early.
+        minimum, maximum: tokens per round.
+
+    Raises:
+        ValueError: bounds or threshold out of range.
+    """
+
+    threshold: float = 0.4
+    minimum: int = 1
+    maximum: int = 16
+    adaptive = True
+    needs_hidden = False
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.minimum, self.maximum)
+        _check_unit("threshold", self.threshold)
+
+    def should_stop(
+        self, state: Tensor | None, *, draft_row: Tensor, hidden: Tensor | None, token: Tensor, drafted: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Reads only the probability of the drafted token."""
+        probability = draft_row.gather(-1, token.unsqueeze(-1)).squeeze(-1).float()
+        return _bounded(probability < self.threshold, drafted, self.minimum, self.maximum), None
+
+
+@dataclass(frozen=True)
+class EntropyLength:
+    """Training-free baseline: stop when the draft's entropy says that acceptance is unlikely (AdaEDL).
+
+        stop after k tokens if  1 - sqrt(scale * H(draft row)) < threshold,   H in nats
+
+    The left side stands in for the acceptance probability of the token; `scale` is fitted, 0.2 in the paper.
+
+    Args:
+        threshold: in [0, 1].
+        scale: positive.
+        minimum, maximum: tokens per round.
+
+    Raises:
+        ValueError: bounds, threshold or scale out of range.
+    """
+
+    threshold: float = 0.3
+    scale: float = 0.2
+    minimum: int = 1
+    maximum: int = 16
+    adaptive = True
+    needs_hidden = False
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.minimum, self.maximum)
+        _check_unit("threshold", self.threshold)
+        if not self.scale > 0:
+            raise ValueError(f"scale is {self.scale}; want a positive number")
+
+    def should_stop(
+        self, state: Tensor | None, *, draft_row: Tensor, hidden: Tensor | None, token: Tensor, drafted: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Reads only the draft row."""
+        entropy = torch.special.entr(draft_row.float()).sum(dim=-1)
+        bound = 1 - (self.scale * entropy).sqrt()
+        return _bounded(bound < self.threshold, drafted, self.minimum, self.maximum), None
+
+
+def _bounded(wish: Tensor, drafted: int, minimum: int, maximum: int) -> Tensor:
+    """The wish to stop, within the bounds on the draft length."""
+    if drafted >= maximum:
+        return torch.ones_like(wish)
+    return wish if drafted >= minimum else torch.zeros_like(wish)
+
+
+def _check_bounds(minimum: int, maximum: int) -> None:
+    if not 1 <= minimum <= maximum:
+        raise ValueError(
+            f"draft length bounds are minimum {minimum} and maximum {maximum}; want 1 <= minimum <= maximum"
+        )
+
+
+def _check_unit(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; want a number in [0, 1]")
