@@ -7,6 +7,7 @@ their products along the path, K independent drafts, g(t) = 1 - (1-t)^K = Pr(som
     token      phi(root) = 1,  phi(wy) <= min(p, q)(y|w) phi(w)        (every token judged by its own ratio, K = 1)
     transport  phi(root) = 1,  phi(w) <= P(w),  phi(w) >= sum_y phi(wy)      (couplings with a target block)
     antichain  sum_{w in A} phi(w) <= g(sum_{w in A} Q(w)) for every set A of nodes, none above another
+    draft      phi(w) <= Q(w)                                          (the antichain constraints of K = 1)
     selection  phi(w) <= kappa(w), kappa the law of one selected draft: kappa(S) <= g(Q(S)) for every set S of leaves;
                it implies the antichain constraints
 
@@ -55,6 +56,11 @@ def token_excess(tree: PrefixTree, phi: Array) -> Any:
 def transport_excess(tree: PrefixTree, phi: Array) -> Any:
     """Sums of (phi(w) - P(w))+ and of (sum_y phi(wy) - phi(w))+, plus |phi(root) - 1| and any negative part."""
     return _root_excess(phi) + _above(phi[1:], tree.target_joint[1:]) + _above(tree.child_sums(phi), phi)
+
+
+def draft_excess(tree: PrefixTree, phi: Array) -> Any:
+    """Sum over nodes of (phi(w) - Q(w))+: the antichain constraints of a single draft."""
+    return _above(phi[1:], tree.draft_joint[1:])
 
 
 def selection_excess(tree: PrefixTree, phi: Array, selected: Array, paths: int) -> Any:

@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from specbound.theory import feasibility
-from specbound.theory.prefix_tree import Array, PrefixTree
+from specbound.theory.prefix_tree import ROW_TOLERANCE, Array, PrefixTree
 
 Objective = Literal["token", "lossless", "block-transport"]
-FEASIBILITY_TOLERANCE = 1e-9
+FEASIBILITY_TOLERANCE = 10 * ROW_TOLERANCE
 ROUNDING = 1e-9
 
 
@@ -86,7 +86,7 @@ def certify(
         paths: K.
         tolerance: largest gap allowed.
         selected [leaves]: law of the selected draft, kappa(w) >= phi(w), as evidence for the antichain constraints
-            (one sort); without it they are checked by `feasibility.worst_antichain`.
+            (one sort); without it they are checked by `feasibility.worst_antichain`. Not needed for one path.
     Raises:
         ValueError: phi has the wrong shape, or objective, paths or tolerance are out of range.
         CertificateError: phi is infeasible, or the bound is below the value, or the gap above the tolerance.
@@ -143,6 +143,8 @@ def _excesses(
     first = (family[0], family[1](tree, phi))
     if first[1] > FEASIBILITY_TOLERANCE:
         return [first]
+    if paths == 1:
+        return [first, ("draft", feasibility.draft_excess(tree, phi))]
     if selected is not None:
         return [first, ("selection", feasibility.selection_excess(tree, phi, selected, paths))]
     return [first, ("antichain", feasibility.antichain_excess(tree, phi, paths))]

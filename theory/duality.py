@@ -1,0 +1,64 @@
+"""Bounds that no verifier exceeds: the value of any prices on the nodes, feasible or optimal or arbitrary.
+
+Letters: phi(w) = Pr(the accepted prefix passes through w), p the target conditional, P and Q joint target and draft
+probabilities, g(t) = 1 - (1-t)^K, price(w) >= 0.
+
+Put multipliers lambda_A >= 0 on the antichain constraints phi(A) <= g(Q(A)) and let price(w) be their sum over the
+A that hold w. Then, by weak duality,
+
+    optimum <= sum_A lambda_A g(Q(A)) + max over the remaining constraints of sum_w (1 - price(w)) phi(w),
+
+and the maximum on the right is a dynamic program over the tree, one for each kind of remaining constraints. An upper
+bound from here needs no trust in the solver that suggested the prices, and is exact on exact trees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from specbound.theory.prefix_tree import Array, PrefixTree
+
+
+def chain_bound(tree: PrefixTree, price: Array, ratio: Array | None = None) -> Any:
+    """max sum_w (1 - price(w)) phi(w)  subject to  phi(root) = 1, 0 <= phi(wy) <= ratio(wy) phi(w).
+
+    An optimal stopping problem: worth(w) = 1 - price(w) + sum_y ratio(wy) max(0, worth(wy)).
+
+    Args:
+        price [n]: at least 0; the root's is ignored.
+        ratio [n]: at least 0; the target conditionals by default.
+    """
+    ratio = tree.target if ratio is None else ratio
+    worth = 1 - price
+    worth[0] = price[0] * 0
+    for level in reversed(tree.levels[1:]):
+        np.add.at(worth, tree.parent[level], ratio[level] * np.maximum(worth[level], 0))
+    return worth[0]
+
+
+def transport_bound(tree: PrefixTree, price: Array) -> Any:
+    """max sum_w (1 - price(w)) phi(w)  subject to  phi(root) = 1, phi <= P, phi(w) >= sum_y phi(wy).
+
+    Such a phi cuts a target path Z ~ P at a depth of one's choice, so the maximum is the mean over Z of
+    max_d sum_{i<=d} (1 - price(Z_1..Z_i)).
+
+    Args:
+        price [n]: at least 0; the root's is ignored.
+    """
+    total = 1 - price
+    total[0] = price[0] * 0
+    best = total.copy()
+    for level in tree.levels[1:]:
+        total[level] += total[tree.parent[level]]
+        best[level] = np.maximum(best[tree.parent[level]], total[level])
+    ends = childless(tree)
+    return (tree.target_joint[ends] * best[ends]).sum()
+
+
+def childless(tree: PrefixTree) -> Array:
+    """Nodes without children: the leaves, and prefixes no draft reaches where the tree ends early."""
+    has_children = np.zeros(tree.size, dtype=bool)
+    has_children[tree.parent[1:]] = True
+    return np.flatnonzero(~has_children)
