@@ -1,0 +1,47 @@
+"""The `specbound` command: exit code 0 if all is well, 1 if a check fails, 2 for bad input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+import specbound
+from specbound.commands.demo import demo
+from specbound.commands.solve import solve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(specbound.__version__, prog_name="specbound")
+def cli() -> None:
+    """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
+
+
+for command in (solve, demo):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; bad input becomes one line on stderr and exit code 2, never a traceback."""
+    try:
+        code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.Abort:
+        _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _fail(
+            f"{error.format_message()} ({context.command_path} --help shows the options)" if context else str(error), 2
+        )
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except ValueError as error:
+        _fail(str(error), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo("specbound: " + " ".join(message.split()), err=True)
+    sys.exit(code)
