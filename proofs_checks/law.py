@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,11 @@ class Law:
 
 
 def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
-    """Run a stateless verifier through every K-tuple of drafts of the tree and every random outcome.
+    """Run one call of a verifier through every K-tuple of drafts of the tree and every random outcome.
+
+    Behind the emitted token the block is continued to L+1 tokens: from the target's conditionals, or, for a stateful
+    verifier, from the law that its carry puts in their place (the carry must offer `select`, `laws` and `advance`
+    as `runtime.carry.Layers` does). Several calls of a stateful verifier: see `stream_law`.
 
     Args:
         verifier: a registered name, or a function `verify(batch, draws) -> Verdict`.
@@ -179,6 +184,8 @@ def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
     if len(drafted) ** paths > MAX_DRAFTS:
         raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
     emitted = np.zeros((tree.size, tree.vocab))
+    modified = np.zeros(tree.size)
+    stateful = False
     count = 0
     nodes = ancestors(tree)
     for chosen in _chunks(itertools.product(drafted.tolist(), repeat=paths), tree.length * tree.vocab * paths):
@@ -186,20 +193,28 @@ def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
         weight = tree.draft_joint[leaves].prod(axis=1)
         for outcome in replay(verify, batch_of(tree, leaves)):
             kept = nodes[leaves[outcome.row, outcome.path], outcome.accepted]
-            np.add.at(emitted, (kept, outcome.token), weight[outcome.row] * outcome.probability)
+            chance = weight[outcome.row] * outcome.probability
+            np.add.at(emitted, (kept, outcome.token), chance)
             count += len(kept)
-    return _law(tree, emitted, count)
+            if outcome.carry is not None:
+                stateful = True
+                _follow_carry(tree, kept, outcome.token, chance, outcome.carry, modified)
+    return _law(tree, emitted, modified if stateful else _continued(tree, emitted), count)
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Outcomes of a replay: arrays over outcomes, the verdict of batch row `row` with exact `probability`."""
+    """Outcomes of a replay: arrays over outcomes, the verdict of batch row `row` with exact `probability`.
+
+    `carry` is the state of a stateful verifier, its rows in the order of the outcomes; None for stateless ones.
+    """
 
     row: np.ndarray
     path: np.ndarray
     accepted: np.ndarray
     token: np.ndarray
     probability: np.ndarray
+    carry: Any = None
 
 
 def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
@@ -213,7 +228,8 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
     while pending:
         rows = [row for row, _ in pending]
         draws = ReplayDraws([decisions for _, decisions in pending])
-        verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows]), draws)
+        carry = None if batch.carry is None else batch.carry.select(rows)
+        verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows], carry), draws)
         answer: list[np.ndarray] = []
         for name, limit in (("path", paths), ("accepted", length + 1), ("token", vocab)):
             values = getattr(verdict, name).cpu().numpy()
@@ -221,7 +237,7 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
                 raise ValueError(f"the verdict's {name} is {values}; want {len(rows)} values in 0..{limit - 1}")
             answer.append(values)
         path, accepted, token = answer
-        yield Outcomes(np.array(rows), path, accepted, token, draws.weight)
+        yield Outcomes(np.array(rows), path, accepted, token, draws.weight, verdict.carry)
         pending = [(rows[row], decisions) for row, decisions in draws.alternatives]
 
 
@@ -253,15 +269,43 @@ def _chunks(items: Iterator[tuple[int, ...]], numbers: int) -> Iterator[list[tup
         yield chunk
 
 
-def _law(tree: PrefixTree, emitted: np.ndarray, outcomes: int) -> Law:
-    """From Pr(kept prefix = node, next token = y) [n, V] to the law of blocks, continuing from the target."""
-    kept = emitted.sum(axis=1)
-    for level in reversed(tree.levels[1:]):
-        np.add.at(kept, tree.parent[level], kept[level])
+def _continued(tree: PrefixTree, emitted: np.ndarray) -> np.ndarray:
+    """[n] Pr(a correction was emitted, and the stream passes through the node after it), following the target."""
     continued = np.zeros(tree.size)
     for level in tree.levels[1:]:
         parent, token = tree.parent[level], tree.token[level]
         continued[level] = continued[parent] * tree.target[level] + emitted[parent, token]
+    return continued
+
+
+def _follow_carry(
+    tree: PrefixTree, kept: np.ndarray, token: np.ndarray, chance: np.ndarray, carry: Any, continued: np.ndarray
+) -> None:
+    """Add to `continued` [n] what the outcomes pass on, following the law that each outcome's carry leaves in force."""
+    child = np.full((tree.size, tree.vocab), -1)
+    child[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
+    target, draft = (torch.as_tensor(tree.rows(conditional)) for conditional in (tree.target, tree.draft))
+    device = carry.select([]).numbers().device
+    nodes = child[kept, token]
+    rows = np.flatnonzero(nodes >= 0)
+    nodes, chance, carry = nodes[rows], chance[rows], carry.select(rows)
+    while len(nodes):
+        np.add.at(continued, nodes, chance)
+        draft_row = draft[nodes].to(device)
+        laws = carry.laws(target[nodes].to(device), draft_row)
+        rows, tokens = np.nonzero((child[nodes] >= 0) & (laws[-1].cpu().numpy() > 0))
+        chance = chance[rows] * laws[-1].cpu().numpy()[rows, tokens]
+        carry = carry.select(rows).advance(
+            torch.as_tensor(tokens, device=device), [law[rows] for law in laws], draft_row[rows]
+        )
+        nodes = child[nodes[rows], tokens]
+
+
+def _law(tree: PrefixTree, emitted: np.ndarray, continued: np.ndarray, outcomes: int) -> Law:
+    """From Pr(kept prefix = node, next token = y) [n, V] and what follows it to the law of blocks."""
+    kept = emitted.sum(axis=1)
+    for level in reversed(tree.levels[1:]):
+        np.add.at(kept, tree.parent[level], kept[level])
     inside = np.zeros_like(emitted, dtype=bool)
     inside[tree.parent[1:], tree.token[1:]] = True
     final = np.where(inside, 0.0, emitted)
