@@ -1,0 +1,504 @@
+"""Decoding with a draft: the loop of drafting, one target pass, verification; as a function and inside transformers.
+
+B rows (requests), K drafted paths of L tokens per call, V vocabulary. One *call* is one pass of the target over the
+drafts: row b keeps accepted_b drafted tokens and one more token, the correction (the bonus token if all were kept).
+
+The drafted row is the sampled row: verification sees exactly the laws that the tokens were drawn from, both models'
+after the same logits processors. Everything random is asked of one `Draws`. Any draft length and any number of
+calls gives the law of the target for a lossless verifier: a call's later rows only need to be laws of the prefix.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from specbound.runtime.cache import CachedModel, causal
+from specbound.runtime.drafting import draft_paths
+from specbound.runtime.draws import Draws
+from specbound.runtime.models import check_pair, context_limit, vocabulary
+from specbound.runtime.sampling import Sampler
+from specbound.runtime.tree_attention import merge_paths
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers import registry
+
+OnCall = Callable[[Batch, Verdict, list[int]], None]
+UNSUPPORTED = {
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0, 0.0),
+    "dola_layers": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "guidance_scale": (None, 1, 1.0),
+    "watermarking_config": (None,),
+    "token_healing": (None, False),
+    "assistant_early_exit": (None,),
+    "output_scores": (None, False),
+    "output_logits": (None, False),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+}
+UNSUPPORTED_ARGUMENTS = (
+    "assistant_model",
+    "custom_generate",
+    "inputs_embeds",
+    "past_key_values",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+    "prompt_embeds",
+    "encoder_outputs",
+)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What happened in each of the C calls; entries of rows that were already finished are False in `active`.
+
+    Attributes:
+        start [C, B] int64: known tokens of the row when the call began (padding left out).
+        drafted [C] int64: length of the call's drafts.
+        accepted [C, B] int64: drafted tokens kept by the verdict.
+        path [C, B] int64: the winning path.
+        emitted [C, B] int64: tokens that entered the output, accepted + 1 unless the row ended inside the block.
+        active [C, B] bool.
+        paths: K.
+        seconds: wall time of "prefill", "draft", "target", "verify" and "overhead" (everything else).
+        interrupted: generation was stopped by KeyboardInterrupt.
+    """
+
+    start: Tensor
+    drafted: Tensor
+    accepted: Tensor
+    path: Tensor
+    emitted: Tensor
+    active: Tensor
+    paths: int
+    seconds: dict[str, float]
+    interrupted: bool = False
+
+    @property
+    def calls(self) -> int:
+        """Target passes over drafts, summed over the rows they served."""
+        return int(self.active.sum())
+
+    @property
+    def discarded(self) -> int:
+        """Drafted tokens that were not kept, over all paths and calls."""
+        drafted = (self.drafted[:, None] * self.active).sum() * self.paths
+        return int(drafted - (self.accepted * self.active).sum())
+
+    @property
+    def block_efficiency(self) -> float:
+        """Mean of accepted + 1 over all calls: tokens per target call, before rows are cut at their end."""
+        return float((self.accepted + 1)[self.active].double().mean()) if self.calls else 0.0
+
+
+@dataclass
+class Generation:
+    """Output of `generate`.
+
+    Attributes:
+        sequences [B, T] int64: prompts as given, then the generated tokens, padded on the right.
+        statistics: per call.
+    """
+
+    sequences: Tensor
+    statistics: Statistics
+
+
+def generate(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    verifier: str = "block",
+    paths: int = 1,
+    length: int = 8,
+    generation_config: GenerationConfig | None = None,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
+    generator: torch.Generator | Draws | None = None,
+    on_call: OnCall | None = None,
+    **generation_kwargs: Any,
+) -> Generation:
+    """Decode with a draft; settings are those of `target.generate`, which prepares them.
+
+    Args:
+        input_ids [B, n] int64; attention_mask [B, n]: 0 on padding, wherever it stands.
+        verifier: a name of the registry.
+        paths: K, drafts per call.
+        length: L, tokens per draft.
+        generation_config, logits_processor, stopping_criteria, generation_kwargs: as for `target.generate`;
+            temperature=0 means greedy.
+        streamer: receives each call's tokens (one row only).
+        generator: on the target's device; or a `Draws` that answers everything random.
+        on_call: called as on_call(batch, verdict, starts) after each verification, starts[b] being the number of
+            known tokens of row b before the drafts.
+
+    Raises:
+        ValueError: for settings that speculative decoding cannot honour, before any work.
+    """
+    for name in UNSUPPORTED_ARGUMENTS:
+        if generation_kwargs.get(name) is not None:
+            raise ValueError(f"{name} is not supported by speculative decoding; leave it out")
+    if generation_kwargs.get("temperature") == 0:
+        generation_kwargs |= {"temperature": None, "do_sample": False}
+    check_settings(generation_kwargs.items())
+    if generation_config is not None:
+        check_settings(vars(generation_config).items())
+    loop = _Loop(draft, verifier, paths, length, generator, streamer, on_call)
+    check_pair(target, draft)
+    return target.generate(
+        inputs=input_ids,
+        attention_mask=attention_mask,
+        generation_config=generation_config,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        custom_generate=loop,
+        **generation_kwargs,
+    )
+
+
+def speculative(
+    draft: PreTrainedModel,
+    verifier: str = "block",
+    paths: int = 1,
+    length: int = 8,
+    generator: torch.Generator | Draws | None = None,
+    streamer: BaseStreamer | None = None,
+    on_call: OnCall | None = None,
+) -> Callable[..., Tensor | Generation]:
+    """A decoding method for transformers: `target.generate(**inputs, custom_generate=speculative(draft))`.
+
+    Arguments as in `generate`. It returns token ids, or a `Generation` with `return_dict_in_generate=True`. A streamer
+    must be given here: transformers does not hand the one of `target.generate` on to a custom method.
+
+    Raises:
+        ValueError: unknown verifier, K or L below 1, K above 1 for a single-path verifier.
+    """
+    loop = _Loop(draft, verifier, paths, length, generator, streamer, on_call)
+
+    def decode(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor | Generation:
+        output = loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        return output if generation_config.return_dict_in_generate else output.sequences
+
+    return decode
+
+
+def check_settings(settings: Iterable[tuple[str, Any]]) -> None:
+    """Raise ValueError for a setting that speculative decoding cannot honour."""
+    for name, value in settings:
+        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
+            allowed = UNSUPPORTED[name][-1]
+            raise ValueError(f"{name} is {value!r}; speculative decoding supports only {allowed!r}")
+
+
+@dataclass
+class _Loop:
+    """The decoding method that transformers calls: checks, then one `_Decoding`."""
+
+    draft: PreTrainedModel
+    verifier: str
+    paths: int
+    length: int
+    generator: torch.Generator | Draws | None
+    streamer: BaseStreamer | None
+    on_call: OnCall | None
+
+    def __post_init__(self) -> None:
+        facts = registry.get(self.verifier)
+        for name in ("paths", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; want at least 1")
+        if facts.paths == "single" and self.paths > 1:
+            raise ValueError(f"verifier {self.verifier!r} takes one path; paths is {self.paths}")
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Generation:
+        check_settings(vars(generation_config).items())
+        check_pair(model, self.draft)
+        past_key_values, attention_mask = (model_kwargs.get(key) for key in ("past_key_values", "attention_mask"))
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError("past_key_values holds tokens; speculative decoding keeps its own caches, leave it out")
+        if self.streamer is not None and len(input_ids) != 1:
+            raise ValueError(f"input_ids has {len(input_ids)} rows; a streamer wants 1")
+        with torch.inference_mode():
+            decoding = _Decoding(
+                self, model, input_ids, attention_mask, logits_processor, stopping_criteria, generation_config
+            )
+            output = decoding.run()
+        output.sequences = output.sequences.clone()
+        return output
+
+
+class _Decoding:
+    """One `generate`: the rows' tokens, both models' slots, and the loop."""
+
+    def __init__(
+        self,
+        loop: _Loop,
+        target: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+    ) -> None:
+        self.loop = loop
+        self.facts = registry.get(loop.verifier)
+        self.device = target.get_input_embeddings().weight.device
+        self.draws = loop.generator if isinstance(loop.generator, Draws) else Draws(loop.generator)
+        self.prompt = _left_padded(input_ids.to(self.device), attention_mask)
+        self.rows, self.columns = self.prompt.ids.shape
+        self.limit = int(config.max_length)
+        self._check_context(target, loop.draft)
+        room = self.prompt.ids.new_zeros(self.rows, self.limit - self.columns + loop.length + 1)
+        self.ids = torch.cat([self.prompt.ids, room], dim=1)
+        self.padding = self.prompt.padding
+        self.end = [self.columns] * self.rows
+        self.done = [False] * self.rows
+        eos = config.eos_token_id
+        self.eos = set() if eos is None else {eos} if isinstance(eos, int) else set(map(int, eos))
+        self.pad = config.pad_token_id if config.pad_token_id is not None else min(self.eos, default=0)
+        self.criteria = [c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
+        self.target, self.draft = CachedModel(target, self.rows), CachedModel(loop.draft, self.rows)
+        vocab = max(vocabulary(target), vocabulary(loop.draft))
+        self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.padding, self.device)
+        self.carry: Any = None
+        self.records: list[dict[str, Any]] = []
+        self.seconds = dict.fromkeys(("prefill", "draft", "target", "verify", "overhead"), 0.0)
+
+    def run(self) -> Generation:
+        """Call until every row is done; an interrupt keeps what there is."""
+        began, interrupted = time.perf_counter(), False
+        if self.loop.streamer is not None:
+            self.loop.streamer.put(self.prompt.ids.cpu())
+        try:
+            self._prefill()
+            self.seconds["prefill"] = time.perf_counter() - began
+            while not all(self.done):
+                self._call()
+        except KeyboardInterrupt:
+            interrupted = True
+        if self.loop.streamer is not None:
+            self.loop.streamer.end()
+        sequences = self.ids[:, : max(self.end)]
+        columns = torch.arange(sequences.shape[1], device=self.device)
+        sequences = sequences.masked_fill(columns >= torch.tensor(self.end, device=self.device)[:, None], self.pad)
+        self.seconds["overhead"] = time.perf_counter() - began - sum(self.seconds.values())
+        return Generation(sequences, self._statistics(interrupted))
+
+    def _prefill(self) -> None:
+        """Feed both models every prompt token but the last."""
+        known = [self.columns - padding for padding in self.padding]
+        longest = max(known) - 1
+        if longest:
+            place = torch.arange(longest, device=self.device)
+            shift = torch.tensor(self.padding, device=self.device)[:, None]
+            tokens = self.ids.gather(1, (shift + place).clamp_max(self.columns - 1))
+            for model in (self.target, self.draft):
+                model.extend(tokens, place.expand(self.rows, -1), causal(longest, self.device), last_only=True)
+        for model in (self.target, self.draft):
+            model.forget_tail([count - 1 for count in known])
+
+    def _call(self) -> None:
+        """Draft, one target pass, verify, keep."""
+        clock = [time.perf_counter()]
+        starts = [end - padding for end, padding in zip(self.end, self.padding, strict=True)]
+        length = self._draft_length()
+        tokens, draft_probs = self._draft(starts, length)
+        clock.append(time.perf_counter())
+        target_probs, slots = self._target(starts, tokens)
+        clock.append(time.perf_counter())
+        if any(self.done):
+            draft_probs, target_probs = self._settle(tokens, draft_probs, target_probs)
+        batch = Batch(tokens, draft_probs, target_probs, self.carry)
+        verdict = registry.verify(self.loop.verifier, batch, self.draws, validate=False)
+        self.carry = verdict.carry
+        block, accepted, path = _kept(tokens, verdict)
+        clock.append(time.perf_counter())
+        if self.loop.on_call is not None:
+            self.loop.on_call(batch, verdict, starts)
+        self._keep(starts, verdict, length, accepted, slots)
+        active = [not done for done in self.done]
+        emitted = [self._emit(row, block[row][: accepted[row] + 1]) for row in range(self.rows)]
+        self._forget(starts, length, accepted)
+        self.records.append(
+            {"start": starts, "drafted": length, "accepted": accepted, "path": path}
+            | {"emitted": emitted, "active": active}
+        )
+        for part, before, after in zip(("draft", "target", "verify"), clock[:-1], clock[1:], strict=True):
+            self.seconds[part] += after - before
+
+    def _draft_length(self) -> int:
+        """L, or less where no row has room for L + 1 tokens; stateful verifiers want the same L in every call."""
+        if self.facts.stateful:
+            return self.loop.length
+        room = max(self.limit - end for end, done in zip(self.end, self.done, strict=True) if not done)
+        return max(1, min(self.loop.length, room - 1))
+
+    def _draft(self, starts: list[int], length: int) -> tuple[Tensor, Tensor]:
+        """Drafts [B, K, L] and their laws [B, K, L, V]; feeds the draft one token, or two after a fully kept block."""
+        missing = max(start - base for start, base in zip(starts, self.draft.base, strict=True))
+        self.draft.forget_tail([start - missing for start in starts])
+        columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-missing, 0, device=self.device)
+        recent = self.ids.gather(1, columns)
+        place = torch.tensor(starts, device=self.device) - 1
+        known = [self.ids[row, :end] for row, end in enumerate(self.end)] if self.sampler.reads_tokens else []
+        return draft_paths(self.draft, self.sampler, self.draws, known, recent, place, self.loop.paths, length)
+
+    def _target(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail."""
+        last = self.ids.gather(1, torch.tensor(self.end, device=self.device)[:, None] - 1)
+        place = torch.tensor(starts, device=self.device)[:, None] - 1
+        rows, paths, length = tokens.shape
+        if paths == 1:
+            slots = torch.arange(length + 1, device=self.device).expand(rows, 1, -1)
+            fed = torch.cat([last, tokens[:, 0]], dim=1)
+            logits = self.target.extend(fed, place + slots[:, 0], causal(length + 1, self.device))[:, None]
+        else:
+            merged = merge_paths(last[:, 0], tokens)
+            slots = merged.place
+            rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees)
+            logits = rows_of_tree[torch.arange(rows, device=rows_of_tree.device)[:, None, None], slots]
+        known = [self.ids[row, :end] for row, end in enumerate(self.end)] if self.sampler.reads_tokens else []
+        return self.sampler.laws(logits, known, tokens), slots
+
+    def _settle(self, tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows that are done get one-hot laws on their drafts, so that verifying them draws nothing."""
+        done = torch.tensor(self.done, device=self.device)[:, None, None, None]
+        sure = torch.zeros_like(target_probs)
+        sure.scatter_(-1, torch.nn.functional.pad(tokens, (0, 1))[..., None], 1.0)
+        return (
+            torch.where(done, sure[:, :, :-1].to(draft_probs.dtype), draft_probs),
+            torch.where(done, sure, target_probs),
+        )
+
+    def _keep(self, starts: list[int], verdict: Verdict, length: int, accepted: list[int], slots: Tensor) -> None:
+        """Bring the winning path to the front of both models' tails (a single path already is)."""
+        if self.loop.paths == 1:
+            return
+        row = torch.arange(self.rows, device=self.device)
+        self.target.keep_path(slots[row, verdict.path])
+        if length > 1:
+            order = torch.arange(length - 1, device=self.device) * self.loop.paths
+            self.draft.keep_path(order + verdict.path[:, None])
+
+    def _emit(self, row: int, block: list[int]) -> int:
+        """Append the block to the row, up to its end; the number of tokens appended."""
+        if self.done[row]:
+            return 0
+        start = self.end[row]
+        block = block[: self.limit - start]
+        if self.eos:
+            ends = [i for i, token in enumerate(block) if token in self.eos]
+            block = block[: ends[0] + 1] if ends else block
+            self.done[row] = bool(ends)
+        self.ids[row, start : start + len(block)] = torch.tensor(block, device=self.device)
+        for criterion in self.criteria:
+            for count in range(1, len(block) + 1):
+                if bool(criterion(self.ids[row : row + 1, : start + count], None).all()):
+                    block, self.done[row] = block[:count], True
+                    break
+        self.end[row] = start + len(block)
+        self.done[row] |= self.end[row] >= self.limit
+        if self.loop.streamer is not None:
+            self.loop.streamer.put(torch.tensor(block))
+        return len(block)
+
+    def _forget(self, starts: list[int], length: int, accepted: list[int]) -> None:
+        """Commit what was kept: the target holds all but the last token, the draft one fewer after a full block."""
+        now = [end - padding for end, padding in zip(self.end, self.padding, strict=True)]
+        self.target.forget_tail([count - 1 for count in now])
+        self.draft.forget_tail(
+            [
+                min(count - 1, start + min(kept, length - 1))
+                for count, start, kept in zip(now, starts, accepted, strict=True)
+            ]
+        )
+
+    def _check_context(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
+        for name, model in (("target", target), ("draft", draft)):
+            limit = context_limit(model)
+            if limit is not None and self.limit - min(self.prompt.padding) > limit:
+                raise ValueError(
+                    f"max_length is {self.limit} (prompt of {self.columns} tokens included), but the {name} reads at "
+                    f"most {limit}; lower max_new_tokens or shorten the prompt"
+                )
+
+    def _statistics(self, interrupted: bool) -> Statistics:
+        def column(name: str, kind: torch.dtype, width: int | None) -> Tensor:
+            values = torch.tensor([record[name] for record in self.records], dtype=kind)
+            return values if width is None else values.reshape(len(self.records), width)
+
+        return Statistics(
+            start=column("start", torch.int64, self.rows),
+            drafted=column("drafted", torch.int64, None),
+            accepted=column("accepted", torch.int64, self.rows),
+            path=column("path", torch.int64, self.rows),
+            emitted=column("emitted", torch.int64, self.rows),
+            active=column("active", torch.bool, self.rows),
+            paths=self.loop.paths,
+            seconds=self.seconds,
+            interrupted=interrupted,
+        )
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """ids [B, n], padding first; padding[b] columns of row b are padding."""
+
+    ids: Tensor
+    padding: list[int] = field(default_factory=list)
+
+
+def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
+    """The prompts with all padding moved to the left, wherever the mask has it.
+
+    Raises:
+        ValueError: a row has no token.
+    """
+    if attention_mask is None:
+        if input_ids.shape[1] == 0:
+            raise ValueError("input_ids has no tokens; give at least one (a beginning-of-text token, say)")
+        return _Prompt(input_ids, [0] * len(input_ids))
+    real = attention_mask.to(input_ids.device).bool()
+    if real.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(real.shape)}; want {tuple(input_ids.shape)} as input_ids")
+    padding = (~real).sum(dim=1).tolist()
+    for row, count in enumerate(padding):
+        if count == input_ids.shape[1]:
+            raise ValueError(f"row {row} of input_ids is empty; give at least one token")
+    order = real.to(torch.int8).argsort(dim=1, stable=True)
+    return _Prompt(input_ids.gather(1, order), padding)
+
+
+def _kept(tokens: Tensor, verdict: Verdict) -> tuple[list[list[int]], list[int], list[int]]:
+    """For each row its winning path with the verdict's token after the kept ones, accepted, path: one copy to host."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    block = torch.nn.functional.pad(tokens[rows, verdict.path], (0, 1))
+    block.scatter_(1, verdict.accepted[:, None], verdict.token[:, None])
+    host = torch.cat([block, verdict.accepted[:, None], verdict.path[:, None]], dim=1).tolist()
+    return [row[:-2] for row in host], [row[-2] for row in host], [row[-1] for row in host]
