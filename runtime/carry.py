@@ -62,6 +62,20 @@ class Layers:
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.remaining.device)
         return Layers(self.log_ratio[index], self.remaining[index], self.paths)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Layers]) -> Layers:
+        """The states of several batches as one, requests in the order given.
+
+        Raises:
+            ValueError: no parts, or parts with different numbers of paths.
+        """
+        if len({part.paths for part in parts}) != 1:
+            raise ValueError(f"parts have paths {[part.paths for part in parts]}; want one number of paths")
+        wide = [part.widened(max(part.slots for part in parts)) for part in parts]
+        return cls(
+            torch.cat([part.log_ratio for part in wide]), torch.cat([part.remaining for part in wide]), parts[0].paths
+        )
+
     def numbers(self) -> Tensor:
         """[B, 2 M] float64: the state as plain numbers; requests with equal numbers have equal futures."""
         return torch.cat([self.log_ratio.double(), self.remaining.double()], dim=1)
