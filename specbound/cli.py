@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 import specbound
+from specbound.commands.check import check
 from specbound.commands.demo import demo
 from specbound.commands.solve import solve
 
@@ -18,7 +19,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, demo):
+for command in (solve, check, demo):
     cli.add_command(command)
 
 

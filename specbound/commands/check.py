@@ -1,0 +1,69 @@
+"""`specbound check`: the ledger of published claims."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specbound.commands.instance import print_json
+
+if TYPE_CHECKING:
+    from specbound.proofs_checks.ledger import Finding
+
+STYLE = {"holds": "green", "proved": "bold green", "refuted": "bold red", "undecided": "yellow"}
+
+
+@click.command(epilog="Example:  specbound check --only BV   checks the claims of the block verification paper.")
+@click.option("--only", multiple=True, metavar="PREFIX", help="Only claims whose id starts so; may be repeated.")
+@click.option("--deep", is_flag=True, help="The long version: more and larger instances.")
+@click.option("--record", is_flag=True, help="Write the findings into the ledger's record (for developers).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(only: tuple[str, ...], deep: bool, record: bool, as_json: bool) -> int:
+    """Check the published claims of the field, each on the evidence it names.
+
+    Exit code 1 if a finding differs from the one recorded in the ledger.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from specbound.proofs_checks import ledger
+
+    entries = ledger.select(only)
+    progress = Console(stderr=True)
+    findings = list(
+        track(ledger.run(entries, deep), "checking claims", total=len(entries), console=progress, transient=True)
+    )
+    if record:
+        ledger.write_record(findings)
+    if as_json:
+        print_json({"findings": [finding.to_dict() for finding in findings]})
+    else:
+        _print_table(findings)
+    changed = [finding.id for finding in findings if not (finding.recorded or record)]
+    if changed:
+        click.echo(f"specbound: differs from the record: {', '.join(changed)}", err=True)
+    return 1 if changed else 0
+
+
+def _print_table(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="published claims", show_lines=True)
+    table.add_column("id", overflow="fold")
+    table.add_column("verdict")
+    table.add_column("claim, and what was found", ratio=1)
+    table.add_column("s", justify="right")
+    for finding in findings:
+        story = Text(finding.claim)
+        story.append(f"\n{finding.evidence}", style="dim")
+        if finding.counterexample:
+            story.append(f"\ncounterexample: {finding.counterexample}", style="red")
+        table.add_row(finding.id, Text(finding.verdict, STYLE[finding.verdict]), story, f"{finding.seconds:.1f}")
+    Console().print(table)
+    counts: dict[str, Any] = {}
+    for finding in findings:
+        counts[finding.verdict] = counts.get(finding.verdict, 0) + 1
+    Console().print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
