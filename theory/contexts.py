@@ -10,15 +10,21 @@ string ("3/4", "0.1"); one float anywhere makes the instance float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
+from itertools import product
 from numbers import Integral, Rational, Real
 from typing import TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 Number: TypeAlias = Fraction | float
 Rows: TypeAlias = tuple[tuple[Number, ...], ...]
 
 ROW_SUM_TOLERANCE = 1e-9
+_SUPPORT_TOLERANCE = 1e-12
 
 
 def to_number(value: object, field: str) -> Number:
@@ -117,6 +123,43 @@ def all_exact(*rows: Sequence[Number]) -> bool:
 def as_floats(rows: Rows) -> Rows:
     """The same rows in float64."""
     return tuple(tuple(float(value) for value in row) for row in rows)
+
+
+def tree_successor(
+    prefixes: Collection[tuple[int, ...]], vocab: int, field: str
+) -> tuple[list[tuple[int, ...]], tuple[tuple[int, ...], ...]]:
+    """Prefixes in breadth-first order and their successor map; one context per prefix, the empty one first.
+
+    After the longest prefixes the text is complete and the next token starts a new one at the root.
+    Raises ValueError unless `prefixes` are exactly the words of length 0..N-1 for some N.
+    """
+    ordered = sorted(prefixes, key=lambda w: (len(w), w))
+    depth = len(ordered[-1]) if ordered else 0
+    full = [w for length in range(depth + 1) for w in product(range(vocab), repeat=length)]
+    if ordered != full:
+        missing = next((w for w in full if w not in set(ordered)), ordered[:1])
+        raise ValueError(
+            f"{field} has {len(ordered)} prefixes; want a row for each of the {len(full)} words of length "
+            f"0..{depth} over {vocab} tokens (first difference: {missing})"
+        )
+    index = {w: c for c, w in enumerate(ordered)}
+    return ordered, tuple(tuple(index.get((*w, z), 0) for z in range(vocab)) for w in ordered)
+
+
+def closed_classes(transition: Sequence[Sequence[Number]], floor: float = _SUPPORT_TOLERANCE) -> list[list[int]]:
+    """The sets of states a chain never leaves and that cannot be split; entries up to `floor` count as 0."""
+    reach = np.array([[value > floor for value in row] for row in transition])
+    count, label = connected_components(csr_array(reach), directed=True, connection="strong")
+    members = [np.flatnonzero(label == i) for i in range(count)]
+    return [group.tolist() for group in members if not reach[np.ix_(group, label != label[group[0]])].any()]
+
+
+def stationary_law(transition: Sequence[Sequence[Number]]) -> list[Number]:
+    """pi with pi = pi transition and sum 1, for a chain with one closed class; exact in Fractions."""
+    states = range(len(transition))
+    matrix: list[list[Number]] = [[transition[s][z] - (1 if s == z else 0) for s in states] for z in states]
+    matrix[0] = [1 for _ in states]
+    return solve_linear(matrix, [1, *[0] * (len(transition) - 1)])
 
 
 def magnitude(value: Number) -> Number:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .contexts import Number, solve_linear
+from .contexts import Number, stationary_law
 from .stopping_instance import StoppingInstance
 from .stopping_optimum import FLOAT_TOLERANCE, StoppingSolution, continuation_gain, evaluate
 from .stopping_rounds import DraftState, continues, drafted_states
@@ -168,9 +168,8 @@ def _round_start_law(solution: StoppingSolution) -> dict[int, Number]:
     """Stationary law of the context a round starts in, on the optimal rule's best closed class."""
     value = evaluate(solution.instance, solution.rule)
     members = sorted(value.best_class)
-    matrix = [[value.rounds[s].next_start[z] - (1 if s == z else 0) for s in members] for z in members]
-    matrix[0] = [1 for _ in members]
-    return dict(zip(members, solve_linear(matrix, [1, *[0] * (len(members) - 1)]), strict=True))
+    law = stationary_law([[value.rounds[s].next_start[z] for z in members] for s in members])
+    return dict(zip(members, law, strict=True))
 
 
 def _stop_condition(

@@ -14,7 +14,17 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal, cast
 
-from .contexts import Number, Rows, all_exact, as_floats, read_count, read_rows, read_successor, to_number
+from .contexts import (
+    Number,
+    Rows,
+    all_exact,
+    as_floats,
+    read_count,
+    read_rows,
+    read_successor,
+    to_number,
+    tree_successor,
+)
 
 JSON_VERSION = 1
 _REQUIRED = ("target", "draft", "target_time", "draft_time", "max_length")
@@ -132,14 +142,12 @@ class StoppingInstance:
         `target` and `draft` map each prefix to its row. After N tokens a new text starts at the root, which a
         finite horizon of N tokens never sees.
         """
-        prefixes = sorted(target, key=lambda w: (len(w), w))
         if set(draft) != set(target):
             raise ValueError(f"draft has rows for {len(draft)} prefixes; want the same {len(target)} as target")
-        if not prefixes or prefixes[0] != ():
+        if () not in target:
             raise ValueError("target has no row for the empty prefix (); want a row per prefix")
-        index = {w: c for c, w in enumerate(prefixes)}
         vocab = len(read_rows([target[()]], "target[()]")[0])
-        successor = [[index.get((*w, z), 0) for z in range(vocab)] for w in prefixes]
+        prefixes, successor = tree_successor(target, vocab, "target")
         rows = {"target": [target[w] for w in prefixes], "draft": [draft[w] for w in prefixes]}
         return cls(**rows, successor=successor, **times_and_bounds)  # type: ignore[arg-type]
 

@@ -55,11 +55,11 @@ def _trail(instance: StoppingInstance, start: int, block: Block) -> tuple[list[i
     trail, rhos = [start], [instance.one]
     for token in block:
         context = trail[-1]
-        ratio = instance.target[context][token] / instance.draft[context][token]
+        target, draft = instance.target[context][token], instance.draft[context][token]
         if instance.verifier == "token":
-            rhos.append(rhos[-1] * min(1, ratio))
+            rhos.append(rhos[-1] * min(1, target / draft))
         else:
-            rhos.append(min(1, rhos[-1] * ratio))
+            rhos.append(min(1, rhos[-1] * target / draft))
         trail.append(instance.next_contexts[context][token])
     return trail, rhos
 

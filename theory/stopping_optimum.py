@@ -19,11 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
-
-from .contexts import Number, magnitude, solve_linear
+from .contexts import Number, closed_classes, magnitude, solve_linear
 from .stopping_instance import StoppingInstance
 from .stopping_rounds import (
     DraftState,
@@ -39,7 +35,6 @@ from .stopping_rounds import continues as rule_continues
 Gain: TypeAlias = Callable[[int, Number, int], Number]
 
 FLOAT_TOLERANCE = 1e-9
-_SUPPORT_TOLERANCE = 1e-12
 _MAX_ITERATIONS = 200
 
 
@@ -143,20 +138,11 @@ def evaluate(instance: StoppingInstance, rule: Rule) -> RuleValue:
 
 def evaluate_rounds(instance: StoppingInstance, rounds: Sequence[Round]) -> RuleValue:
     """Long-run value of one round per start context, with bias: h + eta T = N + M h, h(0) = 0."""
-    classes = closed_classes(rounds, instance)
-    rates = [_solve_bias(rounds, sorted(members))[0] for members in classes]
+    classes = closed_classes([current.next_start for current in rounds])
+    rates = [_solve_bias(rounds, members)[0] for members in classes]
     best = max(range(len(classes)), key=lambda i: rates[i])
     bias = tuple(_solve_bias(rounds, range(instance.contexts))[1]) if len(classes) == 1 else ()
-    return RuleValue(rates[best], bias, tuple(rounds), len(classes), classes[best])
-
-
-def closed_classes(rounds: Sequence[Round], instance: StoppingInstance) -> list[frozenset[int]]:
-    """The closed classes of start contexts: sets that rounds never leave and cannot be split."""
-    floor = 0 if instance.exact else _SUPPORT_TOLERANCE
-    reach = np.array([[value > floor for value in current.next_start] for current in rounds])
-    count, label = connected_components(csr_array(reach), directed=True, connection="strong")
-    members = [frozenset(np.flatnonzero(label == i).tolist()) for i in range(count)]
-    return [group for group in members if not reach[np.ix_(sorted(group), label != label[min(group)])].any()]
+    return RuleValue(rates[best], bias, tuple(rounds), len(classes), frozenset(classes[best]))
 
 
 def _solve_bias(rounds: Sequence[Round], members: Sequence[int]) -> tuple[Number, list[Number]]:
