@@ -1,10 +1,237 @@
-"""`specbound demo`: the main job on real input."""
+"""`specbound demo`: the main job on real input, from decoding to theory and back."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from specbound.commands.instance import print_json
 
-@click.command()
-def demo() -> None:
-    """Decode the held-out prompts and compare with theory."""
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress
+
+    from specbound.runtime.models import Pair
+
+VERIFIERS = ("token", "block")
+LOSSLESS_TOLERANCE = 1e-12
+
+
+@dataclass
+class Run:
+    """One way of decoding all prompts.
+
+    Attributes:
+        name: "plain" or a verifier.
+        tokens, seconds: generated tokens and wall time over all prompts.
+        calls: for each target call with a full draft, the tokens before it [n] and the number of drafted tokens kept.
+    """
+
+    name: str
+    tokens: int = 0
+    seconds: float = 0.0
+    calls: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+
+
+@click.command(epilog="Example:  specbound demo --prompts 4 --contexts 10   is the quick variant.")
+@click.option(
+    "--prompts", type=click.IntRange(min=1), default=12, show_default=True, help="Held-out prompts to decode."
+)
+@click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True, help="Tokens per prompt.")
+@click.option("--length", type=click.IntRange(1, 6), default=4, show_default=True, help="Draft length L.")
+@click.option("--top-k", type=click.IntRange(1, 8), default=4, show_default=True, help="Top-k sampling of both models.")
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option(
+    "--contexts", type=click.IntRange(min=1), default=60, show_default=True, help="Calls per verifier to solve exactly."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo(
+    prompts: int,
+    new_tokens: int,
+    length: int,
+    top_k: int,
+    temperature: float,
+    contexts: int,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Decode held-out prompts with the shipped pair, and compare with what theory says of these very calls.
+
+    Plain decoding, token verification and block verification are timed; from contexts met in the decoding, prefix
+    trees of both models under the same top-k sampling are solved exactly. Exit code 1 if a verifier is not lossless
+    on one of these trees, or keeps more or fewer tokens than its exact law allows.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from specbound.runtime.models import load_pair
+    from specbound.shipped_pair import DRAFT, TARGET
+    from specbound.shipped_pair import prompts as shipped_prompts
+
+    pair = load_pair(TARGET, DRAFT)
+    texts = [entry["text"] for entry in shipped_prompts()]
+    if prompts > len(texts):
+        raise ValueError(f"--prompts is {prompts}; the pair ships {len(texts)}")
+    settings = {"length": length, "top_k": top_k, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        runs = [_decode(pair, name, texts[:prompts], settings, progress) for name in ("plain", *VERIFIERS)]
+        checks = [_check(pair, run, contexts, settings, progress) for run in runs[1:]]
+    report = _report(runs, checks, settings | {"prompts": prompts})
+    if as_json:
+        print_json(report)
+    else:
+        _print_tables(report)
+    return 0 if all(entry["agrees"] and entry["lossless"] for entry in report["checks"]) else 1
+
+
+def _decode(pair: Pair, name: str, texts: list[str], settings: dict[str, Any], progress: Progress) -> Run:
+    """Decode every prompt, one at a time; the first is decoded once more before the clock starts."""
+    import torch
+
+    from specbound.runtime.decode import generate
+
+    run = Run(name)
+    task = progress.add_task(f"decoding, {name}", total=len(texts))
+    sampling = {name: settings[name] for name in ("top_k", "temperature")} | {"do_sample": True, "top_p": 1.0}
+    for number, text in enumerate([texts[0], *texts]):
+        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        wanted = {"max_new_tokens": settings["new_tokens"] if number else 8, **sampling}
+        start = time.perf_counter()
+        if name == "plain":
+            torch.manual_seed(settings["seed"] + number)
+            sequences = pair.target.generate(**inputs, **wanted)
+        else:
+            generator = torch.Generator().manual_seed(settings["seed"] + number)
+            output = generate(
+                pair.target,
+                pair.draft,
+                **inputs,
+                verifier=name,
+                length=settings["length"],
+                generator=generator,
+                **wanted,
+            )
+            sequences = output.sequences
+        seconds = time.perf_counter() - start
+        if number == 0:
+            continue
+        run.seconds += seconds
+        run.tokens += sequences.shape[1] - inputs["input_ids"].shape[1]
+        if name != "plain":
+            statistics = output.statistics
+            full = statistics.drafted == settings["length"]
+            starts, accepted = statistics.start[full, 0].tolist(), statistics.accepted[full, 0].tolist()
+            run.calls += [(sequences[0, :begin], kept) for begin, kept in zip(starts, accepted, strict=True)]
+        progress.advance(task)
+    return run
+
+
+def _check(pair: Pair, run: Run, contexts: int, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Solve the prefix trees at some calls of a run exactly, and compare the run with its exact laws there."""
+    import numpy as np
+
+    from specbound.proofs_checks.law import exact_law
+    from specbound.proofs_checks.model_trees import from_models
+    from specbound.proofs_checks.prediction import agreement
+    from specbound.theory import block_transport, single_path, token_level
+
+    rng = np.random.default_rng(settings["seed"])
+    chosen = rng.choice(len(run.calls), size=min(contexts, len(run.calls)), replace=False)
+    task = progress.add_task(f"exact trees, {run.name}", total=len(chosen))
+    laws, worst, optima = [], dict.fromkeys(VERIFIERS, 0.0), []
+    for index in chosen:
+        context = run.calls[index][0]
+        tree = from_models(
+            pair.target, pair.draft, context, settings["length"], settings["top_k"], settings["temperature"]
+        )
+        found = {name: exact_law(name, tree) for name in VERIFIERS}
+        for name, law in found.items():
+            worst[name] = max(worst[name], law.total_variation(tree.target_law()))
+        laws.append(found[run.name])
+        token, block = token_level.optimum(tree), single_path.optimum(tree)
+        optima.append((token.value, block.value, block.bound, block_transport.optimum(tree).value))
+        progress.advance(task)
+    result = agreement([run.calls[index][1] for index in chosen], laws)
+    names = ("token", "block", "lossless-optimum", "block-transport-optimum")
+    return {
+        "verifier": run.name,
+        "contexts": result.calls,
+        "measured": result.measured,
+        "predicted": result.predicted,
+        "half_width": result.half_width,
+        "agrees": result.agrees,
+        "theory": dict(zip(names, (1 + np.array(optima).mean(axis=0)).tolist(), strict=True)),
+        "total_variation": worst,
+        "lossless": max(worst.values()) < LOSSLESS_TOLERANCE,
+    }
+
+
+def _report(runs: list[Run], checks: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    from specbound.proofs_checks.prediction import mean_interval
+
+    plain_speed = runs[0].tokens / runs[0].seconds
+    decoding = []
+    for run in runs:
+        tokens_per_call = [kept + 1 for _, kept in run.calls]
+        speed = run.tokens / run.seconds
+        entry = {"method": run.name, "tokens": run.tokens, "seconds": run.seconds, "tokens_per_second": speed}
+        entry |= {"speedup": speed / plain_speed, "calls": len(tokens_per_call)}
+        if tokens_per_call:
+            entry["block_efficiency"] = sum(tokens_per_call) / len(tokens_per_call)
+            entry["interval"] = list(mean_interval(tokens_per_call))
+        decoding.append(entry)
+    return {"settings": settings, "decoding": decoding, "checks": checks}
+
+
+def _print_tables(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    settings = report["settings"]
+    speed = Table(
+        title=f"{settings['prompts']} held-out prompts x {settings['new_tokens']} tokens, top-k {settings['top_k']}, "
+        f"temperature {settings['temperature']:g}, draft length {settings['length']}",
+        caption="block efficiency: tokens per target call, with its 95 % interval",
+    )
+    speed.add_column("method")
+    for column in ("tokens/s", "x plain", "target calls", "block efficiency"):
+        speed.add_column(column, justify="right")
+    for entry in report["decoding"]:
+        efficiency = "1"
+        if "interval" in entry:
+            low, high = entry["interval"]
+            efficiency = f"{entry['block_efficiency']:.3f}  [{low:.3f}, {high:.3f}]"
+        calls = str(entry["calls"] or entry["tokens"])
+        speed.add_row(
+            entry["method"], f"{entry['tokens_per_second']:.1f}", f"{entry['speedup']:.2f}", calls, efficiency
+        )
+    console.print(speed)
+    theory = Table(
+        title="what theory says of these very calls",
+        caption="tokens per target call, correction token counted; the interval is exact theory's own, 99.9 %",
+    )
+    theory.add_column("")
+    rows: list[list[str]] = [["calls solved exactly"], ["measured there"], ["predicted by the exact law"], ["agree"]]
+    optima = {"token": "token verification", "block": "block verification"}
+    optima |= {"lossless-optimum": "lossless optimum", "block-transport-optimum": "block-transport optimum"}
+    rows += [[f"  {label}, exact"] for label in optima.values()] + [
+        ["largest total variation to the target"],
+        ["lossless"],
+    ]
+    for check in report["checks"]:
+        theory.add_column(f"calls of {check['verifier']}", justify="right")
+        values = [str(check["contexts"]), f"{check['measured']:.3f}"]
+        values += [f"{check['predicted']:.3f} +- {check['half_width']:.3f}", "yes" if check["agrees"] else "NO"]
+        values += [f"{check['theory'][name]:.3f}" for name in optima]
+        values += [f"{max(check['total_variation'].values()):.0e}", "yes, exactly" if check["lossless"] else "NO"]
+        for row, value in zip(rows, values, strict=True):
+            row.append(value)
+    for row in rows:
+        theory.add_row(*row)
+    console.print(theory)
