@@ -1,0 +1,178 @@
+"""Families of small instances on which verifiers are audited: random, rational and degenerate prefix trees.
+
+Each family draws the target row and the draft row of every prefix independently. The degenerate ones are where
+verifiers break: zeros in one law only, one-hot rows, rows that agree, rows with nothing in common.
+
+Letters: V vocabulary size, L draft length, p target row, q draft row.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from specbound.theory.prefix_tree import Prefix, PrefixTree
+
+Row = Sequence[Fraction]
+RowPair = tuple[Row, Row]
+Family = Callable[[np.random.Generator, int], RowPair]
+
+DENOMINATOR = 720
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One case of an audit: a prefix tree, the number of drafted paths, and the family it was drawn from."""
+
+    family: str
+    tree: PrefixTree
+    paths: int
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(V, L, K)."""
+        return self.tree.vocab, self.tree.length, self.paths
+
+
+def rational_row(rng: np.random.Generator, vocab: int, support: Sequence[int] | None = None) -> Row:
+    """A row with denominator 720, positive exactly on `support` (default: every token)."""
+    places = list(range(vocab)) if support is None else list(support)
+    weights = rng.dirichlet(np.ones(len(places)))
+    parts = np.floor(weights * (DENOMINATOR - len(places))).astype(int) + 1
+    parts[rng.integers(len(places))] += DENOMINATOR - parts.sum()
+    row = [Fraction(0)] * vocab
+    for token, part in zip(places, parts, strict=True):
+        row[token] = Fraction(int(part), DENOMINATOR)
+    return tuple(row)
+
+
+def one_hot_row(vocab: int, token: int) -> Row:
+    """All mass on one token."""
+    return tuple(Fraction(int(y == token)) for y in range(vocab))
+
+
+def _subset(rng: np.random.Generator, vocab: int) -> list[int]:
+    """A random non-empty set of tokens, not all of them if there are two or more."""
+    size = int(rng.integers(1, max(vocab, 2)))
+    return sorted(rng.choice(vocab, size=size, replace=False).tolist())
+
+
+def independent(rng: np.random.Generator, vocab: int) -> RowPair:
+    """p and q unrelated, all entries positive."""
+    return rational_row(rng, vocab), rational_row(rng, vocab)
+
+
+def close(rng: np.random.Generator, vocab: int) -> RowPair:
+    """q within a few percent of p: half of it is p, the rest an even mixture with a random row."""
+    target, other = rational_row(rng, vocab), rational_row(rng, vocab)
+    return target, tuple((9 * p + r) / 10 for p, r in zip(target, other, strict=True))
+
+
+def zeros_in_target(rng: np.random.Generator, vocab: int) -> RowPair:
+    """The draft proposes tokens that the target never emits."""
+    return rational_row(rng, vocab, _subset(rng, vocab)), rational_row(rng, vocab)
+
+
+def zeros_in_draft(rng: np.random.Generator, vocab: int) -> RowPair:
+    """The target emits tokens that the draft never proposes."""
+    return rational_row(rng, vocab), rational_row(rng, vocab, _subset(rng, vocab))
+
+
+def one_hot_target(rng: np.random.Generator, vocab: int) -> RowPair:
+    """A greedy target."""
+    return one_hot_row(vocab, int(rng.integers(vocab))), rational_row(rng, vocab)
+
+
+def one_hot_draft(rng: np.random.Generator, vocab: int) -> RowPair:
+    """A greedy draft."""
+    return rational_row(rng, vocab), one_hot_row(vocab, int(rng.integers(vocab)))
+
+
+def equal(rng: np.random.Generator, vocab: int) -> RowPair:
+    """p = q: nothing should ever be rejected, and the residual is 0/0."""
+    row = rational_row(rng, vocab)
+    return row, row
+
+
+def disjoint(rng: np.random.Generator, vocab: int) -> RowPair:
+    """p and q have no token in common, so that nothing can be accepted (p = q if V = 1)."""
+    if vocab == 1:
+        return equal(rng, vocab)
+    support = _subset(rng, vocab)
+    rest = [y for y in range(vocab) if y not in support]
+    return rational_row(rng, vocab, support), rational_row(rng, vocab, rest)
+
+
+def partly_equal(rng: np.random.Generator, vocab: int) -> RowPair:
+    """p and q agree on one token and differ on the others."""
+    target = rational_row(rng, vocab)
+    kept = int(rng.integers(vocab))
+    others = [target[y] for y in range(vocab) if y != kept]
+    turned = iter([*others[1:], *others[:1]])
+    return target, tuple(target[y] if y == kept else next(turned) for y in range(vocab))
+
+
+NODE_FAMILIES: dict[str, Family] = {
+    "independent": independent,
+    "close": close,
+    "zeros in target": zeros_in_target,
+    "zeros in draft": zeros_in_draft,
+    "one-hot target": one_hot_target,
+    "one-hot draft": one_hot_draft,
+    "equal": equal,
+    "disjoint": disjoint,
+    "partly equal": partly_equal,
+}
+FAMILIES = ("mixed", "independent", "mixed, iid", "Dirichlet", *list(NODE_FAMILIES)[1:])
+
+
+def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
+    """The tree of the given family, size and seed; exact fractions except for "Dirichlet".
+
+    Families: those of `NODE_FAMILIES` (every prefix of that kind); "mixed" (every prefix of a kind of its own);
+    "mixed, iid" (one pair of rows for every prefix); "Dirichlet" (`PrefixTree.random`, float64).
+
+    Raises:
+        ValueError: for an unknown family or an impossible size.
+    """
+    if family == "Dirichlet":
+        return PrefixTree.random(vocab, length, seed)
+    rng = np.random.default_rng(seed)
+    kinds = list(NODE_FAMILIES.values())
+    if family in NODE_FAMILIES:
+        kinds = [NODE_FAMILIES[family]]
+    elif family not in ("mixed", "mixed, iid"):
+        raise ValueError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
+    if family == "mixed, iid":
+        return PrefixTree.iid(*kinds[int(rng.integers(len(kinds)))](rng, vocab), length)
+    pairs: dict[Prefix, RowPair] = {}
+
+    def pair(prefix: Prefix) -> RowPair:
+        if prefix not in pairs:
+            pairs[prefix] = kinds[int(rng.integers(len(kinds)))](rng, vocab)
+        return pairs[prefix]
+
+    return PrefixTree.from_conditionals(lambda w: pair(w)[0], lambda w: pair(w)[1], vocab, length)
+
+
+def instances(vocab: range, length: range, paths: range, cases: int, seed: int = 0) -> Iterator[Instance]:
+    """`cases` instances, small sizes first: every (V, L, K) of the ranges in turn, each with the next family.
+
+    The i-th instance depends on `seed` and i only, so that a case can be named and drawn again.
+
+    Raises:
+        ValueError: for an empty or non-positive range, or cases < 1.
+    """
+    for name, values in (("vocab", vocab), ("length", length), ("paths", paths)):
+        if not len(values) or min(values) < 1:
+            raise ValueError(f"{name} is {values}; want a non-empty range of positive integers")
+    if cases < 1:
+        raise ValueError(f"cases is {cases}; want at least 1")
+    sizes = sorted(itertools.product(vocab, length, paths), key=lambda size: size[0] ** (size[1] * size[2]))
+    drawn = [(sizes[i % len(sizes)], FAMILIES[(i // len(sizes) + i) % len(FAMILIES)], i) for i in range(cases)]
+    for (v, ell, k), family, i in sorted(drawn, key=lambda case: (sizes.index(case[0]), case[2])):
+        yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)
