@@ -9,6 +9,7 @@ import click
 
 import specbound
 from specbound.commands.check import check
+from specbound.commands.decode import decode
 from specbound.commands.demo import demo
 from specbound.commands.solve import solve
 
@@ -19,7 +20,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, demo):
+for command in (solve, check, decode, demo):
     cli.add_command(command)
 
 

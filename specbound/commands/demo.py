@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.instance import print_json
+from specbound.commands.pair import read_pair
 
 if TYPE_CHECKING:
     import torch
@@ -68,14 +69,12 @@ def demo(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from specbound.runtime.models import load_pair
-    from specbound.shipped_pair import DRAFT, TARGET
     from specbound.shipped_pair import prompts as shipped_prompts
 
-    pair = load_pair(TARGET, DRAFT)
     texts = [entry["text"] for entry in shipped_prompts()]
     if prompts > len(texts):
         raise ValueError(f"--prompts is {prompts}; the pair ships {len(texts)}")
+    pair = read_pair(None, None)
     settings = {"length": length, "top_k": top_k, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -1,0 +1,196 @@
+"""`specbound decode`: text from a target model, sped up by a draft, its tokens marked by origin."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specbound.commands.instance import print_json
+from specbound.commands.pair import pair_options, read_pair
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from specbound.runtime.decode import Generation
+    from specbound.runtime.verdict import Batch, Verdict
+
+DRAFTED, CORRECTED = "green", "bold magenta"
+
+
+@click.command(
+    epilog='Example:  specbound decode --prompt "def main(" --verifier block --length 4 --max-new-tokens 60   '
+    "With models of your own:  --target Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B"
+)
+@pair_options
+@click.option("--verifier", default=None, help="Name of a verifier; block for one path, two-level for several.")
+@click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K per call.")
+@click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L.")
+@click.option("--prompt", multiple=True, help="A prompt; may be repeated. Standard input if none is given.")
+@click.option(
+    "--prompts", "prompts_file", type=click.Path(dir_okay=False), help="File of prompts: JSON list, or lines."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def decode(
+    target: str | None,
+    draft: str | None,
+    verifier: str | None,
+    paths: int,
+    length: int,
+    prompt: tuple[str, ...],
+    prompts_file: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Continue prompts with a target model; drafted tokens that were kept are green, the verifier's own magenta."""
+    prompts = _prompts(prompt, prompts_file)
+
+    import torch
+    from rich.console import Console
+
+    from specbound.runtime.decode import generate
+    from specbound.runtime.verifiers import get
+
+    name = verifier or ("block" if paths == 1 else "two-level")
+    get(name)
+    pair = read_pair(target, draft, device, dtype)
+    sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    if temperature:
+        sampling |= {"top_k": top_k, "top_p": top_p}
+    settings = {"verifier": name, "paths": paths, "length": length}
+    console, outputs = Console(highlight=False), []
+    for number, text in enumerate(prompts):
+        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
+        marked = MarkedStream(pair.tokenizer, None if as_json else console)
+        output = generate(
+            pair.target,
+            pair.draft,
+            **inputs,
+            **settings,
+            **sampling,
+            streamer=marked,
+            on_call=marked.on_call,
+            generator=torch.Generator(pair.target.device).manual_seed(seed + number),
+            max_new_tokens=max_new_tokens,
+        )
+        outputs.append(_described(text, marked, output))
+        if not as_json:
+            _print_summary(console, outputs[-1])
+        if output.statistics.interrupted:
+            break
+    if as_json:
+        print_json(
+            {"settings": settings | sampling | {"seed": seed, "max_new_tokens": max_new_tokens}, "outputs": outputs}
+        )
+
+
+class MarkedStream:
+    """A streamer that prints each token in the colour of its origin, holding back incomplete characters.
+
+    Args:
+        tokenizer: of the target.
+        console: None to print nothing.
+    """
+
+    def __init__(self, tokenizer: Any, console: Console | None) -> None:
+        self.tokenizer, self.console = tokenizer, console
+        self.prompt: list[int] | None = None
+        self.tokens: list[int] = []
+        self.origins: list[str] = []
+        self.kept = 0
+        self.printed = 0
+
+    def on_call(self, batch: Batch, verdict: Verdict, starts: list[int]) -> None:
+        """Remember how many tokens of the block that comes next were drafted."""
+        self.kept = int(verdict.accepted[0])
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt first, then one block per call."""
+        tokens = value.reshape(-1).tolist()
+        if self.prompt is None:
+            self.prompt = tokens
+            self._print(self.tokenizer.decode(tokens), "dim")
+            return
+        for place, token in enumerate(tokens):
+            self.tokens.append(token)
+            self.origins.append("draft" if place < self.kept else "correction")
+            text = self.tokenizer.decode(self.tokens)
+            if not text.endswith("\ufffd"):
+                self._print(text[self.printed :], DRAFTED if place < self.kept else CORRECTED)
+                self.printed = len(text)
+
+    def end(self) -> None:
+        """Close the line."""
+        self._print("\n", "")
+
+    def _print(self, text: str, style: str) -> None:
+        if self.console is not None:
+            self.console.print(text, style=style, end="", markup=False, soft_wrap=True)
+
+
+def _prompts(given: tuple[str, ...], file: str | None) -> list[str]:
+    if given and file:
+        raise ValueError("--prompt and --prompts are both given; use one of them")
+    if file:
+        text = Path(file).read_text(encoding="utf-8")
+        if not file.endswith(".json"):
+            return [line for line in text.splitlines() if line.strip()]
+        entries = json.loads(text)
+        prompts = [entry["text"] if isinstance(entry, dict) and "text" in entry else entry for entry in entries]
+        if not all(isinstance(entry, str) for entry in prompts):
+            raise ValueError(f'--prompts {file}: want a JSON list of strings, or of objects with a "text"')
+        return prompts
+    if given:
+        return list(given)
+    if sys.stdin.isatty():
+        click.echo("specbound: reading the prompt from standard input (end with Ctrl-D)", err=True)
+    text = sys.stdin.read()
+    if not text:
+        raise ValueError("the prompt is empty; give --prompt, --prompts or text on standard input")
+    return [text]
+
+
+def _described(prompt: str, marked: MarkedStream, output: Generation) -> dict[str, Any]:
+    statistics = output.statistics
+    seconds = sum(statistics.seconds.values())
+    return {
+        "prompt": prompt,
+        "text": marked.tokenizer.decode(marked.tokens),
+        "tokens": len(marked.tokens),
+        "origins": marked.origins,
+        "calls": statistics.calls,
+        "accepted": statistics.accepted[:, 0].tolist() if statistics.calls else [],
+        "drafted": int(statistics.drafted.sum()) * statistics.paths,
+        "discarded": statistics.discarded,
+        "block_efficiency": statistics.block_efficiency,
+        "tokens_per_second": len(marked.tokens) / seconds,
+        "seconds": statistics.seconds,
+        "interrupted": statistics.interrupted,
+    }
+
+
+def _print_summary(console: Console, output: dict[str, Any]) -> None:
+    parts = ", ".join(
+        f"{name} {100 * value / sum(output['seconds'].values()):.0f} %" for name, value in output["seconds"].items()
+    )
+    console.print(
+        f"{output['tokens']} tokens in {output['calls']} target calls: {output['block_efficiency']:.2f} per call, "
+        f"{output['tokens_per_second']:.1f} tokens/s ({parts}); {output['discarded']} of {output['drafted']} drafted "
+        f"tokens discarded{'; interrupted' if output['interrupted'] else ''}",
+        style="dim",
+    )

@@ -1,0 +1,50 @@
+"""The options that name a pair of models, shared by the commands that decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from specbound.runtime.models import Pair
+
+
+def pair_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --target, --draft, --device and --dtype."""
+    options = [
+        click.option("--target", metavar="NAME_OR_PATH", help="Target model; the shipped one if not given."),
+        click.option("--draft", metavar="NAME_OR_PATH", help="Draft model; the shipped one if not given."),
+        click.option("--device", help="cpu, cuda, cuda:1, ...; CUDA if there is one."),
+        click.option(
+            "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), help="Of both models."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_pair(target: str | None, draft: str | None, device: str | None = None, dtype: str | None = None) -> Pair:
+    """Load the models that the options name, without the library's own progress bars.
+
+    Raises:
+        ValueError: only one of the two models is given, or a folder does not exist.
+    """
+    if (target is None) != (draft is None):
+        raise ValueError(f"{'--target' if target is None else '--draft'} is missing; give both models or neither")
+    for option, name in (("--target", target), ("--draft", draft)):
+        if name is not None and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+            raise ValueError(f"{option} is {name}; there is no such folder")
+
+    import torch
+    from transformers.utils import logging
+
+    from specbound import shipped_pair
+    from specbound.runtime.models import load_pair
+
+    logging.disable_progress_bar()
+    wanted = None if dtype is None else getattr(torch, dtype)
+    return load_pair(target or shipped_pair.TARGET, draft or shipped_pair.DRAFT, dtype=wanted, device=device)
