@@ -1,0 +1,86 @@
+"""K drafted paths seen as a tree: which paths share a prefix, and a walk down from the root.
+
+B requests, K paths, L drafted tokens, V vocabulary size. Paths that agree on their first i tokens pass through the
+same node of depth i, where both models have one row; the row is read from any path through the node.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specbound.runtime.verdict import Batch, arithmetic_dtype
+
+
+def arithmetic(batch: Batch) -> torch.dtype:
+    """The dtype a verifier computes in: float64 if an input is float64, else float32."""
+    return torch.promote_types(arithmetic_dtype(batch.draft_probs), arithmetic_dtype(batch.target_probs))
+
+
+def node_rows(probs: Tensor, path: Tensor, depth: Tensor | int) -> Tensor:
+    """[B, V]: row `depth` of path `path[b]` of `probs` [B, K, N, V]; `depth` is one number or one per request."""
+    if probs.shape[1] == 1 and isinstance(depth, int):
+        return probs[:, 0, depth]
+    return probs[torch.arange(len(path), device=probs.device), path, depth]
+
+
+def first_path(mask: Tensor) -> Tensor:
+    """int64 [B]: the smallest index at which `mask` [B, K] is True; 0 if nowhere."""
+    return (mask.cumsum(dim=1) == 0).sum(dim=1) % mask.shape[1]
+
+
+def first_appearance(tokens: Tensor) -> Tensor:
+    """int64 [B, K, L]: for depth i = 1..L the smallest path index that shares the first i tokens with path k."""
+    shared = (tokens.unsqueeze(2) == tokens.unsqueeze(1)).long().cumprod(dim=-1)
+    earlier_none = shared.cumsum(dim=2) == 0
+    return earlier_none.sum(dim=2)
+
+
+def next_ratio(ratio: Tensor, target: Tensor, draft: Tensor) -> Tensor:
+    """Block verification's acceptance ratio after one more token, min(1, ratio target/draft); all [B], float64.
+
+    A token that the draft cannot have drawn leaves it unchanged.
+    """
+    step = torch.where(draft > 0, target.double() / draft.double(), torch.ones_like(ratio))
+    return (ratio * step).clamp_max(1)
+
+
+class Walk:
+    """A walk down the tree: the node reached, held as one path through it and the set of all paths through it.
+
+    Attributes:
+        path [B]: index of one path through the node.
+        alive [B, K] bool: the paths through the node.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.dtype = arithmetic(batch)
+        self.alive = torch.ones_like(batch.tokens[:, :, 0], dtype=torch.bool)
+        self.path = torch.zeros_like(batch.tokens[:, 0, 0])
+
+    def target_row(self, depth: int) -> Tensor:
+        """[B, V] target law of the next token at the node, in arithmetic dtype."""
+        return node_rows(self.batch.target_probs, self.path, depth).to(self.dtype)
+
+    def draft_row(self, depth: int) -> Tensor:
+        """[B, V] draft law of the next token at the node, in arithmetic dtype."""
+        return node_rows(self.batch.draft_probs, self.path, depth).to(self.dtype)
+
+    def row_after(self, probs: Tensor, depth: Tensor) -> Tensor:
+        """[B, V] row `depth[b]` of `path[b]` in `probs` [B, K, N, V], in arithmetic dtype."""
+        return node_rows(probs, self.path, depth).to(self.dtype)
+
+    def tokens(self) -> Tensor:
+        """[B, L] tokens of `path`."""
+        return self.batch.tokens[torch.arange(len(self.path), device=self.path.device), self.path]
+
+    def stack(self, target_rows: list[Tensor]) -> Tensor:
+        """[B, L+1, V]: the L target rows met on the way down and the one after the whole path."""
+        return torch.stack([*target_rows, self.target_row(len(target_rows))], dim=1)
+
+    def descend(self, path: Tensor, depth: int) -> None:
+        """Follow `path` [B] from depth `depth` to the next, keeping every path with the same token."""
+        tokens = self.batch.tokens[:, :, depth]
+        self.path = path
+        self.alive = self.alive & (tokens == tokens.gather(1, path.unsqueeze(1)))

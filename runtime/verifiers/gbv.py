@@ -1,0 +1,152 @@
+"""Greedy multi-path block verification: take the path whose tokens the target favours most, then verify its block.
+
+At each node keep the paths whose token has the highest target/draft ratio (ties: the larger token id), so that one
+path is left; its law is the draft law skewed towards high ratios. Then block verification with that law. Lossless;
+but the highest path over-concentrates, so it can accept less than one path does.
+
+`gbv-bucketed` compares only the bucket of the ratio and lets the first path of the highest bucket go on. No sort, and
+as the skew is the same within a bucket, it keeps close to one path where draft and target agree.
+
+Letters: B requests, K paths, L drafted tokens, V vocabulary. State of `gbv` at a node w, scaled to r + e = 1: r the
+draft mass of paths ranked below those through w, e the draft mass of w itself.
+Source: [GBV] arXiv:2602.16961.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers.block import verify_path
+from specbound.runtime.verifiers.count_law import count_at_root, counts_after, selection_densities
+from specbound.runtime.verifiers.draft_tree import Walk, first_path
+from specbound.runtime.verifiers.registry import register
+from specbound.runtime.verifiers.single_path import at
+
+BUCKETS = 33  # of log ratio, centred at equality; the outermost take everything beyond
+BUCKET_WIDTH = 1.0  # in powers of two
+
+
+def power_sum(a: Tensor, b: Tensor, terms: int) -> Tensor:
+    """a^(K-1) + a^(K-2) b + .. + b^(K-1) for K = `terms`, in O(log K) operations without cancellation.
+
+    Equals (a^K - b^K) / (a - b). From the sums S_m: S_2m = S_m (a^m + b^m), S_(m+1) = a S_m + b^m.
+    """
+    total, power_a, power_b = torch.zeros_like(a), torch.ones_like(a), torch.ones_like(b)
+    for bit in bin(terms)[2:]:
+        total, power_a, power_b = total * (power_a + power_b), power_a * power_a, power_b * power_b
+        if bit == "1":
+            total, power_a, power_b = a * total + power_b, power_a * a, power_b * b
+    return total
+
+
+def target_ratio(target_row: Tensor, draft_row: Tensor) -> Tensor:
+    """target/draft [B, V], 0 where both are 0 and infinite where only the draft is."""
+    return torch.where(target_row > 0, target_row / draft_row, torch.zeros_like(target_row))
+
+
+def highest(score: Tensor, tokens: Tensor, alive: Tensor) -> Tensor:
+    """[B] the first alive path whose token has the highest score, ties to the larger token id.
+
+    Args:
+        score, tokens [B, K]; alive [B, K] bool.
+    """
+    best = score.masked_fill(~alive, -1)
+    tied = best == best.amax(dim=1, keepdim=True)
+    largest = tokens.masked_fill(~tied, -1)
+    return first_path(largest == largest.amax(dim=1, keepdim=True))
+
+
+def ranked_masses(ratio: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens in increasing order of ratio (ties: by id), with the draft mass strictly below each and up to it.
+
+    Returns:
+        order [B, V] int64; below, upto [B, V] float64, in that order and in units of the row's sum.
+    """
+    order = ratio.sort(dim=1, stable=True).indices
+    upto = draft_row.gather(1, order).cumsum(dim=1, dtype=torch.float64)
+    upto = upto / upto[:, -1:]
+    return order, torch.cat([torch.zeros_like(upto[:, :1]), upto[:, :-1]], dim=1), upto
+
+
+@register(
+    "gbv",
+    summary="select the path of highest target/draft ratios, then block verification with its skewed law",
+    source="Greedy Multi-Path Block Verification, arXiv:2602.16961",
+    paths="many",
+    cost="O(L V log V) for the sort",
+)
+def verify_gbv(batch: Batch, draws: Draws) -> Verdict:
+    """Walk down the highest path; its token t has law q(t) S_K(r + e upto, r + e below) / S_K(1, r)."""
+    walk = Walk(batch)
+    paths = batch.tokens.shape[1]
+    own = torch.ones(len(batch.tokens), 1, dtype=torch.float64, device=batch.tokens.device)
+    rest = torch.zeros_like(own)
+    target_rows, laws = [], []
+    for depth in range(batch.tokens.shape[2]):
+        target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
+        tokens = batch.tokens[:, :, depth]
+        ratio = target_ratio(target_row, draft_row)
+        order, below, upto = ranked_masses(ratio, draft_row)
+        below, upto = rest + own * below, rest + own * upto
+        density = power_sum(upto, below, paths) / power_sum(torch.ones_like(rest), rest, paths)
+        laws.append(draft_row * torch.empty_like(draft_row).scatter_(1, order, density.to(walk.dtype)))
+        target_rows.append(target_row)
+
+        path = highest(ratio.gather(1, tokens), tokens, walk.alive)
+        token = tokens.gather(1, path.unsqueeze(1))
+        place = (order == token).long().argmax(dim=1, keepdim=True)
+        total = draft_row.sum(dim=1, keepdim=True, dtype=torch.float64)
+        scale = upto.gather(1, place)
+        rest, own = below.gather(1, place) / scale, own * draft_row.gather(1, token) / total / scale
+        walk.descend(path, depth)
+    kept, token = verify_path(walk.tokens(), torch.stack(laws, dim=1), walk.stack(target_rows), draws)
+    return Verdict(walk.path, kept, token)
+
+
+def ratio_bucket(ratio: Tensor) -> Tensor:
+    """int64 [B, V] bucket of each ratio, 0..BUCKETS-1: the log ratio in steps of BUCKET_WIDTH, rounded."""
+    middle = BUCKETS // 2
+    return (ratio.log2() / BUCKET_WIDTH).round().clamp(-middle, middle).long() + middle
+
+
+@register(
+    "gbv-bucketed",
+    summary="gbv with the ratio rounded to buckets, first path of the highest bucket; no sort",
+    source="specbound (own), after arXiv:2602.16961",
+    paths="many",
+    cost="O(L V + L K^2)",
+)
+def verify_gbv_bucketed(batch: Batch, draws: Draws) -> Verdict:
+    """Walk down the first path of the highest bucket; its law is the draft law times a density per bucket."""
+    walk = Walk(batch)
+    count = count_at_root(batch.tokens)
+    target_rows, laws = [], []
+    for depth in range(batch.tokens.shape[2]):
+        target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
+        tokens = batch.tokens[:, :, depth]
+        bucket = ratio_bucket(target_ratio(target_row, draft_row))
+        mass = torch.zeros(len(bucket), BUCKETS, dtype=torch.float64, device=bucket.device)
+        mass.scatter_add_(1, bucket, draft_row.double())
+        upto = mass.cumsum(dim=1)
+        total = upto[:, -1:]
+        upto = upto / total
+        below = torch.cat([torch.zeros_like(total), upto[:, :-1]], dim=1)
+        _, density = selection_densities(count, below, upto)
+        laws.append(draft_row * density.to(walk.dtype).gather(1, bucket))
+        target_rows.append(target_row)
+
+        mine = bucket.gather(1, tokens).masked_fill(~walk.alive, -1)
+        path = first_path(mine == mine.amax(dim=1, keepdim=True))
+        token = tokens.gather(1, path.unsqueeze(1)).squeeze(1)
+        place = at(bucket, token)
+        drafted = at(draft_row, token) / total.squeeze(1)
+        reached = at(upto, place)
+        nothing = torch.zeros_like(drafted)
+        _, further = counts_after(count, (at(below, place), nothing), ((reached - drafted).clamp_min(0), drafted))
+        count = further / at(density, place).unsqueeze(1)
+        walk.descend(path, depth)
+    kept, token = verify_path(walk.tokens(), torch.stack(laws, dim=1), walk.stack(target_rows), draws)
+    return Verdict(walk.path, kept, token)

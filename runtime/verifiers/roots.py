@@ -1,0 +1,41 @@
+"""Roots of batches of falling functions, in a fixed number of evaluations (no synchronisation with the device).
+
+[ITP] Oliveira and Takahashi 2021, "An enhancement of the bisection method average performance preserving minmax
+optimality": a secant point, moved a little towards the middle, never further from it than bisection could afford.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SLACK = 2  # evaluations that the secant steps may waste against bisection
+
+
+def falling_root(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Smallest x in [low, high] with function(x) <= 0, from above: the returned x has function(x) <= 0.
+
+    For each batch element a non-increasing function with function(high) <= 0. The bracket shrinks at least to
+    2^-12 of its width, and usually far more, in float32 inputs' 14 evaluations; to 2^-48 in 50 for float64.
+
+    Args:
+        function: maps [B] to [B]; its result's dtype sets the number of evaluations.
+        low, high [B] float64.
+    """
+    at_low, at_high = function(low), function(high)
+    steps = 50 if at_low.dtype == torch.float64 else 14
+    start = high - low
+    for step in range(steps):
+        middle, half = (low + high) / 2, (high - low) / 2
+        secant = high - at_high * (high - low) / torch.where(at_high < at_low, at_high - at_low, -1)
+        towards = (middle - secant).sign()
+        nudge = 0.2 * (2 * half).square() / start.clamp_min(torch.finfo(start.dtype).tiny)
+        trial = torch.where(nudge <= (middle - secant).abs(), secant + towards * nudge, middle)
+        reach = start * 2.0 ** (SLACK - 1 - step) - half
+        point = torch.where((trial - middle).abs() <= reach, trial, middle - towards * reach)
+        value = function(point)
+        low, high = torch.where(value > 0, point, low), torch.where(value > 0, high, point)
+        at_low, at_high = torch.where(value > 0, value, at_low), torch.where(value > 0, at_high, value)
+    return high
