@@ -12,6 +12,7 @@ from specbound.commands.check import check
 from specbound.commands.decode import decode
 from specbound.commands.demo import demo
 from specbound.commands.solve import solve
+from specbound.commands.verifiers import verifiers
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -20,7 +21,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, decode, demo):
+for command in (solve, check, verifiers, decode, demo):
     cli.add_command(command)
 
 

@@ -1,0 +1,82 @@
+"""`specbound verifiers`: the registry, what it declares and what is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from specbound.commands.instance import print_json
+
+
+@click.command(epilog="Example:  specbound verifiers --json")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verifiers(as_json: bool) -> int:
+    """List the verifiers: what each declares, and whether its exact law on small trees bears it out.
+
+    Exit code 1 if a measured fact differs from the declared one.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from specbound.proofs_checks.measured import LOSSLESS_TOLERANCE, lossless_error
+    from specbound.runtime.verifiers import get, names
+
+    entries: list[dict[str, Any]] = []
+    for name in track(names(), "measuring", console=Console(stderr=True), transient=True):
+        verifier = get(name)
+        try:
+            error = lossless_error(verifier)
+        except ValueError as refusal:
+            error, note = None, str(refusal)
+        else:
+            note = None
+        entries.append(
+            {
+                "name": name,
+                "summary": verifier.summary,
+                "source": verifier.source,
+                "paths": verifier.paths,
+                "stateful": verifier.stateful,
+                "lossless": verifier.lossless,
+                "measured_lossless": None if error is None else error < LOSSLESS_TOLERANCE,
+                "total_variation": error,
+                "cost": verifier.cost,
+                "note": note,
+            }
+        )
+    if as_json:
+        print_json({"verifiers": entries})
+    else:
+        _print_table(entries)
+    differ = [entry["name"] for entry in entries if entry["measured_lossless"] not in (None, entry["lossless"])]
+    if differ:
+        click.echo(f"specbound: measured otherwise than declared: {', '.join(differ)}", err=True)
+    return 1 if differ else 0
+
+
+def _print_table(entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_lines=True, caption="measured: total variation of the exact law to the target's, small trees")
+    table.add_column("verifier", no_wrap=True)
+    table.add_column("lossless", no_wrap=True)
+    table.add_column("what it does", ratio=1)
+    for entry in entries:
+        name = Text(entry["name"], "bold")
+        name.append("\none path" if entry["paths"] == "single" else "\nK paths", "not bold")
+        name.append(", carries" if entry["stateful"] else "", "not bold")
+        facts = Text(f"declared {'yes' if entry['lossless'] else 'no'}")
+        if entry["measured_lossless"] is None:
+            facts.append("\nnot measured", "dim")
+        else:
+            same = entry["measured_lossless"] == entry["lossless"]
+            facts.append(f"\nmeasured {entry['total_variation']:.0e}", "green" if same else "bold red")
+        story = Text(entry["summary"])
+        story.append(f"\n{entry['source']}; cost {entry['cost']}", "dim")
+        if entry["note"]:
+            story.append(f"\n{entry['note']}", "dim")
+        table.add_row(name, facts, story)
+    Console().print(table)
