@@ -1,0 +1,148 @@
+"""The command line: contracts of the JSON output, exit codes, one clear line for bad input, light start-up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+
+from specbound import cli
+from specbound.proofs_checks import ledger
+from specbound.theory.prefix_tree import PrefixTree
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+PUBLISHED = ("solve", "--target", "1/3,2/3", "--draft", "2/3,1/3", "--length", "2")
+
+
+def test_help_loads_neither_torch_nor_cvxpy():
+    program = (
+        "import sys, specbound.cli\n"
+        "try: specbound.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'cvxpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
+def test_every_command_explains_itself_with_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Example:" in out
+
+
+def test_solve_prints_the_published_example_exactly(run):
+    code, out, _ = run(*PUBLISHED, "--json")
+    data = json.loads(out)
+    assert code == 0
+    exact = {result["name"]: Fraction(result["exact"]) for result in data["results"]}
+    assert exact["token"] == Fraction(10, 9)
+    assert exact["block"] == exact["lossless-optimum"] == Fraction(11, 9)
+    assert exact["block-transport-optimum"] == Fraction(12, 9)
+    fields = {"name", "value", "exact", "bound", "gap", "lossless", "source", "seconds"}
+    assert all(fields <= set(result) for result in data["results"])
+    assert data["instance"]["length"] == 2
+
+
+def test_solve_reads_an_instance_file(run, tmp_path):
+    file = tmp_path / "tree.json"
+    file.write_text(PrefixTree.random(3, 2, seed=5).to_json())
+    _, from_file, _ = run("solve", "--instance", str(file), "--json")
+    _, from_seed, _ = run("solve", "--random", "3", "--length", "2", "--seed", "5", "--json")
+    values = [[result["value"] for result in json.loads(text)["results"]] for text in (from_file, from_seed)]
+    assert values[0] == values[1]
+
+
+def test_solve_prints_a_table_for_people(run):
+    code, out, _ = run(*PUBLISHED)
+    assert code == 0
+    assert "11/9" in out
+    assert "lossless-optimum" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("solve",), "give one instance"),
+        (("solve", "--target", "1/3,2/3"), "--length is missing"),
+        (("solve", "--target", "1/3,2/3", "--length", "2"), "--draft is missing"),
+        (("solve", "--target", "1/3,1/3", "--draft", "1/2,1/2", "--length", "1"), "sums to 0.666"),
+        (("solve", "--target", "x,1", "--draft", "1/2,1/2", "--length", "1"), "'x' is not a number"),
+        (("solve", "--target=-1,2", "--draft", "1/2,1/2", "--length", "1"), "not negative"),
+        (("solve", "--random", "3", "--target", "1", "--draft", "1", "--length", "1"), "give one instance"),
+        (("solve", "--random", "3", "--length", "0"), "0 is not in the range"),
+        (("solve", "--random", "3", "--length", "2", "--concentration", "nan"), "concentration is nan"),
+        (("solve", "--instance", "no-such-file.json"), "no-such-file.json: No such file"),
+        (("solve", "--no-such-option"), "No such option"),
+        (("no-such-command",), "No such command"),
+        (("check", "--only", "XY"), "no claim starts with 'XY'"),
+        (("decode", "--target", "somewhere", "--prompt", "x"), "--draft is missing"),
+        (("decode", "--target", "./nowhere", "--draft", "./nowhere", "--prompt", "x"), "no such folder"),
+        (("decode", "--verifier", "blok", "--prompt", "x"), "verifier is 'blok'"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("specbound: ")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "x"}', '{"version": 1}', "null"])
+def test_malformed_instances_are_refused(run, tmp_path, text):
+    file = tmp_path / "tree.json"
+    file.write_text(text)
+    code, _, err = run("solve", "--instance", str(file))
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+def test_check_prints_findings_as_json(run):
+    code, out, _ = run("check", "--only", "BV-example", "--json")
+    (finding,) = json.loads(out)["findings"]
+    assert code == 0
+    assert {"id", "source", "claim", "verdict", "evidence", "counterexample", "seconds"} <= set(finding)
+    assert finding["verdict"] == "proved"
+
+
+def test_check_exits_1_when_a_finding_is_not_the_recorded_one(run, monkeypatch):
+    monkeypatch.setattr(ledger, "read_record", lambda: {"BV-example": {"verdict": "refuted", "counterexample": None}})
+    code, _, err = run("check", "--only", "BV-example")
+    assert code == 1
+    assert "differs from the record: BV-example" in err
+
+
+def test_verifiers_lists_declared_and_measured_facts(run):
+    code, out, _ = run("verifiers", "--json")
+    entries = {entry["name"]: entry for entry in json.loads(out)["verifiers"]}
+    assert code == 0
+    assert entries["block"]["lossless"]
+    assert entries["block"]["measured_lossless"]
+    assert entries["block"]["paths"] == "single"
+
+
+def test_an_interrupt_ends_without_a_traceback(run, monkeypatch):
+    def interrupted(only):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "select", interrupted)
+    code, _, err = run("check")
+    assert code == 130
+    assert err.strip() == "specbound: interrupted"
