@@ -213,7 +213,7 @@ def _plain(value: Any) -> Any:
 
 
 def hugging_face(function: Callable[..., Any]) -> Foreign:
-    """`transformers.generation.utils._speculative_sampling`: logits with a batch axis, (tokens [1, n], matches) back."""
+    """transformers' `_speculative_sampling`: logits with a batch axis, (tokens [1, n], matches) back."""
     return foreign(function, kind="torch", batched=True)
 
 

@@ -129,10 +129,11 @@ def _generator_states() -> tuple[Any, ...]:
 
 
 def _package_of(function: Callable[..., Any]) -> list[ModuleType]:
+    """The loaded modules of the function's top-level package, this one excepted."""
     name = getattr(function, "__module__", None) or type(function).__module__
     top = name.partition(".")[0]
-    loaded = list(sys.modules.items())
-    return [module for key, module in loaded if module and (key == top or key.startswith(f"{top}."))]
+    loaded = [(key, module) for key, module in sys.modules.items() if module and key != __name__]
+    return [module for key, module in loaded if key == top or key.startswith(f"{top}.")]
 
 
 # ---------------------------------------------------------------------- random and numpy.random

@@ -76,6 +76,12 @@ class ReplayDraws(Draws):
         """The winner of a race of uniform keys, by exact integration (see `race_law`)."""
         return self._answer(race_law(low, high))
 
+    def smallest_image(self, like: Tensor, key: Callable[[Tensor], Tensor], knots: Callable[[], Tensor]) -> Tensor:
+        """The winner of a race of increasing functions of uniforms, by exact integration (see `image_race_law`)."""
+        uniforms = knots()
+        keys = torch.stack([key(uniform) for uniform in uniforms.unbind(dim=-1)], dim=-1)
+        return self._answer(image_race_law(keys, uniforms))
+
     def _answer(self, law: Tensor) -> Tensor:
         """int64 [B]: the answer of each row to a question with probabilities `law` [B, N]."""
         laws = law.detach().to("cpu", torch.float64).numpy()
@@ -131,6 +137,44 @@ def _race_law_row(low: np.ndarray, high: np.ndarray, nodes: np.ndarray, weights:
             earlier = (high == low) & (low == low[k]) & (np.arange(len(low)) < k)
             law[k] = np.delete(np.clip(beaten, 0, 1) * ~earlier, k).prod()
     return law
+
+
+def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:
+    """[B, K]: probability that key_k(u_k) is the smallest, each key increasing and linear between its knots.
+
+        Pr(k wins) = integral of dG_k(t) prod_{j != k} (1 - G_j(t)),   G_k(t) = Pr(key_k <= t) = key_k^{-1}(t)
+
+    Between neighbouring key values at knots of any path all G are linear, and Gauss-Legendre quadrature with K nodes
+    is exact up to rounding.
+
+    Args:
+        keys, uniforms [B, K, N]: keys at the knots, and the knots; both ascending, uniforms from 0 to 1.
+
+    Raises:
+        ValueError: if the winners' probabilities do not sum to 1, which happens when a key is constant somewhere.
+    """
+    values, places = keys.detach().cpu().double().contiguous(), uniforms.detach().cpu().double().contiguous()
+    paths = values.shape[1]
+    nodes, weights = (torch.as_tensor(array) for array in np.polynomial.legendre.leggauss(paths))
+    ends = values.flatten(1).sort(dim=1).values
+    points = ends[:, :-1, None] + (1 + nodes) / 2 * ends.diff(dim=1)[..., None]
+    survival = torch.stack([1 - _interpolate(points, values[:, k], places[:, k]) for k in range(paths)], dim=1)
+    law = torch.empty(values.shape[:2], dtype=torch.float64)
+    for k in range(paths):
+        others = survival[:, [j for j in range(paths) if j != k]].prod(dim=1) @ weights / 2
+        law[:, k] = (_interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others).sum(dim=1)
+    if ((law.sum(dim=1) - 1).abs() > 1e-9).any():
+        raise ValueError("a verifier raced keys that are not strictly increasing in their uniforms")
+    return law.to(keys.device)
+
+
+def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """The function through (knots, values) [B, N], linear between ascending knots and 0 or 1 outside, at x [B, ...]."""
+    flat = x.flatten(1).contiguous()
+    right = torch.searchsorted(knots.contiguous(), flat).clamp(1, knots.shape[1] - 1)
+    x0, x1, y0, y1 = (array.gather(1, place) for array in (knots, values) for place in (right - 1, right))
+    part = torch.where(x1 > x0, (flat - x0) / (x1 - x0), torch.ones_like(flat)).clamp(0, 1)
+    return (y0 + part * (y1 - y0)).reshape(x.shape)
 
 
 @dataclass(frozen=True)

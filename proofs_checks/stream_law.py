@@ -51,13 +51,13 @@ class ModelPair:
         cls, target: Sequence[Row], draft: Sequence[Row], start: int = 0, follow: np.ndarray | None = None
     ) -> ModelPair:
         """Order-1 chains: row y of each V x V matrix follows token y; `start` is the token before the stream."""
-        rows = [np.array([[float(entry) for entry in row] for row in matrix]) for matrix in (target, draft)]
-        if rows[0].shape != rows[1].shape:
-            raise ValueError(f"target has shape {rows[0].shape} and draft {rows[1].shape}; want the same")
-        contexts, vocab = rows[0].shape
+        target_rows, draft_rows = (np.array(matrix, dtype=float) for matrix in (target, draft))
+        if target_rows.shape != draft_rows.shape:
+            raise ValueError(f"target has shape {target_rows.shape} and draft {draft_rows.shape}; want the same")
+        contexts, vocab = target_rows.shape
         if follow is None:
             follow = np.tile(np.arange(vocab), (contexts, 1))
-        return cls(*rows, follow, start)
+        return cls(target_rows, draft_rows, follow, start)
 
     @classmethod
     def from_conditionals(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ class Statistics:
 
     Attributes:
         start [C, B] int64: known tokens of the row when the call began (padding left out).
-        drafted [C] int64: length of the call's drafts.
+        drafted [C, B] int64: length of the row's drafts.
         accepted [C, B] int64: drafted tokens kept by the verdict.
         path [C, B] int64: the winning path.
         emitted [C, B] int64: tokens that entered the output, accepted + 1 unless the row ended inside the block.
@@ -91,8 +91,7 @@ class Statistics:
     @property
     def discarded(self) -> int:
         """Drafted tokens that were not kept, over all paths and calls."""
-        drafted = (self.drafted[:, None] * self.active).sum() * self.paths
-        return int(drafted - (self.accepted * self.active).sum())
+        return int((self.drafted * self.paths - self.accepted)[self.active].sum())
 
     @property
     def block_efficiency(self) -> float:
@@ -327,39 +326,43 @@ class _Decoding:
         """Draft, one target pass, verify, keep."""
         clock = [time.perf_counter()]
         starts = [end - padding for end, padding in zip(self.end, self.padding, strict=True)]
-        length = self._draft_length()
-        tokens, draft_probs = self._draft(starts, length)
+        lengths = self._draft_lengths()
+        tokens, draft_probs = self._draft(starts, lengths)
         clock.append(time.perf_counter())
         target_probs, slots = self._target(starts, tokens)
         clock.append(time.perf_counter())
-        if any(self.done):
-            draft_probs, target_probs = self._settle(tokens, draft_probs, target_probs)
-        batch = Batch(tokens, draft_probs, target_probs, self.carry)
-        verdict = registry.verify(self.loop.verifier, batch, self.draws, validate=False)
-        self.carry = verdict.carry
-        block, accepted, path = _kept(tokens, verdict)
+        batch, verdict = self._verify(tokens, draft_probs, target_probs, lengths)
+        block = _block(tokens, verdict)
+        host = torch.cat([block, verdict.accepted[:, None], verdict.path[:, None]], dim=1).tolist()
+        accepted, path = [row[-2] for row in host], [row[-1] for row in host]
         clock.append(time.perf_counter())
         if self.loop.on_call is not None:
             self.loop.on_call(batch, verdict, starts)
-        self._keep(starts, verdict, length, accepted, slots)
+        self._keep(verdict, slots)
         active = [not done for done in self.done]
-        emitted = [self._emit(row, block[row][: accepted[row] + 1]) for row in range(self.rows)]
-        self._forget(starts, length, accepted)
+        self._write(block)
+        emitted = [self._emit(row, host[row][: accepted[row] + 1]) for row in range(self.rows)]
+        self._forget(starts, accepted, tokens.shape[2])
         self.records.append(
-            {"start": starts, "drafted": length, "accepted": accepted, "path": path}
+            {"start": starts, "drafted": lengths, "accepted": accepted, "path": path}
             | {"emitted": emitted, "active": active}
         )
         for part, before, after in zip(("draft", "target", "verify"), clock[:-1], clock[1:], strict=True):
             self.seconds[part] += after - before
 
-    def _draft_length(self) -> int:
-        """L, or less where no row has room for L + 1 tokens; stateful verifiers want the same L in every call."""
-        if self.facts.stateful:
-            return self.loop.length
-        room = max(self.limit - end for end, done in zip(self.end, self.done, strict=True) if not done)
-        return max(1, min(self.loop.length, room - 1))
+    def _draft_lengths(self) -> list[int]:
+        """Each row's draft length: L, less where the row's end is nearer, 0 once it is done.
 
-    def _draft(self, starts: list[int], length: int) -> tuple[Tensor, Tensor]:
+        A stateful verifier wants the same L in every call.
+        """
+        if self.facts.stateful:
+            return [self.loop.length] * self.rows
+        return [
+            0 if done else max(1, min(self.loop.length, self.limit - end - 1))
+            for end, done in zip(self.end, self.done, strict=True)
+        ]
+
+    def _draft(self, starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
         """Drafts [B, K, L] and their laws [B, K, L, V]; feeds the draft one token, or two after a fully kept block."""
         missing = max(start - base for start, base in zip(starts, self.draft.base, strict=True))
         self.draft.forget_tail([start - missing for start in starts])
@@ -367,7 +370,7 @@ class _Decoding:
         recent = self.ids.gather(1, columns)
         place = torch.tensor(starts, device=self.device) - 1
         known = [self.ids[row, :end] for row, end in enumerate(self.end)] if self.sampler.reads_tokens else []
-        return draft_paths(self.draft, self.sampler, self.draws, known, recent, place, self.loop.paths, length)
+        return draft_paths(self.draft, self.sampler, self.draws, known, recent, place, self.loop.paths, lengths)
 
     def _target(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail."""
@@ -386,28 +389,38 @@ class _Decoding:
         known = [self.ids[row, :end] for row, end in enumerate(self.end)] if self.sampler.reads_tokens else []
         return self.sampler.laws(logits, known, tokens), slots
 
-    def _settle(self, tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows that are done get one-hot laws on their drafts, so that verifying them draws nothing."""
-        done = torch.tensor(self.done, device=self.device)[:, None, None, None]
-        sure = torch.zeros_like(target_probs)
-        sure.scatter_(-1, torch.nn.functional.pad(tokens, (0, 1))[..., None], 1.0)
-        return (
-            torch.where(done, sure[:, :, :-1].to(draft_probs.dtype), draft_probs),
-            torch.where(done, sure, target_probs),
-        )
+    def _verify(
+        self, tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, lengths: list[int]
+    ) -> tuple[Batch, Verdict]:
+        """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes."""
+        uneven = min(lengths) < tokens.shape[2]
+        if uneven:
+            target_probs = pad_rows(target_probs, tokens, torch.tensor(lengths, device=self.device), self.done)
+        batch = Batch(tokens, draft_probs, target_probs, self.carry)
+        verdict = registry.verify(self.loop.verifier, batch, self.draws, validate=False)
+        self.carry = verdict.carry
+        if uneven:
+            kept = verdict.accepted.minimum(torch.tensor(lengths, device=self.device))
+            verdict = replace(verdict, accepted=kept)
+        return batch, verdict
 
-    def _keep(self, starts: list[int], verdict: Verdict, length: int, accepted: list[int], slots: Tensor) -> None:
+    def _keep(self, verdict: Verdict, slots: Tensor) -> None:
         """Bring the winning path to the front of both models' tails (a single path already is)."""
         if self.loop.paths == 1:
             return
         row = torch.arange(self.rows, device=self.device)
         self.target.keep_path(slots[row, verdict.path])
-        if length > 1:
-            order = torch.arange(length - 1, device=self.device) * self.loop.paths
+        if slots.shape[2] > 2:
+            order = torch.arange(slots.shape[2] - 2, device=self.device) * self.loop.paths
             self.draft.keep_path(order + verdict.path[:, None])
 
+    def _write(self, block: Tensor) -> None:
+        """Write each row's block [B, L+1] behind its known tokens; `_emit` says how much of it counts."""
+        end = torch.tensor(self.end, device=self.device)[:, None]
+        self.ids.scatter_(1, end + torch.arange(block.shape[1], device=self.device), block)
+
     def _emit(self, row: int, block: list[int]) -> int:
-        """Append the block to the row, up to its end; the number of tokens appended."""
+        """Count the block as known, up to the row's end; the number of tokens counted."""
         if self.done[row]:
             return 0
         start = self.end[row]
@@ -416,7 +429,6 @@ class _Decoding:
             ends = [i for i, token in enumerate(block) if token in self.eos]
             block = block[: ends[0] + 1] if ends else block
             self.done[row] = bool(ends)
-        self.ids[row, start : start + len(block)] = torch.tensor(block, device=self.device)
         for criterion in self.criteria:
             for count in range(1, len(block) + 1):
                 if bool(criterion(self.ids[row : row + 1, : start + count], None).all()):
@@ -428,7 +440,7 @@ class _Decoding:
             self.loop.streamer.put(torch.tensor(block))
         return len(block)
 
-    def _forget(self, starts: list[int], length: int, accepted: list[int]) -> None:
+    def _forget(self, starts: list[int], accepted: list[int], length: int) -> None:
         """Commit what was kept: the target holds all but the last token, the draft one fewer after a full block."""
         now = [end - padding for end, padding in zip(self.end, self.padding, strict=True)]
         self.target.forget_tail([count - 1 for count in now])
@@ -449,17 +461,17 @@ class _Decoding:
                 )
 
     def _statistics(self, interrupted: bool) -> Statistics:
-        def column(name: str, kind: torch.dtype, width: int | None) -> Tensor:
-            values = torch.tensor([record[name] for record in self.records], dtype=kind)
-            return values if width is None else values.reshape(len(self.records), width)
+        def column(name: str, kind: torch.dtype) -> Tensor:
+            values = [record[name] for record in self.records]
+            return torch.tensor(values, dtype=kind).reshape(len(values), self.rows)
 
         return Statistics(
-            start=column("start", torch.int64, self.rows),
-            drafted=column("drafted", torch.int64, None),
-            accepted=column("accepted", torch.int64, self.rows),
-            path=column("path", torch.int64, self.rows),
-            emitted=column("emitted", torch.int64, self.rows),
-            active=column("active", torch.bool, self.rows),
+            start=column("start", torch.int64),
+            drafted=column("drafted", torch.int64),
+            accepted=column("accepted", torch.int64),
+            path=column("path", torch.int64),
+            emitted=column("emitted", torch.int64),
+            active=column("active", torch.bool),
             paths=self.loop.paths,
             seconds=self.seconds,
             interrupted=interrupted,
@@ -495,10 +507,30 @@ def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
     return _Prompt(input_ids.gather(1, order), padding)
 
 
-def _kept(tokens: Tensor, verdict: Verdict) -> tuple[list[list[int]], list[int], list[int]]:
-    """For each row its winning path with the verdict's token after the kept ones, accepted, path: one copy to host."""
+def pad_rows(target_probs: Tensor, tokens: Tensor, lengths: Tensor, done: list[bool]) -> Tensor:
+    """Target laws [B, K, L+1, V] under which a row's drafts count as no longer than its own length.
+
+    Beyond it the draft holds token 0 for sure, and so does the target here: such tokens are always kept, and the
+    token after them, at place L, is drawn from the law after the row's own draft. So the verdict's law is that of
+    the shorter draft, with `accepted` cut at the length. A row that is done has token 0 everywhere.
+
+    Args:
+        lengths [B] int64: of the row's drafts, 0..L; tokens [B, K, L]: 0 beyond them.
+    """
+    length = tokens.shape[2]
+    places = torch.arange(length + 1, device=tokens.device)
+    last = target_probs.gather(2, lengths[:, None, None, None].expand_as(target_probs[:, :, :1]))
+    sure = torch.zeros_like(last)
+    sure[..., 0] = 1.0
+    beyond = ((places >= lengths[:, None]) & (places < length))[:, None, :, None]
+    finished = torch.tensor(done, device=tokens.device)[:, None, None, None]
+    padded = torch.where(beyond | finished, sure, target_probs)
+    padded[:, :, -1:] = torch.where(finished, sure, last)
+    return padded
+
+
+def _block(tokens: Tensor, verdict: Verdict) -> Tensor:
+    """[B, L+1]: each row's winning path with the verdict's token behind the kept ones (what follows is void)."""
     rows = torch.arange(len(tokens), device=tokens.device)
     block = torch.nn.functional.pad(tokens[rows, verdict.path], (0, 1))
-    block.scatter_(1, verdict.accepted[:, None], verdict.token[:, None])
-    host = torch.cat([block, verdict.accepted[:, None], verdict.path[:, None]], dim=1).tolist()
-    return [row[:-2] for row in host], [row[-2] for row in host], [row[-1] for row in host]
+    return block.scatter_(1, verdict.accepted[:, None], verdict.token[:, None])

@@ -22,19 +22,20 @@ def draft_paths(
     recent: Tensor,
     place: Tensor,
     paths: int,
-    length: int,
+    lengths: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Draw `paths` drafts of `length` tokens; each token is drawn from the very row that is returned for it.
+    """Draw `paths` drafts of L = max(lengths) tokens; each token is drawn from the very row returned for it.
 
     Args:
         model: the draft; holds all known tokens except the last ones of `recent`.
         known: for each row its padded prompt and the tokens after it (read by processors only).
         recent [B, n]: the tokens the draft has not seen yet, up to the last known one.
         place [B]: position of the last known token.
+        lengths: for each row how many tokens are drawn from the draft; the others are token 0 for sure.
     Returns:
         tokens [B, K, L] int64 and draft_probs [B, K, L, V].
     """
-    count = recent.shape[1]
+    count, length = recent.shape[1], max(lengths)
     positions = place[:, None] - torch.arange(count - 1, -1, -1, device=place.device)
     tail = None if count == 1 and len(recent) == 1 else causal(count, place.device)
     logits = model.extend(recent, positions, tail, last_only=True)[:, -1:]
@@ -45,6 +46,11 @@ def draft_paths(
     own = torch.eye(paths, dtype=torch.bool, device=place.device)
     for i in range(length):
         law = sampler.next_laws(logits, known, tokens[:, :, :i])
+        if min(lengths) <= i:
+            short = torch.tensor([own_length <= i for own_length in lengths], device=law.device)
+            law = torch.where(
+                short[:, None, None], torch.eye(1, law.shape[-1], dtype=law.dtype, device=law.device), law
+            )
         tokens[:, :, i] = draws.choose(law)
         laws.append(law)
         if i + 1 < length:

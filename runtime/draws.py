@@ -1,11 +1,14 @@
 """All randomness of a verifier goes through one small object, so that it can be replayed exactly.
 
 A verifier asks questions that each have a finite set of answers with known probabilities: coins (`accept`,
-`accept_while`, `accept_last`), a categorical draw (`choose`), and which of K keys is smallest (`smallest_key`).
+`accept_while`, `accept_last`), a categorical draw (`choose`), and which of K keys is smallest (`smallest_key`,
+`smallest_image`).
 In production `Draws` answers from a `torch.Generator`; the exact checks answer every question in every way.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -54,3 +57,15 @@ class Draws:
         """
         uniform = torch.rand(low.shape, dtype=low.dtype, device=low.device, generator=self.generator)
         return (low + (high - low) * uniform).argmin(dim=-1)
+
+    def smallest_image(self, like: Tensor, key: Callable[[Tensor], Tensor], knots: Callable[[], Tensor]) -> Tensor:
+        """int64 [B]: which of K independent keys key_k(u_k) is the smallest, every u_k uniform on [0, 1].
+
+        Args:
+            like: any tensor [B, K] of the dtype and device of the uniforms.
+            key: from uniforms [B, K] to keys [B, K], each strictly increasing in its own uniform.
+            knots: gives [B, K, N], ascending from 0 to 1: uniforms between which every key is linear. Only an exact
+                replay asks for them.
+        """
+        uniform = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=self.generator)
+        return key(uniform).argmin(dim=-1)

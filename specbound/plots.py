@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -78,7 +78,9 @@ def draw_curves(axes: Axes, xs: Sequence[int], curves: Mapping[str, Sequence[flo
     """Lines of expected acceptance length; names that end in "optimum" are drawn as bounds, black and dashed."""
     for name, values in curves.items():
         bound = name.endswith("optimum")
-        style = {"color": "black", "linestyle": "--" if name.startswith("lossless") else ":"} if bound else {}
+        style: dict[str, Any] = (
+            {"color": "black", "linestyle": "--" if name.startswith("lossless") else ":"} if bound else {}
+        )
         axes.plot(xs, values, marker="" if bound else "o", markersize=3, linewidth=1.3, label=name, **style)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("drafted tokens kept per call")

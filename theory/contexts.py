@@ -174,7 +174,7 @@ def solve_linear(matrix: Sequence[Sequence[Number]], right: Sequence[Number]) ->
         ZeroDivisionError: the matrix is singular.
     """
     size = len(right)
-    rows = [[*matrix[i], right[i]] for i in range(size)]
+    rows = [[_exact(value) for value in (*matrix[i], right[i])] for i in range(size)]
     for column in range(size):
         pivot = max(range(column, size), key=lambda i: magnitude(rows[i][column]))
         if rows[pivot][column] == 0:
@@ -187,3 +187,8 @@ def solve_linear(matrix: Sequence[Sequence[Number]], right: Sequence[Number]) ->
             if i != column and factor != 0:
                 rows[i] = [value - factor * base for value, base in zip(rows[i], rows[column], strict=True)]
     return [row[size] for row in rows]
+
+
+def _exact(value: Number) -> Number:
+    """Integers as Fractions, whose quotients stay exact."""
+    return Fraction(value) if isinstance(value, int) else value

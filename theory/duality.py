@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from specbound.theory.feasibility import coverage
 from specbound.theory.prefix_tree import Array, PrefixTree
 
 
@@ -62,3 +63,25 @@ def childless(tree: PrefixTree) -> Array:
     has_children = np.zeros(tree.size, dtype=bool)
     has_children[tree.parent[1:]] = True
     return np.flatnonzero(~has_children)
+
+
+def draft_cost(tree: PrefixTree, price: Array, paths: int) -> Any:
+    """E max_k C(X_k), C(w) = the prices along the path to w, X_1..X_K independent drafts.
+
+    The cheapest way to charge these prices through antichains: the prefixes where C first reaches a level s form an
+    antichain A_s, and the integral of g(Q(A_s)) over s >= 0 is this mean. One sort of the leaves.
+    """
+    toll = price.copy()
+    toll[0] = price[0] * 0
+    for level in tree.levels[1:]:
+        toll[level] += toll[tree.parent[level]]
+    tolls, drafted = toll[tree.leaves], tree.draft_joint[tree.leaves]
+    order = np.argsort(-tolls, kind="stable")
+    steps = tolls[order] - np.append(tolls[order][1:], tolls[:1] * 0)
+    return (coverage(np.cumsum(drafted[order]), paths) * steps).sum()
+
+
+def upper_bound(tree: PrefixTree, paths: int, objective: str, price: Array) -> Any:
+    """Upper bound on the optimum of "lossless" or "block-transport" from any prices [n] >= 0; one pass, one sort."""
+    rest = transport_bound if objective == "block-transport" else chain_bound
+    return draft_cost(tree, price, paths) + rest(tree, price)

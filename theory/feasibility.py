@@ -101,28 +101,31 @@ class Antichain:
 
 
 def worst_antichain(tree: PrefixTree, phi: Array, paths: int) -> Antichain:
-    """The most violated antichain constraint, found exactly; phi >= 0 is required.
+    """The most violated antichain constraint, found exactly (`hull_antichains`); phi >= 0 is required."""
+    none = Antichain((), phi[0] * 0)
+    return max(hull_antichains(tree, phi, paths), key=lambda antichain: antichain.excess, default=none)
 
-    The excess y - g(x) is convex in (x, y) = (Q(A), phi(A)), so its maximum over antichains sits at a vertex of the
-    upper hull of these points. The hull is built from the leaves up: the hull of a forest is the Minkowski sum of the
-    hulls of its trees (merge the segments by slope), and the root w of a tree adds the point (Q(w), phi(w)) at its
-    right end, which swallows the flattest segments (pool adjacent violators). O(n L log n); exact for fractions.
+
+def hull_antichains(tree: PrefixTree, phi: Array, paths: int, above: float = 0.0) -> list[Antichain]:
+    """Antichains with excess phi(A) - g(Q(A)) > above at the vertices of the upper hull of {(Q(A), phi(A))}.
+
+    The excess y - g(x) is convex in (x, y), so its maximum over all antichains sits at a vertex of this hull: an
+    empty list proves that no constraint fails by more than `above`. The hull is built from the leaves up: the hull
+    of a forest is the Minkowski sum of the hulls of its trees (merge the edges by slope), and the root w of a tree
+    adds the point (Q(w), phi(w)) at its right end, which swallows the flattest edges (pool adjacent violators).
+    O(n L log n); exact for fractions; phi >= 0 is required.
     """
-    hulls: dict[int, list[_Segment]] = {}
-    for node in range(tree.size - 1, 0, -1):
-        below = tree.children[node]
-        segments = _merged([hulls.pop(child) for child in range(below.start, below.stop)])
-        hulls[node] = _closed(segments, node, tree.draft_joint[node], phi[node])
-    best, best_count = phi[0] * 0, 0
-    segments = _merged([hulls[child] for child in range(1, tree.children[0].stop)])
+    edges = _upper_hull(tree, phi)
     reached = kept = phi[0] * 0
-    for count, segment in enumerate(segments, start=1):
-        reached, kept = reached + segment.width, kept + segment.height
+    found, taken = [], set[int]()
+    for edge in edges:
+        reached, kept = reached + edge.width, kept + edge.height
+        taken.add(edge.node)
         excess = kept - coverage(reached, paths)
-        if excess > best:
-            best, best_count = excess, count
-    closed = {segment.node for segment in segments[:best_count]}
-    return Antichain(tuple(sorted(node for node in closed if not _has_ancestor(tree, node, closed))), best)
+        if excess > above:
+            nodes = tuple(sorted(node for node in taken if not _has_ancestor(tree, node, taken)))
+            found.append(Antichain(nodes, excess))
+    return found
 
 
 def antichain_excess(tree: PrefixTree, phi: Array, paths: int) -> Any:
@@ -134,7 +137,7 @@ def antichain_excess(tree: PrefixTree, phi: Array, paths: int) -> Any:
 
 
 @dataclass(frozen=True)
-class _Segment:
+class _Edge:
     """One edge of a hull; taking it replaces everything taken below `node` by `node` itself."""
 
     slope: Any
@@ -149,23 +152,26 @@ def _slope(width: Any, height: Any) -> Any:
     return math.inf if height > 0 else 0
 
 
-def _merged(hulls: list[list[_Segment]]) -> list[_Segment]:
-    if len(hulls) == 1:
-        return hulls[0]
-    return sorted((edge for hull in hulls for edge in hull), key=lambda edge: edge.slope, reverse=True)
+def _upper_hull(tree: PrefixTree, phi: Array) -> list[_Edge]:
+    hulls: dict[int, list[_Edge]] = {}
+    for node in range(tree.size - 1, -1, -1):
+        below = tree.children[node]
+        edges = [edge for child in range(below.start, below.stop) for edge in hulls.pop(child)]
+        edges.sort(key=lambda edge: edge.slope, reverse=True)
+        hulls[node] = edges if node == 0 else _closed(edges, node, tree.draft_joint[node], phi[node])
+    return hulls[0]
 
 
-def _closed(segments: list[_Segment], node: int, reached: Any, kept: Any) -> list[_Segment]:
-    """The hull of `segments` and the point (reached, kept), reached being at least the segments' total width."""
-    width = reached - sum(edge.width for edge in segments)
-    height = kept - sum(edge.height for edge in segments)
+def _closed(edges: list[_Edge], node: int, reached: Any, kept: Any) -> list[_Edge]:
+    """The hull of `edges` and the point (reached, kept), reached being at least the edges' total width."""
+    width = max(reached - sum(edge.width for edge in edges), reached * 0)
+    height = kept - sum(edge.height for edge in edges)
     if height <= 0:
-        return segments
-    width = max(width, reached * 0)
-    while segments and segments[-1].slope <= _slope(width, height):
-        width, height = width + segments[-1].width, height + segments[-1].height
-        segments = segments[:-1]
-    return [*segments, _Segment(_slope(width, height), width, height, node)]
+        return edges
+    while edges and edges[-1].slope <= _slope(width, height):
+        last = edges.pop()
+        width, height = width + last.width, height + last.height
+    return [*edges, _Edge(_slope(width, height), width, height, node)]
 
 
 def _has_ancestor(tree: PrefixTree, node: int, among: set[int]) -> bool:

@@ -76,10 +76,47 @@ def flow_rows(tree: PrefixTree) -> Rows:
 def antichain_rows(tree: PrefixTree, antichains: Sequence[Sequence[int]], paths: int) -> Rows:
     """sum_{w in A} phi(w) <= g(Q(A)); one row per antichain."""
     row = np.repeat(np.arange(len(antichains)), [len(antichain) for antichain in antichains])
-    nodes = np.concatenate([np.asarray(antichain, dtype=np.int64) for antichain in antichains])
+    nodes = np.array([node for antichain in antichains for node in antichain], dtype=np.int64)
     matrix = sparse.csr_array((np.ones(len(nodes)), (row, nodes - 1)), shape=(len(antichains), tree.size - 1))
     drafted = np.array([float(tree.draft_joint[list(antichain)].sum()) for antichain in antichains])
     return Rows(matrix, coverage(drafted, paths))
+
+
+def tangent_rows(tree: PrefixTree, tangents: Array, paths: int) -> dict[str, Rows]:
+    """phi(A) <= g(t) + g'(t) (Q(A) - t) for all antichains A at once, for each tangent point t.
+
+    The worst antichain of a tangent is a dynamic program over the tree, written into the program as variables
+    M_t(w), which follow phi in x, tangent by tangent:
+
+        own    phi(w) - g'(t) Q(w) <= M_t(w)
+        below  sum_y M_t(wy) <= M_t(w)
+        top    sum of M_t over depth 1 <= g(t) - t g'(t)
+    """
+    size, count = tree.size - 1, len(tangents)
+    slopes = paths * (1 - tangents) ** (paths - 1)
+    nodes, parent = np.arange(1, tree.size), tree.parent[1:]
+    inner = parent > 0
+    ones = np.ones(int(inner.sum()))
+    children = sparse.csr_array((ones, (parent[inner] - 1, nodes[inner] - 1)), shape=(size, size))
+    first = sparse.csr_array((~inner).astype(float)[None, :])
+    eye, each = sparse.eye_array(size, format="csr"), sparse.eye_array(count, format="csr")
+    own = sparse.hstack([sparse.kron(np.ones((count, 1)), eye), -sparse.eye_array(size * count)], format="csr")
+    return {
+        "own": Rows(own, np.outer(slopes, tree.draft_joint[1:].astype(float)).ravel()),
+        "below": _shifted(sparse.kron(each, children - eye, format="csr"), size, np.zeros(size * count)),
+        "top": _shifted(sparse.kron(each, first, format="csr"), size, coverage(tangents, paths) - tangents * slopes),
+    }
+
+
+def widened(rows: Rows, extra: int) -> Rows:
+    """The same rows with `extra` further variables, which do not enter them."""
+    return Rows(
+        sparse.hstack([rows.matrix, sparse.csr_array((rows.matrix.shape[0], extra))], format="csr"), rows.limits
+    )
+
+
+def _shifted(matrix: Any, before: int, limits: Array) -> Rows:
+    return Rows(sparse.hstack([sparse.csr_array((matrix.shape[0], before)), matrix], format="csr"), limits)
 
 
 def maximise(gain: Array, blocks: dict[str, Rows], equal: Rows | None = None) -> Optimum:

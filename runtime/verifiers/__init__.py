@@ -1,6 +1,37 @@
 """Verification algorithms, one file each; importing this package fills the registry."""
 
-from specbound.runtime.verifiers import block, greedy_block, token
+from specbound.runtime.verifiers import (
+    block,
+    gbv,
+    greedy_block,
+    key_race,
+    kseq,
+    naive,
+    single_step_optimal,
+    specinfer,
+    spectr_gbv,
+    token,
+    traversal,
+    two_level,
+)
 from specbound.runtime.verifiers.registry import Verifier, get, names, register, verify
 
-__all__ = ["Verifier", "block", "get", "greedy_block", "names", "register", "token", "verify"]
+__all__ = [
+    "Verifier",
+    "block",
+    "gbv",
+    "get",
+    "greedy_block",
+    "key_race",
+    "kseq",
+    "naive",
+    "names",
+    "register",
+    "single_step_optimal",
+    "specinfer",
+    "spectr_gbv",
+    "token",
+    "traversal",
+    "two_level",
+    "verify",
+]

@@ -69,10 +69,12 @@ def decode(
     name = verifier or ("block" if paths == 1 else "two-level")
     get(name)
     pair = read_pair(target, draft, device, dtype)
-    sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    sampling: dict[str, Any] = (
+        {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    )
     if temperature:
         sampling |= {"top_k": top_k, "top_p": top_p}
-    settings = {"verifier": name, "paths": paths, "length": length}
+    settings: dict[str, Any] = {"verifier": name, "paths": paths, "length": length}
     console, outputs = Console(highlight=False), []
     for number, text in enumerate(prompts):
         inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)

@@ -25,12 +25,12 @@ def verifiers(as_json: bool) -> int:
     entries: list[dict[str, Any]] = []
     for name in track(names(), "measuring", console=Console(stderr=True), transient=True):
         verifier = get(name)
+        error: float | None = None
+        note: str | None = None
         try:
             error = lossless_error(verifier)
         except ValueError as refusal:
-            error, note = None, str(refusal)
-        else:
-            note = None
+            note = str(refusal)
         entries.append(
             {
                 "name": name,
