@@ -1,0 +1,278 @@
+"""The acceptance profile of SpecTr-GBV, realised exactly: race of keys, greedy thresholds, carried layers.
+
+SpecTr-GBV aims at keeping a prefix w of some of K independent drafts with probability
+
+    F(w) = P(w) g(min(1, Q(w) / P(w))),   g(t) = 1 - (1 - t)^K
+
+Its published sequential algorithm misses it for K >= 2 (`spectr_gbv_published`). This construction meets it:
+
+1. Every path draws a key. At each node the children are served in parallel at rates p until each has used up its
+   draft mass q; a path's key is the moment at which its own share is served, traced from its leaf up to the root.
+   The path with the smallest key wins. A prefix w is then on the winner with probability phi_sel(w) >= F(w).
+2. Along the winner, the longest prefix whose coin comes up is kept:  h(w) = (F(w) - S) / (phi_sel(w) - S),
+   S = sum_x F(wx) (0 at the end of the block).
+3. The correction and the later positions of the block follow the layer with exponent K (`runtime.carry`); for K = 1
+   all this is greedy block verification.
+
+The key is an increasing, piecewise linear function of one uniform at the leaf, so the race is one question
+(`Draws.smallest_image`): production computes K keys in O(K L V); an exact replay integrates between the knots of the
+same functions. phi_sel needs the knots on the winner's path only: O(L V log V).
+
+B requests, K paths, L drafted tokens, V vocabulary; p target row in force, q draft row, P and Q their products,
+R = P / Q, rows are nodes. SpecTr-GBV: arXiv:2604.25925 (for F); the construction is this project's.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specbound.runtime.carry import Layers
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch, Verdict, arithmetic_dtype
+from specbound.runtime.verifiers.greedy_block import carried_layers, emit, next_log_ratio, usable_length, within_block
+from specbound.runtime.verifiers.registry import register
+from specbound.runtime.verifiers.single_path import at
+
+
+def coverage_slope(share: Tensor, paths: int) -> Tensor:
+    """g(t) / t = (1 - (1 - t)^K) / t for t in [0, 1]; K at t = 0. At t = Q(w): Pr(w drafted) / Q(w)."""
+    if paths == 1:
+        return torch.ones_like(share)
+    covered = -torch.expm1(paths * torch.log1p(-share))
+    return torch.where(share > 0, covered / share, torch.full_like(share, paths))
+
+
+def profile(log_ratio: Tensor, paths: int) -> Tensor:
+    """F(w) / Q(w) = min(1, R) g(y) / y,  y = min(1, 1 / R), from log R [B]."""
+    return log_ratio.clamp_max(0).exp() * coverage_slope((-log_ratio.clamp_min(0)).exp(), paths)
+
+
+def children_profile(log_ratio: Tensor, target_row: Tensor, draft_row: Tensor, paths: int) -> Tensor:
+    """S / Q(w) = sum_x F(wx) / Q(w) = sum_x min(q, R p) g(y) / y,  y = min(1, q / (R p)).
+
+    Args:
+        log_ratio [B], log R at w; target_row, draft_row [B, V] at w.
+    Returns:
+        [B].
+    """
+    scaled = log_ratio.exp().clamp_max(torch.finfo(target_row.dtype).max).unsqueeze(-1) * target_row
+    share = torch.where(scaled > draft_row, draft_row / scaled, torch.ones_like(scaled))
+    return (torch.minimum(draft_row, scaled) * coverage_slope(share, paths)).sum(dim=-1)
+
+
+def served(time: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:
+    """Draft mass served by a moment: sum_z min(p(z) time, q(z)); time [...], rows [..., V]."""
+    return torch.minimum(target_row * time.unsqueeze(-1), draft_row).sum(dim=-1)
+
+
+def finish_time(target: Tensor, draft: Tensor) -> Tensor:
+    """Moment q / p at which a token has used up its draft mass, kept finite; for p = 0 it comes after all others."""
+    return torch.where(target > 0, draft / target, torch.inf).clamp_max(torch.finfo(target.dtype).max)
+
+
+def keys(uniform: Tensor, tokens: Tensor, target_rows: Tensor, draft_rows: Tensor, usable: Tensor) -> Tensor:
+    """Keys of the paths from a uniform at each leaf, up to the root: u <- sum_z min(p(z) t, q(z)),  t = u q(x) / p(x).
+
+    A token with p(x) = 0 is served after all that have p > 0: u <- q_pos + u (1 - q_pos), q_pos their draft mass.
+
+    Args:
+        uniform [B, K]; tokens [B, K, L]; target_rows (in force), draft_rows [B, K, L, V]; usable [B].
+    Returns:
+        [B, K] in [0, 1], uniform if the tokens are drawn from the draft.
+    """
+    key = uniform
+    for place in range(tokens.shape[2] - 1, -1, -1):
+        target_row, draft_row, token = target_rows[:, :, place], draft_rows[:, :, place], tokens[:, :, place]
+        target = at(target_row, token)
+        mass = served(key * finish_time(target, at(draft_row, token)), target_row, draft_row)
+        before = (draft_row * (target_row > 0)).sum(dim=-1)
+        above = torch.where(target > 0, mass, before + key * (1 - before))
+        key = torch.where(usable.unsqueeze(1) > place, above, key)
+    return key
+
+
+def service_curve(token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor]:
+    """How the service of one child proceeds while its parent's draft mass is served: knots of a linear curve.
+
+    Args:
+        token [N]; target_row, draft_row [N, V].
+    Returns:
+        parent, child [N, V+1], ascending: fractions served of the parent's and of the child's draft mass.
+    """
+    target = at(target_row, token).unsqueeze(-1)
+    last = finish_time(target, at(draft_row, token).unsqueeze(-1))
+    times, order = torch.minimum(finish_time(target_row, draft_row), last).sort(dim=-1)
+    finished = (times < last).to(times.dtype)
+    gone = (target_row.gather(-1, order) * finished).cumsum(dim=-1)
+    mass = (draft_row.gather(-1, order) * finished).cumsum(dim=-1)
+    parent = mass + times * (target_row.sum(dim=-1, keepdim=True) - gone)
+    child = torch.where(last > 0, times / last, torch.ones_like(times))
+    before = (draft_row * (target_row > 0)).sum(dim=-1, keepdim=True)
+    possible = target > 0
+    start = torch.where(possible, torch.zeros_like(before), before)
+    parent = torch.where(possible, parent, torch.ones_like(parent))
+    child = torch.where(possible, child, torch.ones_like(child))
+    return torch.cat([start, parent], dim=-1), torch.cat([torch.zeros_like(start), child], dim=-1)
+
+
+def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Piecewise linear function through (knots, values) [N, J], ascending, at x [N, I]; constant outside."""
+    right = torch.searchsorted(knots.contiguous(), x.contiguous()).clamp(1, knots.shape[-1] - 1)
+    x0, x1 = knots.gather(-1, right - 1), knots.gather(-1, right)
+    y0, y1 = values.gather(-1, right - 1), values.gather(-1, right)
+    part = torch.where(x1 > x0, (x - x0) / (x1 - x0), torch.ones_like(x)).clamp(0, 1)
+    return y0 + part * (y1 - y0)
+
+
+def descend(key: Tensor, share: Tensor, token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor]:
+    """Law of a path's key given that it goes through the child, from its law given the parent.
+
+    Laws are lists of knots: `share` is Pr(path's key <= `key` | it goes through the node), linear between knots.
+
+    Args:
+        key, share [N, J], ascending; token [N]; target_row, draft_row [N, V] at the parent.
+    Returns:
+        key, share [N, J + V + 1] of the child.
+    """
+    parent, child = service_curve(token, target_row, draft_row)
+    knots = torch.cat([share, parent], dim=-1).sort(dim=-1).values
+    knots = torch.minimum(torch.maximum(knots, parent[:, :1]), parent[:, -1:])
+    return interpolate(knots, share, key), interpolate(knots, parent, child)
+
+
+def whole_key_law(rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """At the root every key is uniform: knots (0, 0), (1, 1) for each of N rows."""
+    ends = torch.arange(2, dtype=like.dtype, device=like.device).expand(rows, 2)
+    return ends, ends
+
+
+def selection_slope(key: Tensor, share: Tensor, paths: int) -> Tensor:
+    """phi_sel(w) / Q(w) = mean of K (1 - key)^(K-1) over the paths through w.
+
+    Between knots the key is linear in the share and Gauss-Legendre quadrature with ceil(K/2) nodes is exact.
+
+    Args:
+        key, share [B, J], the law of the key given w.
+    Returns:
+        [B] in (0, K]; 1 for K = 1.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(math.ceil(paths / 2))
+    left, width = key[:, :-1], key.diff(dim=-1)
+    mean = torch.zeros_like(left)
+    for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
+        mean += weight / 2 * (1 - left - (1 + node) / 2 * width).clamp_min(0).pow(paths - 1)
+    return paths * (mean * share.diff(dim=-1)).sum(dim=-1)
+
+
+def threshold(above: Tensor, children: Tensor, selected: Tensor) -> Tensor:
+    """h = (F - S) / (phi_sel - S), all [B] divided by Q(w); 1 where 0/0."""
+    rest = selected - children
+    return torch.where(rest > 0, ((above - children) / rest).clamp(0, 1), torch.ones_like(rest))
+
+
+def follow_layers(
+    carry: Layers, tokens: Tensor, target_rows: Tensor, draft_rows: Tensor
+) -> tuple[list[Layers], Tensor]:
+    """The layers at prefix 0..L of each path, and the target rows in force [N, L, V] along it.
+
+    Args:
+        carry: of N paths; tokens [N, L]; target_rows, draft_rows [N, L, V].
+    """
+    states, in_force = [carry], []
+    for place, token in enumerate(tokens.unbind(dim=1)):
+        laws = states[-1].laws(target_rows[:, place], draft_rows[:, place])
+        in_force.append(laws[-1])
+        states.append(states[-1].advance(token, laws, draft_rows[:, place]))
+    return states, torch.stack(in_force, dim=1)
+
+
+def leaf_knots(tokens: Tensor, target_rows: Tensor, draft_rows: Tensor, usable: Tensor) -> Tensor:
+    """[B, K, J] uniforms at the leaf between which `keys` is linear: the shares of the key's law given the path."""
+    requests, paths, length, vocab = target_rows.shape
+    key, share = whole_key_law(requests * paths, target_rows)
+    for place in range(length):
+        below = descend(
+            key,
+            share,
+            tokens[:, :, place].flatten(),
+            *(rows[:, :, place].flatten(0, 1) for rows in (target_rows, draft_rows)),
+        )
+        inside = (usable > place).repeat_interleave(paths).unsqueeze(-1)
+        pad = partial(torch.nn.functional.pad, pad=(0, vocab + 1), mode="replicate")
+        key, share = (torch.where(inside, new, pad(old)) for new, old in zip(below, (key, share), strict=True))
+    return share.unflatten(0, (requests, paths))
+
+
+def path_thresholds(
+    tokens: Tensor, target_rows: Tensor, draft_rows: Tensor, usable: Tensor, paths: int
+) -> tuple[Tensor, Tensor]:
+    """Thresholds h of prefix 1..L of the winning path, and log R of prefix 0..L.
+
+    Args:
+        tokens [B, L]; target_rows (in force), draft_rows [B, L, V]; usable [B].
+    Returns:
+        [B, L] in [0, 1], [B, L+1].
+    """
+    key, share = whole_key_law(len(tokens), target_rows)
+    log_ratio = torch.zeros_like(target_rows[:, 0, 0])
+    log_ratios, inner, last = [log_ratio], [], []
+    for place, token in enumerate(tokens.unbind(dim=1)):
+        target_row, draft_row = target_rows[:, place], draft_rows[:, place]
+        inner.append(children_profile(log_ratio, target_row, draft_row, paths))
+        log_ratio = next_log_ratio(log_ratio, token, target_row, draft_row)
+        log_ratios.append(log_ratio)
+        if paths > 1:
+            key, share = descend(key, share, token, target_row, draft_row)
+        last.append(selection_slope(key, share, paths))
+    children = torch.stack([*inner[1:], torch.zeros_like(log_ratio)], dim=1)
+    ratios = torch.stack(log_ratios, dim=1)
+    above, selected = profile(ratios[:, 1:], paths), torch.stack(last, dim=1)
+    ends = threshold(above, torch.zeros_like(children), selected)
+    start = torch.zeros_like(ends[:, :1])
+    inside = torch.cat([start, threshold(above, children, selected)], dim=1)
+    return within_block(inside, torch.cat([start, ends], dim=1), usable)[:, 1:], ratios
+
+
+@register(
+    "spectr-gbv",
+    summary="realises SpecTr-GBV's acceptance profile with a race of keys; later positions follow a modified law",
+    source="profile: SpecTr-GBV, arXiv:2604.25925; construction: this project",
+    paths="many",
+    stateful=True,
+    cost="O(K L^2 V + L V log V)",
+)
+def verify_spectr_gbv(batch: Batch, draws: Draws) -> Verdict:
+    """Race the keys, then keep the longest prefix of the winner whose coin comes up.
+
+    All requests of a batch draft the same number L of tokens (no padding); L may change between calls, as long as
+    it does not depend on the drafted tokens, K may not.
+    """
+    requests, paths, length, _ = batch.shape
+    dtype = torch.promote_types(arithmetic_dtype(batch.draft_probs), arithmetic_dtype(batch.target_probs))
+    carry = carried_layers(batch, dtype)
+    usable = usable_length(carry, length)
+    index = torch.arange(requests, device=usable.device)
+    draft_rows = batch.draft_probs.to(dtype)
+    states, in_force = follow_layers(
+        carry.select(index.repeat_interleave(paths)),
+        batch.tokens.flatten(0, 1),
+        batch.target_probs[:, :, :-1].to(dtype).flatten(0, 1),
+        draft_rows.flatten(0, 1),
+    )
+    target_rows = in_force.unflatten(0, (requests, paths))
+    winner = torch.zeros_like(usable)
+    if paths > 1:
+        race = (batch.tokens, target_rows, draft_rows, usable)
+        winner = draws.smallest_image(target_rows[:, :, 0, 0], lambda u: keys(u, *race), lambda: leaf_knots(*race))
+    thresholds, log_ratios = path_thresholds(
+        batch.tokens[index, winner], target_rows[index, winner], draft_rows[index, winner], usable, paths
+    )
+    kept = draws.accept_last(thresholds)
+    return emit(
+        [state.select(index * paths + winner) for state in states], log_ratios, kept, usable, batch, winner, draws
+    )
