@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specbound.commands.draft_length import solve_draft_length
 from specbound.commands.instance import instance_options, print_json, read_instance
 
 if TYPE_CHECKING:
@@ -19,12 +20,20 @@ if TYPE_CHECKING:
 )
 @instance_options
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K.")
+@click.option("--mdp", "mdp_file", type=click.Path(dir_okay=False), help="Solve a draft-length problem instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def solve(paths: int, as_json: bool, **options: Any) -> None:
+def solve(paths: int, mdp_file: str | None, as_json: bool, **options: Any) -> None:
     """Expected acceptance length of the verifiers, and the certified optima, of one instance.
 
     Values are drafted tokens kept per target call; the correction token is not counted.
     """
+    if mdp_file is not None:
+        if given := [
+            name for name in ("target", "draft", "instance_file", "random_vocab") if options[name] is not None
+        ]:
+            raise ValueError(f"--mdp is an instance of its own; leave out --{given[0].split('_')[0]}")
+        solve_draft_length(mdp_file, as_json)
+        return
     description, tree = read_instance(**options)
     results = values(tree, paths)
     if as_json:
