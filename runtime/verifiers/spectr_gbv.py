@@ -108,9 +108,11 @@ def service_curve(token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple
     last = finish_time(target, at(draft_row, token).unsqueeze(-1))
     times, order = torch.minimum(finish_time(target_row, draft_row), last).sort(dim=-1)
     finished = (times < last).to(times.dtype)
-    gone = (target_row.gather(-1, order) * finished).cumsum(dim=-1)
     mass = (draft_row.gather(-1, order) * finished).cumsum(dim=-1)
-    parent = mass + times * (target_row.sum(dim=-1, keepdim=True) - gone)
+    rates = target_row.gather(-1, order)
+    later = torch.nn.functional.pad(rates[:, 1:].flip(-1).cumsum(dim=-1).flip(-1), (0, 1))
+    unfinished = (rates * (1 - finished)).sum(dim=-1, keepdim=True)
+    parent = mass + times * torch.maximum(later, unfinished)
     child = torch.where(last > 0, times / last, torch.ones_like(times))
     before = (draft_row * (target_row > 0)).sum(dim=-1, keepdim=True)
     possible = target > 0
