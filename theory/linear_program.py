@@ -22,7 +22,7 @@ from specbound.theory.feasibility import coverage
 from specbound.theory.prefix_tree import Array, PrefixTree
 from specbound.theory.solution import CertificateError
 
-SIMPLEX_TOLERANCE = 1e-10
+ATTEMPTS = (("highs-ds", 1e-10), ("highs-ds", 1e-7), ("highs-ipm", 1e-7))
 
 
 @dataclass(frozen=True)
@@ -120,25 +120,28 @@ def _shifted(matrix: Any, before: int, limits: Array) -> Rows:
 
 
 def maximise(gain: Array, blocks: dict[str, Rows], equal: Rows | None = None) -> Optimum:
-    """Solve the program with HiGHS.
+    """Solve the program with HiGHS, again with its own looser tolerances if it gives up at the tight ones.
+
+    The answer is a proposal: certify it.
 
     Raises:
-        CertificateError: with HiGHS's status, if it did not find an optimum.
+        CertificateError: with HiGHS's status, if no attempt found an optimum.
     """
-    result = linprog(
-        -gain,
-        A_ub=sparse.vstack([rows.matrix for rows in blocks.values()], format="csr") if blocks else None,
-        b_ub=np.concatenate([rows.limits for rows in blocks.values()]) if blocks else None,
-        A_eq=None if equal is None else equal.matrix,
-        b_eq=None if equal is None else equal.limits,
-        bounds=(0, None),
-        method="highs-ds",
-        options={
-            "primal_feasibility_tolerance": SIMPLEX_TOLERANCE,
-            "dual_feasibility_tolerance": SIMPLEX_TOLERANCE,
-        },
-    )
-    if result.status != 0:
+    inequalities = sparse.vstack([rows.matrix for rows in blocks.values()], format="csr") if blocks else None
+    for method, tolerance in ATTEMPTS:
+        result = linprog(
+            -gain,
+            A_ub=inequalities,
+            b_ub=np.concatenate([rows.limits for rows in blocks.values()]) if blocks else None,
+            A_eq=None if equal is None else equal.matrix,
+            b_eq=None if equal is None else equal.limits,
+            bounds=(0, None),
+            method=method,
+            options={"primal_feasibility_tolerance": tolerance, "dual_feasibility_tolerance": tolerance},
+        )
+        if result.status == 0:
+            break
+    else:
         status = f"status {result.status}: {' '.join(str(result.message).split())}"
         raise CertificateError("HiGHS", status, "use the closed form or the certified solver, or a smaller tree")
     ends = np.cumsum([len(rows.limits) for rows in blocks.values()])
