@@ -1,6 +1,6 @@
 """Where an emitted law leaves the target's: the first wrong position, the over-produced token, by how much.
 
-Letters: w a prefix of i-1 tokens, y the token at position i = 1..L+1 of the emitted block; P the target's law.
+Letters: w a prefix of i-1 tokens, y the token at position i of the emitted tokens; P the target's law.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-from specbound.theory.prefix_tree import Prefix, PrefixTree
+from specbound.theory.prefix_tree import Prefix
 
 DENOMINATORS = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 ROUNDING = 4e-15
@@ -22,7 +22,7 @@ class Deviation:
     """How an emitted law differs from the target's law.
 
     Attributes:
-        total_variation: distance of the laws of the whole block of L+1 tokens, in [0, 1].
+        total_variation: distance of the laws of all tokens compared (L+1 for one call), in [0, 1].
         position: first position i (1-based) at which the law of the first i tokens is wrong.
         prefix, token: the over-produced token at that position, and the tokens before it.
         emitted: Pr(the stream starts with prefix + token), what the verifier gives.
@@ -59,22 +59,24 @@ def distance(law: Mapping[Prefix, Any], other: Mapping[Prefix, Any]) -> float:
     return float(sum(abs(law.get(block, 0) - other.get(block, 0)) for block in law.keys() | other.keys())) / 2
 
 
-def find_deviation(blocks: Mapping[Prefix, float], tree: PrefixTree, tolerance: float) -> Deviation | None:
-    """The deviation of the law of the first L+1 tokens from the target's, or None if within `tolerance`.
+def find_deviation(
+    blocks: Mapping[Prefix, float], target_law: Mapping[Prefix, Any], tolerance: float
+) -> Deviation | None:
+    """The deviation of an emitted law from the target's law of the same tokens, or None if within `tolerance`.
 
     The first wrong position is the smallest i such that the laws of the first i tokens are more than `tolerance`
     apart (total variation); the over-produced token there is the one of largest excess.
     """
-    wanted = {block: float(probability) for block, probability in tree.target_law().items()}
+    wanted = {block: float(probability) for block, probability in target_law.items()}
     total = distance(blocks, wanted)
     if not total > tolerance:
         return None
-    for position in range(1, tree.length + 2):
+    for position in range(1, max(map(len, [*wanted, *blocks])) + 1):
         emitted, target = marginal(blocks, position), marginal(wanted, position)
         if distance(emitted, target) > tolerance:
             break
     worst = max(sorted(emitted), key=lambda block: emitted[block] - target.get(block, 0.0))
-    return Deviation(total, position, worst[:-1], worst[-1], emitted[worst], target.get(worst, 0.0))
+    return Deviation(total, position, worst[:-1], worst[-1], float(emitted[worst]), target.get(worst, 0.0))
 
 
 def as_fractions(blocks: Mapping[Prefix, float]) -> dict[Prefix, Fraction] | None:

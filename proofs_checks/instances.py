@@ -127,7 +127,7 @@ NODE_FAMILIES: dict[str, Family] = {
     "disjoint": disjoint,
     "partly equal": partly_equal,
 }
-FAMILIES = ("mixed", "independent", "mixed, iid", "Dirichlet", *list(NODE_FAMILIES)[1:])
+FAMILIES = ("independent", "mixed", "Dirichlet", "close", "mixed, iid", *list(NODE_FAMILIES)[2:])
 
 
 def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
@@ -173,6 +173,8 @@ def instances(vocab: range, length: range, paths: range, cases: int, seed: int =
     if cases < 1:
         raise ValueError(f"cases is {cases}; want at least 1")
     sizes = sorted(itertools.product(vocab, length, paths), key=lambda size: size[0] ** (size[1] * size[2]))
-    drawn = [(sizes[i % len(sizes)], FAMILIES[(i // len(sizes) + i) % len(FAMILIES)], i) for i in range(cases)]
+    drawn = [
+        (sizes[i % len(sizes)], FAMILIES[(i // len(sizes) + i % len(sizes)) % len(FAMILIES)], i) for i in range(cases)
+    ]
     for (v, ell, k), family, i in sorted(drawn, key=lambda case: (sizes.index(case[0]), case[2])):
         yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)

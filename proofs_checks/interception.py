@@ -34,6 +34,7 @@ from specbound.proofs_checks.lazy_arrays import (
     start_run,
     tensor_of,
 )
+from specbound.proofs_checks.sandbox import alive
 
 T = TypeVar("T")
 NUMPY_GENERATORS = (np.random.Generator, np.random.RandomState)
@@ -105,6 +106,7 @@ class Interception:
         return found
 
     def _run(self, call: Callable[[], T], decisions: tuple[Decision, ...]) -> T:
+        alive()
         self.questions = Questions(decisions)
         start_run(self.questions)
         try:
