@@ -1,0 +1,140 @@
+"""Acceptance lengths of the known verifiers, without running them: the phi of each in closed form or by recursion.
+
+phi(w) = Pr(the accepted prefix passes through w), E[tau] = sum of phi over the nonempty prefixes. Fractions give
+fractions except where a rule involves a root (K-SEQ, two-level selection).
+
+    token           product of min(p, q) along w                                  `token_level`
+    block           phi(wy) = min(Q(wy), p(y|w) phi(w))                           `single_path`
+    greedy-block    min(P, Q)                                                     `block_transport`
+    naive           P g(Q)                                                        `level_by_level`
+    specinfer, kseq                                                               `level_by_level`
+    gbv, gbv-bucketed, two-level     block verification against kappa             `selection`
+    key-race        P g(phi_block / P)        K block verifications and a lottery of their keys
+    spectr-gbv      F = P g(min(1, Q/P))      what SpecTr-GBV aims at
+
+g(t) = 1 - (1-t)^K; p, P target, q, Q draft, conditional and joint; K drafts; token, block and greedy-block use one.
+
+Sources: given with each value. The key race and the realisation of F are this project's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from specbound.theory import block_transport, level_by_level, selection, single_path, single_step, token_level
+from specbound.theory.feasibility import antichain_excess, coverage, transport_excess
+from specbound.theory.prefix_tree import Array, PrefixTree
+from specbound.theory.solution import check_paths
+
+MAX_EXACT_PATHS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class KnownValue:
+    """The acceptance length of one verifier on one tree.
+
+    Attributes:
+        name: as in the registry of verifiers.
+        value: expected number of drafted tokens kept per call, in [0, L].
+        exact: the same as a fraction, or None.
+        phi [n]: acceptance of each prefix.
+        lossless: the emitted stream has the target's law (for stateful ones: over several calls, with the carry).
+        stateful: it changes the target laws of later positions.
+        source: the paper.
+    """
+
+    name: str
+    value: float
+    exact: Fraction | None
+    phi: Array
+    lossless: bool
+    stateful: bool
+    source: str
+
+
+SOURCES = {
+    "token": "speculative sampling, arXiv:2211.17192",
+    "block": "Block Verification, arXiv:2403.10444, Algorithm 2",
+    "greedy-block": "greedy block verification, arXiv:2403.10444, Appendix",
+    "naive": "target sampling, kept while a draft agrees",
+    "specinfer": "SpecInfer, arXiv:2305.09781",
+    "kseq": "SpecTr, arXiv:2310.15141, Algorithm 2",
+    "single-step-optimal": "SpecTr, arXiv:2310.15141, optimal transport of one step",
+    "gbv": "Greedy Multi-Path Block Verification, arXiv:2602.16961",
+    "gbv-bucketed": "specbound (own), after arXiv:2602.16961",
+    "two-level": "specbound (own), before Block Verification, arXiv:2403.10444",
+    "key-race": "specbound (own), after Block Verification, arXiv:2403.10444",
+    "spectr-gbv": "SpecTr-GBV, arXiv:2604.25925, the acceptance it claims; realised by specbound (own)",
+}
+STATEFUL = ("greedy-block", "spectr-gbv")
+
+
+def known_values(tree: PrefixTree, paths: int) -> list[KnownValue]:
+    """The verifiers above on this tree with K = `paths` drafts; exact up to 8 paths on an exact tree.
+
+    `single-step-optimal` is listed for trees of depth 1 only (further down its value depends on the realisation).
+
+    Raises:
+        ValueError: paths is not a positive integer.
+    """
+    check_paths(paths)
+    if paths > MAX_EXACT_PATHS:
+        tree = tree.as_float()
+    phis = {
+        "token": token_level.acceptance(tree),
+        "block": single_path.acceptance(tree),
+        "greedy-block": block_transport.acceptance(tree),
+        "naive": level_by_level.naive(tree, paths),
+        "specinfer": level_by_level.specinfer(tree, paths),
+        "kseq": level_by_level.kseq(tree, paths),
+        "gbv": single_path.acceptance(tree, selection.greedy_path(tree, paths)),
+        "gbv-bucketed": single_path.acceptance(tree, selection.bucketed_path(tree, paths)),
+        "two-level": single_path.acceptance(tree.as_float(), selection.two_level_path(tree, paths)),
+        "key-race": key_race(tree, paths),
+        "spectr-gbv": spectr_gbv_claim(tree, paths),
+    }
+    if tree.length == 1:
+        phis["single-step-optimal"] = single_step.optimum(tree.target[1:], tree.draft[1:], paths).phi
+    return [_known(name, phi) for name, phi in phis.items()]
+
+
+def key_race(tree: PrefixTree, paths: int) -> Array:
+    """[n] phi of the key race: P g(phi_block / P).
+
+    Each draft runs block verification and draws a key; given a target stream Z and a uniform key S, it keeps the
+    longest prefix of Z with phi_block / P >= S, and the smallest of the K keys wins.
+    """
+    return _covered(tree, single_path.acceptance(tree), paths)
+
+
+def spectr_gbv_claim(tree: PrefixTree, paths: int) -> Array:
+    """[n] F(w) = P g(min(1, Q/P)), which SpecTr-GBV aims at and its paper calls optimal.
+
+    It is feasible for block transport (`claim_excess`), but in general below the optimum for independent drafts.
+    """
+    return _covered(tree, block_transport.acceptance(tree), paths)
+
+
+def claim_excess(tree: PrefixTree, paths: int) -> Any:
+    """By how much F fails the constraints of block transport: 0 up to rounding (exactly 0 for fractions)."""
+    phi = spectr_gbv_claim(tree, paths)
+    return max(transport_excess(tree, phi), antichain_excess(tree, phi, paths))
+
+
+def _covered(tree: PrefixTree, part: Array, paths: int) -> Array:
+    """P g(part / P), 0 where P = 0."""
+    joint = tree.target_joint
+    share = joint * 0
+    np.divide(part, joint, out=share, where=joint > 0)
+    return joint * coverage(share, paths)
+
+
+def _known(name: str, phi: Array) -> KnownValue:
+    value = phi[1:].sum()
+    exact = Fraction(value) if all(isinstance(entry, Fraction) for entry in phi) else None
+    stateful = name in STATEFUL
+    return KnownValue(name, float(value), exact, phi, True, stateful, SOURCES[name])

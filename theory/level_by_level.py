@@ -1,0 +1,144 @@
+"""Verifiers that decide one token at a time with many drafts: exact acceptance, without running them.
+
+At a node w reached by n drafts the next tokens of these n drafts are offered in draft order; the j-th offer, of token
+y, is kept with a chance coin_j(y) that depends on n only, and all drafts through wy go on together (those offered
+before and after it too). What the future needs is how many they are:
+
+    reach(w, n) = Pr(w is kept, n drafts go through w),  reach(root, K) = 1
+    reach(wy, m) = sum_n reach(w, n) [s^m] sum_j  product_{i<j} (R_i - q f_i + s q f_i)  s q coin_j  (1 - q + s q)^(n-j)
+
+with q = q(y|w), f_i = 1 - coin_i(y), R_i = sum_z q(z) f_i(z), and s counting the drafts through wy. phi(wy) is the sum
+of reach(wy, m) over m.
+
+Letters: n drafts through a node, K in all; p, q rows of target and draft; P, Q their joint laws; g(t) = 1 - (1-t)^K.
+Sources: SpecInfer, arXiv:2305.09781; SpecTr (K-SEQ), arXiv:2310.15141, Algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from specbound.theory import single_step
+from specbound.theory.feasibility import coverage
+from specbound.theory.prefix_tree import Array, PrefixTree
+
+Coins = Callable[[Array, Array, int], Array]  # target row, draft row, n -> coins [n, V]
+
+
+def naive(tree: PrefixTree, paths: int) -> Array:
+    """[n] phi of naive sampling (draw from the target, go on while some draft agrees): P(w) g(Q(w))."""
+    phi = tree.target_joint * coverage(tree.draft_joint, paths)
+    phi[0] = tree.target[0]
+    return phi
+
+
+def specinfer(tree: PrefixTree, paths: int) -> Array:
+    """[n] phi of recursive rejection; repeated tokens are rounds of their own (drafts with replacement)."""
+    return acceptance(tree, paths, single_step.recursive_rejection_coins)
+
+
+def kseq(tree: PrefixTree, paths: int) -> Array:
+    """[n] phi of K-SEQ, at each node with the best discount for the number of drafts that pass through it."""
+
+    def coins(target: Array, draft: Array, offers: int) -> Array:
+        return np.array([single_step.kseq(target, draft, offers).coins] * offers)
+
+    return acceptance(tree, paths, coins)
+
+
+def acceptance(tree: PrefixTree, paths: int, coins: Coins) -> Array:
+    """[n] phi of the verifier whose offers are kept with the given coins."""
+    phi = tree.target * 0
+    phi[0] = tree.target[0]
+    root = np.concatenate([np.zeros(paths, dtype=int) * phi[0], phi[:1]])
+    reach = {0: root}
+    for node in range(tree.leaves.start):
+        arrived, below = reach.pop(node, None), tree.children[node]
+        if arrived is None or below.start == below.stop:
+            continue
+        for child, counts in zip(range(below.start, below.stop), _step(tree, below, arrived, coins), strict=True):
+            phi[child] = counts.sum()
+            if phi[child] > 0:
+                reach[child] = counts
+    return phi
+
+
+def _step(tree: PrefixTree, below: slice, arrived: Array, coins: Coins) -> Array:
+    """reach [children, K+1] of the children of a node with reach `arrived` [K+1]."""
+    target, draft = tree.target[below], tree.draft[below]
+    after = np.stack([arrived * 0] * len(draft))
+    for offers in range(1, len(arrived)):
+        if arrived[offers] > 0:
+            after[:, : offers + 1] += arrived[offers] * kept_counts(draft, coins(target, draft, offers))
+    return after
+
+
+def kept_counts(draft: Array, coins: Array) -> Array:
+    """[V, n+1] Pr(token y is kept, m of the n drafts hold y), for coins [n, V]."""
+    offers = len(coins)
+    kept = np.zeros((len(draft), offers + 1), dtype=draft.dtype) + draft[0] * 0
+    before = kept.copy()
+    before[:, 0] += 1
+    for coin in coins:
+        failing = draft * (1 - coin)
+        kept = times_linear(kept, 1 - draft, draft) + times_linear(before, draft * 0, draft * coin)
+        before = times_linear(before, failing.sum() - failing, failing)
+    return kept
+
+
+def times_linear(polynomial: Array, constant: Array, slope: Array) -> Array:
+    """polynomial [V, n+1] in s times (constant + slope s), for each token; degrees stay at most n."""
+    product = polynomial * constant[:, None]
+    product[:, 1:] += polynomial[:, :-1] * slope[:, None]
+    return product
+
+
+def specinfer_without_replacement(tree: PrefixTree, paths: int) -> Array:
+    """[n] phi of recursive rejection over the distinct tokens, the draft row renormalised after each rejection.
+
+    The residuals depend on which tokens were rejected in which order; all orders are followed, so this is for few
+    drafts and small vocabularies.
+    """
+    phi = tree.target * 0
+    phi[0] = tree.target[0]
+    reach: dict[int, dict[int, Any]] = {0: {paths: phi[0]}}
+    for node in range(tree.leaves.start):
+        below = tree.children[node]
+        for offers, mass in reach.pop(node, {}).items():
+            law = _distinct_offers(tree.target[below], tree.draft[below], tree.draft[below], offers, ())
+            for (place, count), probability in law.items():
+                child = below.start + place
+                counts = reach.setdefault(child, {})
+                counts[count] = counts.get(count, 0) + mass * probability
+                phi[child] += mass * probability
+    return phi
+
+
+def _distinct_offers(
+    residual: Array, renormalised: Array, draft: Array, offers: int, rejected: tuple[int, ...]
+) -> dict[tuple[int, int], Any]:
+    """Law of (token kept, drafts that hold it) when `offers` drafts are to come and `rejected` tokens are skipped."""
+    law: dict[tuple[int, int], Any] = {}
+    if offers == 0:
+        return law
+    for token in np.flatnonzero(draft > 0).tolist():
+        if token in rejected:
+            following, chance = (residual, renormalised, draft, offers - 1, rejected), draft[token]
+        else:
+            coin = min(residual[token] / renormalised[token], residual[token] * 0 + 1)
+            for more in range(offers):
+                others = math.comb(offers - 1, more) * draft[token] ** more * (1 - draft[token]) ** (offers - 1 - more)
+                law[token, more + 1] = law.get((token, more + 1), 0) + draft[token] * coin * others
+            left, rest = np.maximum(residual - renormalised, 0), renormalised.copy()
+            rest[token] *= 0
+            if coin == 1 or left.sum() == 0 or rest.sum() == 0:
+                continue
+            following = (left / left.sum(), rest / rest.sum(), draft, offers - 1, (*rejected, token))
+            chance = draft[token] * (1 - coin)
+        for key, probability in _distinct_offers(*following).items():
+            law[key] = law.get(key, 0) + chance * probability
+    return law
