@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 import specbound
+from specbound.commands.audit import audit
 from specbound.commands.check import check
 from specbound.commands.decode import decode
 from specbound.commands.demo import demo
@@ -21,7 +22,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, verifiers, decode, demo):
+for command in (solve, check, audit, verifiers, decode, demo):
     cli.add_command(command)
 
 
