@@ -74,9 +74,7 @@ M1_TABLE = [
 
 @pytest.mark.parametrize("width", [1, 2, 27])
 @pytest.mark.parametrize("tau, output, joint, calls, nll, ppl, sampled_calls, accepted, rate", M1_TABLE)
-def test_mjsd_on_m1_has_the_reference_laws(
-    width, tau, output, joint, calls, nll, ppl, sampled_calls, accepted, rate
-):
+def test_mjsd_on_m1_has_the_reference_laws(width, tau, output, joint, calls, nll, ppl, sampled_calls, accepted, rate):
     speculation = JointSpeculation(*M1, 3, width, tau)
     fixed, sampled = mjsd(speculation, 6, "greedy"), mjsd(speculation, 6, "sample")
     assert (word(fixed.tokens), M1[0].joint(fixed.tokens), fixed.calls) == (output, Q(joint), calls)
@@ -110,12 +108,15 @@ def test_m1_baselines_have_the_reference_figures():
     assert near(perplexity(target, (1,) * 6), 1.568225)
 
 
-@pytest.mark.parametrize("pair, temperature, nll, ppl, calls", [
-    (M1, 1, 2.397574, 2.478405, 3.178310),
-    (M1, 0.5, 1.883387, 1.911714, 4.132379),
-    (M2, 1, 2.685180, 2.738779, 2.552040),
-    (M2, 0.5, 2.242764, 2.284308, 3.194019),
-])
+@pytest.mark.parametrize(
+    "pair, temperature, nll, ppl, calls",
+    [
+        (M1, 1, 2.397574, 2.478405, 3.178310),
+        (M1, 0.5, 1.883387, 1.911714, 4.132379),
+        (M2, 1, 2.685180, 2.738779, 2.552040),
+        (M2, 0.5, 2.242764, 2.284308, 3.194019),
+    ],
+)
 def test_speculative_sampling_has_the_reference_perplexity_and_calls(pair, temperature, nll, ppl, calls):
     decoded = speculative_sampling(*pair, 3, 6, temperature)
     assert near(decoded.perplexity_of_mean, nll)
@@ -148,9 +149,7 @@ M2_NARROW = [
 ]
 
 
-@pytest.mark.parametrize(
-    "width, line", [(27, line) for line in M2_WIDE] + [(1, line) for line in M2_NARROW], ids=str
-)
+@pytest.mark.parametrize("width, line", [(27, line) for line in M2_WIDE] + [(1, line) for line in M2_NARROW], ids=str)
 def test_mjsd_on_m2_has_the_reference_laws(width, line):
     tau, output, ppl, calls, nll, sampled_calls, accepted = line
     speculation = JointSpeculation(*M2, 3, width, tau)
@@ -170,9 +169,7 @@ def test_m2_has_the_reference_blocks_ratios_and_stationary_rates():
     ratios = [
         [
             joint / other
-            for joint, other in zip(
-                target.prefix_joints(block, c)[1:], draft.prefix_joints(block, c)[1:], strict=True
-            )
+            for joint, other in zip(target.prefix_joints(block, c)[1:], draft.prefix_joints(block, c)[1:], strict=True)
         ]
         for c, block in enumerate([(1, 2, 1), (2, 0, 1), (0, 1, 2)])
     ]
@@ -264,11 +261,17 @@ def test_beam_sampling_is_a_law_that_full_width_makes_certain(model, width):
 WORSE = [
     (
         tree({"": "3/5 2/5", "0": "3/5 2/5", "1": "0 1", "00": "1 0", "01": ".5 .5", "10": ".5 .5", "11": ".5 .5"}),
-        "000", Q(9, 25), "110", Q(1, 5),
+        "000",
+        Q(9, 25),
+        "110",
+        Q(1, 5),
     ),
     (
         TokenModel.markov_with_start_row([["0", "1"], ["3/5", "2/5"]], ["2/5", "3/5"]),
-        "101", Q(9, 25), "010", Q(6, 25),
+        "101",
+        Q(9, 25),
+        "010",
+        Q(6, 25),
     ),
     (markov("0 2/5 3/5 | 0 0 1 | 0 3/5 2/5"), "212", Q(9, 25), "121", Q(6, 25)),
 ]
@@ -515,34 +518,38 @@ def test_floats_are_kept_as_floats():
     assert law.calls == pytest.approx(3.697, abs=1e-12)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: TokenModel.markov([["1/2", "1/4"], [1, 0]]), r"rows\[0\] sums to 3/4"),
-    (lambda: TokenModel.markov([[1, 0]]), "1 rows for 2 tokens"),
-    (lambda: TokenModel.markov([[1, 0], [0, 1]], start=2), "start is 2; want at most 1"),
-    (lambda: TokenModel.tree({(0,): [1]}), "no row for the empty prefix"),
-    (lambda: TokenModel.tree({(): ["1/2", "1/2"], (1,): [1, 0]}), "2 prefixes; want a row for each of the 3 words"),
-    (lambda: M_UNIFORM.tempered(-1), "temperature is -1; want at least 0"),
-    (lambda: M_UNIFORM.tempered(math.nan), "temperature is nan"),
-    (lambda: joint_greedy(M_UNIFORM, 3, 0), "window is 0; want at least 1"),
-    (lambda: greedy(M_UNIFORM, -1), "length is -1"),
-    (lambda: beam_block(M_UNIFORM, 2, 0), "width is 0; want at least 1"),
-    (lambda: beam_sampling_law(M_UNIFORM, 2, 0), "width is 0; want at least 1"),
-    (lambda: JointSpeculation(M_UNIFORM, M1[1], 2, 1, 0.5), "draft has 3 tokens and target 2"),
-    (lambda: JointSpeculation(*M1, 0, 1, 0.5), "draft_length is 0; want at least 1"),
-    (lambda: JointSpeculation(*M1, 2, 0, 0.5), "width is 0; want at least 1"),
-    (lambda: JointSpeculation(*M1, 2, 1, math.inf), "tau is inf"),
-    (lambda: JointSpeculation(*M1, 2, 1, 0.5, beam="wide"), "beam is 'wide'"),
-    (lambda: mjsd(JointSpeculation(*M1, 2, 1, 0.5), 3, "fast"), "mode is 'fast'"),
-    (lambda: speculative_sampling(M_UNIFORM, M1[1], 2, 3), "draft has 3 tokens and target 2"),
-    (lambda: round_guarantees(JointSpeculation(*M1, 2, 1, 1), (0, 0)), "tau is 1; want 0 < tau < 1"),
-    (lambda: round_guarantees(JointSpeculation(*M1, 2, 1, "1/2"), (0,)), "block has 1 tokens"),
-    (
-        lambda: committed_per_call(
-            JointSpeculation(TokenModel.markov([["0", "1/2", "1/2"], [0, 1, 0], [0, 0, 1]]), M1[1], 1, 1, 1), "sample"
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: TokenModel.markov([["1/2", "1/4"], [1, 0]]), r"rows\[0\] sums to 3/4"),
+        (lambda: TokenModel.markov([[1, 0]]), "1 rows for 2 tokens"),
+        (lambda: TokenModel.markov([[1, 0], [0, 1]], start=2), "start is 2; want at most 1"),
+        (lambda: TokenModel.tree({(0,): [1]}), "no row for the empty prefix"),
+        (lambda: TokenModel.tree({(): ["1/2", "1/2"], (1,): [1, 0]}), "2 prefixes; want a row for each of the 3 words"),
+        (lambda: M_UNIFORM.tempered(-1), "temperature is -1; want at least 0"),
+        (lambda: M_UNIFORM.tempered(math.nan), "temperature is nan"),
+        (lambda: joint_greedy(M_UNIFORM, 3, 0), "window is 0; want at least 1"),
+        (lambda: greedy(M_UNIFORM, -1), "length is -1"),
+        (lambda: beam_block(M_UNIFORM, 2, 0), "width is 0; want at least 1"),
+        (lambda: beam_sampling_law(M_UNIFORM, 2, 0), "width is 0; want at least 1"),
+        (lambda: JointSpeculation(M_UNIFORM, M1[1], 2, 1, 0.5), "draft has 3 tokens and target 2"),
+        (lambda: JointSpeculation(*M1, 0, 1, 0.5), "draft_length is 0; want at least 1"),
+        (lambda: JointSpeculation(*M1, 2, 0, 0.5), "width is 0; want at least 1"),
+        (lambda: JointSpeculation(*M1, 2, 1, math.inf), "tau is inf"),
+        (lambda: JointSpeculation(*M1, 2, 1, 0.5, beam="wide"), "beam is 'wide'"),
+        (lambda: mjsd(JointSpeculation(*M1, 2, 1, 0.5), 3, "fast"), "mode is 'fast'"),
+        (lambda: speculative_sampling(M_UNIFORM, M1[1], 2, 3), "draft has 3 tokens and target 2"),
+        (lambda: round_guarantees(JointSpeculation(*M1, 2, 1, 1), (0, 0)), "tau is 1; want 0 < tau < 1"),
+        (lambda: round_guarantees(JointSpeculation(*M1, 2, 1, "1/2"), (0,)), "block has 1 tokens"),
+        (
+            lambda: committed_per_call(
+                JointSpeculation(TokenModel.markov([["0", "1/2", "1/2"], [0, 1, 0], [0, 0, 1]]), M1[1], 1, 1, 1),
+                "sample",
+            ),
+            "several closed classes",
         ),
-        "several closed classes",
-    ),
-])
+    ],
+)
 def test_bad_arguments_are_refused_by_name(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         call()

@@ -197,10 +197,13 @@ def test_instance_a_stops_early_exactly_at_the_reference_leaves():
     assert solution.sufficient_threshold == Q(2474921, 3038080)
 
 
-@pytest.mark.parametrize("name, cap, verifier, theta, rate", [
-    ("A", 4, "token", "1/2", "1388933/6774512"),
-    ("B8", 4, "token", "0", "923/5880"),
-])
+@pytest.mark.parametrize(
+    "name, cap, verifier, theta, rate",
+    [
+        ("A", 4, "token", "1/2", "1388933/6774512"),
+        ("B8", 4, "token", "0", "923/5880"),
+    ],
+)
 def test_the_public_codes_late_test_has_the_reference_rate(name, cap, verifier, theta, rate):
     assert best_of(threshold_rates(instance(name, cap, verifier), lag=1)) == (Q(theta), Q(rate))
 
@@ -225,10 +228,13 @@ def test_one_step_look_ahead_loses_a_fifth_on_instance_c():
     assert (0, Q(1)) not in at_depth_3
 
 
-@pytest.mark.parametrize("name, start, contexts, rho, gain", [
-    ("E", 1, (0, 1), Q(1, 20), 0.28715),
-    ("E2", 0, (0, 0), Q(4, 81), 0.18939),
-])
+@pytest.mark.parametrize(
+    "name, start, contexts, rho, gain",
+    [
+        ("E", 1, (0, 1), Q(1, 20), 0.28715),
+        ("E2", 0, (0, 0), Q(4, 81), 0.18939),
+    ],
+)
 def test_theorem_3_1_fails_for_block_verification_at_the_reference_node(name, start, contexts, rho, gain):
     problem = instance(name, 6, "block")
     solution = solve(problem)
@@ -381,24 +387,23 @@ def heap_tree(verifier: str) -> tuple[StoppingInstance, list[int]]:
     heap = {w: int("1" + "".join(map(str, w)), 2) for w in prefixes}
     target = {w: [Q(3 * n % 7 + 1, 9), 1 - Q(3 * n % 7 + 1, 9)] for w, n in heap.items()}
     draft = {w: [Q(5 * n % 7 + 1, 9), 1 - Q(5 * n % 7 + 1, 9)] for w, n in heap.items()}
-    problem = StoppingInstance.prefix_tree(
-        target, draft, target_time=5, draft_time=1, max_length=4, verifier=verifier
-    )
+    problem = StoppingInstance.prefix_tree(target, draft, target_time=5, draft_time=1, max_length=4, verifier=verifier)
     return problem, list(heap.values())
 
 
-@pytest.mark.parametrize("verifier, best, constants, mixed", [
-    ("token", "3331/243", "25,116761/6561,102965/6561,33038/2187,3415/243", {5: "1", 10: "1,2/5"}),
-    ("block", "27971/2187", "25,116761/6561,101675/6561,10648/729,28181/2187", {10: "1,2/5"}),
-])
+@pytest.mark.parametrize(
+    "verifier, best, constants, mixed",
+    [
+        ("token", "3331/243", "25,116761/6561,102965/6561,33038/2187,3415/243", {5: "1", 10: "1,2/5"}),
+        ("block", "27971/2187", "25,116761/6561,101675/6561,10648/729,28181/2187", {10: "1,2/5"}),
+    ],
+)
 def test_a_whole_prefix_tree_is_solved_with_nodes_as_contexts(verifier, best, constants, mixed):
     problem, heap = heap_tree(verifier)
     plan = plan_horizon(problem, 5)
     assert plan.time[5][0] == Q(best)
     assert plan.cost_identity_residual() == 0
-    fixed = [
-        evaluate_horizon(problem, 5, lambda n, depth, context, rho, k=k: depth < k).time[5][0] for k in range(5)
-    ]
+    fixed = [evaluate_horizon(problem, 5, lambda n, depth, context, rho, k=k: depth < k).time[5][0] for k in range(5)]
     assert fixed == fractions(constants)
     remaining = [5 - (n.bit_length() - 1) for n in heap]
     values = [plan.free_token_value(left, c) for c, left in enumerate(remaining)]
@@ -722,41 +727,48 @@ def edited(**fields: object) -> str:
     return json.dumps({name: value for name, value in document.items() if value is not ...}, default=str)
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"version": 2}, 'version is 2; want "version": 1'),
-    ({"version": True}, "version is True"),
-    ({"paths": 3}, "field 'paths' is unknown"),
-    ({"target": [["1/2", "1/2"]]}, "draft has 2 rows and target 1"),
-    ({"target": []}, "target is empty"),
-    ({"target": [["1/2", "1/4"], ["1/3", "2/3"]]}, r"target\[0\] sums to 3/4; want 1"),
-    ({"target": [[0.5, 0.4], [0.5, 0.5]]}, r"target\[0\] sums to 0.9; want 1"),
-    ({"draft": [["3/2", "-1/2"], ["1/3", "2/3"]]}, r"draft\[0\]\[1\] is -1/2; want a probability"),
-    ({"draft": [["x", "1"], ["1/3", "2/3"]]}, r"draft\[0\]\[0\] is 'x'"),
-    ({"draft": [[True, 0], ["1/3", "2/3"]]}, r"draft\[0\]\[0\] is True"),
-    ({"draft": [["1"], ["1"]]}, r"draft\[0\] has 1 entries; want 2"),
-    ({"target_time": 0}, "target_time is 0; want a positive time"),
-    ({"target_time": float("nan")}, "target_time is nan; want a finite number"),
-    ({"target_time": float("inf")}, "target_time is inf; want a finite number"),
-    ({"draft_time": "-1/2"}, "draft_time is -1/2; want a time, at least 0"),
-    ({"max_length": 2.5}, "max_length is 2.5; want an integer"),
-    ({"max_length": -1}, "max_length is -1; want an integer, at least 0"),
-    ({"min_length": 5}, "min_length is 5; want at most 4"),
-    ({"verifier": "greedy"}, "verifier is 'greedy'"),
-    ({"successor": [[0, 2], [0, 1]]}, r"successor\[0\]\[1\] is 2; want at most 1"),
-    ({"successor": [[0, 1]]}, "successor has 1 rows; want 2"),
-    ({"target": [["1", "0", "0"], ["1/3", "1/3", "1/3"]]}, r"draft\[0\] has 2 entries; want 3"),
-], ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"version": 2}, 'version is 2; want "version": 1'),
+        ({"version": True}, "version is True"),
+        ({"paths": 3}, "field 'paths' is unknown"),
+        ({"target": [["1/2", "1/2"]]}, "draft has 2 rows and target 1"),
+        ({"target": []}, "target is empty"),
+        ({"target": [["1/2", "1/4"], ["1/3", "2/3"]]}, r"target\[0\] sums to 3/4; want 1"),
+        ({"target": [[0.5, 0.4], [0.5, 0.5]]}, r"target\[0\] sums to 0.9; want 1"),
+        ({"draft": [["3/2", "-1/2"], ["1/3", "2/3"]]}, r"draft\[0\]\[1\] is -1/2; want a probability"),
+        ({"draft": [["x", "1"], ["1/3", "2/3"]]}, r"draft\[0\]\[0\] is 'x'"),
+        ({"draft": [[True, 0], ["1/3", "2/3"]]}, r"draft\[0\]\[0\] is True"),
+        ({"draft": [["1"], ["1"]]}, r"draft\[0\] has 1 entries; want 2"),
+        ({"target_time": 0}, "target_time is 0; want a positive time"),
+        ({"target_time": float("nan")}, "target_time is nan; want a finite number"),
+        ({"target_time": float("inf")}, "target_time is inf; want a finite number"),
+        ({"draft_time": "-1/2"}, "draft_time is -1/2; want a time, at least 0"),
+        ({"max_length": 2.5}, "max_length is 2.5; want an integer"),
+        ({"max_length": -1}, "max_length is -1; want an integer, at least 0"),
+        ({"min_length": 5}, "min_length is 5; want at most 4"),
+        ({"verifier": "greedy"}, "verifier is 'greedy'"),
+        ({"successor": [[0, 2], [0, 1]]}, r"successor\[0\]\[1\] is 2; want at most 1"),
+        ({"successor": [[0, 1]]}, "successor has 1 rows; want 2"),
+        ({"target": [["1", "0", "0"], ["1/3", "1/3", "1/3"]]}, r"draft\[0\] has 2 entries; want 3"),
+    ],
+    ids=lambda v: str(v)[:30],
+)
 def test_a_bad_file_is_refused_with_the_field_and_its_value(fields, message):
     with pytest.raises(ValueError, match=message):
         StoppingInstance.from_json(edited(**fields))
 
 
-@pytest.mark.parametrize("text, message", [
-    ("{", "not JSON"),
-    ("[]", "JSON list; want an object"),
-    (edited(target=...), "field 'target' is missing"),
-    (edited(version=...), "version is None"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "not JSON"),
+        ("[]", "JSON list; want an object"),
+        (edited(target=...), "field 'target' is missing"),
+        (edited(version=...), "version is None"),
+    ],
+)
 def test_a_file_of_another_shape_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         StoppingInstance.from_json(text)
@@ -770,18 +782,24 @@ def test_prefix_trees_must_be_whole():
         StoppingInstance.prefix_tree(rows, {(): ["1/2", "1/2"]}, target_time=2, draft_time=1, max_length=1)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: rejection_threshold(Q(1), lag=2), "lag is 2"),
-    (lambda: threshold_rates(instance("A", 2, "token"), lag=3), "lag is 3"),
-    (lambda: theorem_threshold(instance("A", 2, "token"), Q(-10)), "delta is -10"),
-    (lambda: stop_thresholds(instance("A", 2, "token"), [Q(-1), Q(2)]), "negative entry -1"),
-    (lambda: thresholds_are_optimal(instance("A", 2, "token"), [Q(-1), Q(2)]), "negative entry -1"),
-    (lambda: stop_by_remaining_cap(instance("A", 2, "token"), [Q(0), Q(0)]), "largest gamma is 0"),
-    (lambda: free_token_value_bounds(solve(instance("F", 3, "token", 1))), "min_length is 1; want 0"),
-    (lambda: free_token_value_bounds(solve(replace(instance("A", 2, "token"), draft_time=Q(11)))), "draft_time is 11"),
-    (lambda: plan_horizon(instance("A", 2, "token"), -1), "tokens is -1"),
-    (lambda: plan_horizon(instance("A", 2, "token"), 3).free_token_value(4, 0), "remaining is 4"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: rejection_threshold(Q(1), lag=2), "lag is 2"),
+        (lambda: threshold_rates(instance("A", 2, "token"), lag=3), "lag is 3"),
+        (lambda: theorem_threshold(instance("A", 2, "token"), Q(-10)), "delta is -10"),
+        (lambda: stop_thresholds(instance("A", 2, "token"), [Q(-1), Q(2)]), "negative entry -1"),
+        (lambda: thresholds_are_optimal(instance("A", 2, "token"), [Q(-1), Q(2)]), "negative entry -1"),
+        (lambda: stop_by_remaining_cap(instance("A", 2, "token"), [Q(0), Q(0)]), "largest gamma is 0"),
+        (lambda: free_token_value_bounds(solve(instance("F", 3, "token", 1))), "min_length is 1; want 0"),
+        (
+            lambda: free_token_value_bounds(solve(replace(instance("A", 2, "token"), draft_time=Q(11)))),
+            "draft_time is 11",
+        ),
+        (lambda: plan_horizon(instance("A", 2, "token"), -1), "tokens is -1"),
+        (lambda: plan_horizon(instance("A", 2, "token"), 3).free_token_value(4, 0), "remaining is 4"),
+    ],
+)
 def test_arguments_out_of_range_are_refused(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         call()

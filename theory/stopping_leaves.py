@@ -79,9 +79,7 @@ def _token_stops(instance: StoppingInstance, trail: list[int], block: Block) -> 
     return [*stops, (reached, list(instance.target[trail[-1]]))]
 
 
-def _block_stops(
-    instance: StoppingInstance, trail: list[int], rhos: list[Number]
-) -> list[tuple[Number, list[Number]]]:
+def _block_stops(instance: StoppingInstance, trail: list[int], rhos: list[Number]) -> list[tuple[Number, list[Number]]]:
     """As `_token_stops`, deciding from the whole block downwards."""
     length = len(trail) - 1
     still = instance.one

@@ -65,9 +65,7 @@ class PiecewiseLinear:
         return self.positions[i] - self.values[i] * (self.positions[i + 1] - self.positions[i]) / rise
 
 
-def gain_functions(
-    instance: StoppingInstance, gamma: Sequence[Number]
-) -> dict[tuple[int, int], PiecewiseLinear]:
+def gain_functions(instance: StoppingInstance, gamma: Sequence[Number]) -> dict[tuple[int, int], PiecewiseLinear]:
     """The continuation gain of context y with d drafts left, as a function of rho, for every (y, d), d = 1..K."""
     forced_above = instance.max_length - instance.min_length
     one, zero = instance.one, 0 * instance.one
@@ -80,8 +78,7 @@ def gain_functions(
             size += len(gains[context, left].positions)
             check_state_count(size, instance)
         after_stop = [
-            gains[c, left] if left > forced_above else gains[c, left].positive_part()
-            for c in range(instance.contexts)
+            gains[c, left] if left > forced_above else gains[c, left].positive_part() for c in range(instance.contexts)
         ]
     return gains
 
