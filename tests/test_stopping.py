@@ -154,7 +154,7 @@ def test_policy_iteration_dinkelbach_and_the_occupancy_lp_agree(key):
     assert solve_by_lp(problem) == pytest.approx(float(eta), abs=1e-12)
 
 
-@pytest.mark.parametrize("forced", [0, 1])
+@pytest.mark.parametrize("forced", [0, 1, 2])
 @pytest.mark.parametrize("name", ["A", "B", "C", "E", "F"])
 @pytest.mark.parametrize("verifier", BOTH)
 def test_the_optimum_beats_every_combination_of_stopping_trees(name, verifier, forced):
@@ -268,6 +268,7 @@ def test_a_forced_minimum_makes_delta_positive_and_the_zero_delta_theorem_false(
     gain = continuation_gain(forced.instance, forced.gamma)
     assert gain(0, Q(1, 2), 2) == Q(8547, 44260)
     assert theorem_threshold(forced.instance, Q(0)) == Q(1, 2)
+    assert all(depth >= 1 for states in forced.continue_states for depth, _, _ in states)
     assert theorem_3_1(forced.instance, forced.gamma).holds
     assert not theorem_3_1(forced.instance, forced.gamma, delta=Q(0)).holds
     witness = worst_stop(forced.instance, forced.gamma, Q(1, 2))
@@ -418,12 +419,12 @@ def test_a_whole_prefix_tree_is_solved_with_nodes_as_contexts(verifier, best, co
 
 @st.composite
 def problems(draw: st.DrawFn, vocab: int = 3, cap: int = 3, forced: bool = False) -> StoppingInstance:
-    """Order-1 instances with zeros and one-hot rows; target rows positive, so that one closed class is sure."""
+    """Order-1 instances with zeros and one-hot rows; token 0 always possible, so that one closed class is sure."""
     v = draw(st.integers(2, vocab))
-    target = [draw(row(v, zeros=False)) for _ in range(v)]
+    target = [draw(row(v).filter(lambda law: law[0] > 0)) for _ in range(v)]
     drafts = [draw(row(v)) for _ in range(v)]
     longest = draw(st.integers(0, cap if v == 2 else min(cap, 2)))
-    least = draw(st.integers(0, min(1, longest))) if forced else 0
+    least = draw(st.integers(0, min(2, longest))) if forced else 0
     times = draw(st.integers(2, 20)), draw(st.sampled_from([Q(0), Q(1, 2), Q(1), Q(2)]))
     return StoppingInstance(target, drafts, *times, longest, least, draw(st.sampled_from(BOTH)))
 
@@ -690,6 +691,14 @@ def test_a_periodic_chain_whose_rounds_split_is_still_solved(verifier):
     solution = solve(problem)
     assert solution.eta == Q(1, 2) == best_by_enumeration(problem).eta
     assert solve_by_dinkelbach(problem).eta == Q(1, 2)
+
+
+def test_a_rule_whose_rounds_split_is_worth_its_best_closed_class():
+    stay = [[1, 0], [0, 1]]
+    for drafts in ([[1, 0], [1, 0]], [[0, 1], [0, 1]]):
+        value = evaluate(StoppingInstance(stay, drafts, 3, 1, 1), constant_length(1))
+        assert (value.eta, value.closed_classes) == (Q(1, 2), 2)
+        assert value.best_class == {drafts[0].index(1)}
 
 
 def test_a_target_with_two_closed_classes_is_refused_by_name():
