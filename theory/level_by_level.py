@@ -54,40 +54,43 @@ def acceptance(tree: PrefixTree, paths: int, coins: Coins) -> Array:
     """[n] phi of the verifier whose offers are kept with the given coins."""
     phi = tree.target * 0
     phi[0] = tree.target[0]
-    root = np.concatenate([np.zeros(paths, dtype=int) * phi[0], phi[:1]])
-    reach = {0: root}
+    reach = {0: np.concatenate([phi[:1] * 0] * paths + [phi[:1]])}
     for node in range(tree.leaves.start):
         arrived, below = reach.pop(node, None), tree.children[node]
         if arrived is None or below.start == below.stop:
             continue
-        for child, counts in zip(range(below.start, below.stop), _step(tree, below, arrived, coins), strict=True):
-            phi[child] = counts.sum()
-            if phi[child] > 0:
-                reach[child] = counts
+        target, draft = tree.target[below], tree.draft[below]
+        rounds = [(mass, coins(target, draft, n)) for n, mass in enumerate(arrived) if n > 0 and mass > 0]
+        if tree.depth[node] == tree.length - 1:
+            phi[below] = sum(mass * kept(draft, coin) for mass, coin in rounds)
+            continue
+        counts = np.stack([arrived * 0] * len(draft))
+        for mass, coin in rounds:
+            counts[:, : len(coin) + 1] += mass * kept_counts(draft, coin)
+        phi[below] = counts.sum(axis=1)
+        reach |= {below.start + place: counts[place] for place in np.flatnonzero(phi[below] > 0).tolist()}
     return phi
 
 
-def _step(tree: PrefixTree, below: slice, arrived: Array, coins: Coins) -> Array:
-    """reach [children, K+1] of the children of a node with reach `arrived` [K+1]."""
-    target, draft = tree.target[below], tree.draft[below]
-    after = np.stack([arrived * 0] * len(draft))
-    for offers in range(1, len(arrived)):
-        if arrived[offers] > 0:
-            after[:, : offers + 1] += arrived[offers] * kept_counts(draft, coins(target, draft, offers))
-    return after
+def kept(draft: Array, coins: Array) -> Array:
+    """[V] Pr(token y is kept) for coins [n, V]."""
+    law, before = draft * 0, draft.sum() * 0 + 1
+    for coin in coins:
+        law = law + before * draft * coin
+        before = before * (draft * (1 - coin)).sum()
+    return law
 
 
 def kept_counts(draft: Array, coins: Array) -> Array:
     """[V, n+1] Pr(token y is kept, m of the n drafts hold y), for coins [n, V]."""
-    offers = len(coins)
-    kept = np.zeros((len(draft), offers + 1), dtype=draft.dtype) + draft[0] * 0
-    before = kept.copy()
+    law = np.zeros((len(draft), len(coins) + 1), dtype=draft.dtype) + draft[0] * 0
+    before = law.copy()
     before[:, 0] += 1
     for coin in coins:
         failing = draft * (1 - coin)
-        kept = times_linear(kept, 1 - draft, draft) + times_linear(before, draft * 0, draft * coin)
+        law = times_linear(law, 1 - draft, draft) + times_linear(before, draft * 0, draft * coin)
         before = times_linear(before, failing.sum() - failing, failing)
-    return kept
+    return law
 
 
 def times_linear(polynomial: Array, constant: Array, slope: Array) -> Array:

@@ -125,7 +125,7 @@ def kseq(target: Array, draft: Array, paths: int) -> KSeq:
     one = mass(discount)
     if paths > 1 and coverage(one, paths) > one:
         target, draft = target.astype(float), draft.astype(float)
-        discount = brentq(excess, 1.0, float(paths), xtol=1e-15, rtol=1e-15) if excess(paths) < 0 else float(paths)
+        discount = brentq(excess, 1.0, float(paths), xtol=1e-14, maxiter=1000) if excess(paths) < 0 else float(paths)
     coins = target * 0 + 1
     np.divide(target, discount * draft, out=coins, where=target < discount * draft)
     return KSeq(discount, mass(discount), coins)
