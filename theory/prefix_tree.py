@@ -286,6 +286,26 @@ class PrefixTree:
                     law[(*prefix, y)] = joint * probability
         return law
 
+    def truncated(self, length: int) -> PrefixTree:
+        """The same models looked at only `length` tokens deep, 1 <= length <= L.
+
+        The bonus rows are the target's rows at that depth (uniform below prefixes that were left without children).
+
+        Raises:
+            ValueError: if length is out of range.
+        """
+        if not 1 <= length <= self.length:
+            raise ValueError(f"length is {length}; want 1..{self.length}")
+        if length == self.length:
+            return self
+        size, leaves = self.levels[length].stop, self.levels[length]
+        bonus = self.rows(self.target)[leaves]
+        empty = bonus.sum(axis=1) == 0
+        bonus[empty] = Fraction(1, self.vocab) if self.exact else 1 / self.vocab
+        arrays = (values[:size] for values in (self.parent, self.token, self.target, self.draft))
+        parent, token, target, draft = arrays
+        return PrefixTree(self.vocab, length, parent, token, target, draft, bonus, self.symbols)
+
     def as_float(self) -> PrefixTree:
         """The same tree in float64."""
         target, draft, bonus = (np.asarray(values, dtype=float) for values in (self.target, self.draft, self.bonus))

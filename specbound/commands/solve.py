@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
     from specbound.theory.solution import Solution
 
+OBJECTIVES = ("lossless", "block-transport", "all")
+
 
 @click.command(
     epilog="Example:  specbound solve --target 1/3,2/3 --draft 2/3,1/3 --length 2   "
@@ -20,9 +23,30 @@ if TYPE_CHECKING:
 )
 @instance_options
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K.")
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="all",
+    show_default=True,
+    help="lossless: stateless lossless verifiers; block-transport: one block, later target laws modified.",
+)
+@click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Largest certified gap of an optimum.")
+@click.option("--emit", type=click.Path(dir_okay=False), help="Write the optimal verifier as a table (JSON).")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False), help="Draw the tree and the values against K and L (png, svg)."
+)
 @click.option("--mdp", "mdp_file", type=click.Path(dir_okay=False), help="Solve a draft-length problem instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def solve(paths: int, mdp_file: str | None, as_json: bool, **options: Any) -> None:
+def solve(
+    paths: int,
+    objective: str,
+    tolerance: float,
+    emit: str | None,
+    plot: str | None,
+    mdp_file: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Expected acceptance length of the verifiers, and the certified optima, of one instance.
 
     Values are drafted tokens kept per target call; the correction token is not counted.
@@ -34,29 +58,59 @@ def solve(paths: int, mdp_file: str | None, as_json: bool, **options: Any) -> No
             raise ValueError(f"--mdp is an instance of its own; leave out --{given[0].split('_')[0]}")
         solve_draft_length(mdp_file, as_json)
         return
+    if emit is not None and objective == "all":
+        raise ValueError("--emit writes one verifier; choose --objective lossless or --objective block-transport")
     description, tree = read_instance(**options)
-    results = values(tree, paths)
+    results = values(tree, paths, objective, tolerance)
+    if emit is not None:
+        emit_table(tree, paths, objective, tolerance, Path(emit))
+    if plot is not None:
+        draw(tree, paths, objective, tolerance, Path(plot))
     if as_json:
         print_json({"instance": description | {"paths": paths}, "results": results})
     else:
         _print_table(description | {"paths": paths}, results)
 
 
-def values(tree: PrefixTree, paths: int) -> list[dict[str, Any]]:
-    """The `results` of the JSON output: one object per verifier or optimum."""
-    from specbound.theory import block_transport, single_path, token_level
+def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: float = 1e-6) -> list[dict[str, Any]]:
+    """The `results` of the JSON output: the verifiers whose value is known, then the optima.
 
-    if paths > 1:
-        raise ValueError(f"--paths is {paths}; values for several paths are not available yet, use --paths 1")
-    return [
-        _result("token", token_level.optimum(tree), "Leviathan et al. 2023, Algorithm 1"),
-        _result("block", single_path.optimum(tree), "Block Verification, arXiv:2403.10444, Algorithm 2"),
-        _result("lossless-optimum", single_path.optimum(tree), "arXiv:2403.10444, Theorem 2"),
-        _result("block-transport-optimum", block_transport.optimum(tree), "optimal transport on the prefix tree"),
-    ]
+    A verifier's value is known exactly (bound = value, gap 0 up to rounding); an optimum lies in [value, bound].
+    """
+    from specbound.theory.known_values import known_values
+
+    results = []
+    for known in known_values(tree, paths):
+        if objective == "all" or known.stateful == (objective == "block-transport"):
+            results.append(
+                {
+                    "name": known.name,
+                    "value": known.value,
+                    "exact": None if known.exact is None else str(known.exact),
+                    "bound": known.value,
+                    "gap": 0.0,
+                    "lossless": known.lossless,
+                    "source": known.source,
+                    "seconds": None,
+                }
+            )
+    for name, source in (("lossless", "certified LP"), ("block-transport", "certified LP; later target laws modified")):
+        if objective in ("all", name):
+            results.append(_optimum(f"{name}-optimum", optimum(tree, paths, name, tolerance), source))
+    return results
 
 
-def _result(name: str, solution: Solution, source: str) -> dict[str, Any]:
+def optimum(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> Solution:
+    """The certified optimum, in closed form for one path."""
+    from specbound.theory import block_transport, multi_path, single_path
+
+    if paths == 1:
+        return single_path.optimum(tree) if objective == "lossless" else block_transport.optimum(tree)
+    solver = multi_path.lossless_optimum if objective == "lossless" else multi_path.transport_optimum
+    return solver(tree, paths, tolerance)
+
+
+def _optimum(name: str, solution: Solution, source: str) -> dict[str, Any]:
     return {
         "name": name,
         "value": solution.value,
@@ -64,9 +118,37 @@ def _result(name: str, solution: Solution, source: str) -> dict[str, Any]:
         "bound": solution.bound,
         "gap": solution.gap,
         "lossless": solution.lossless,
-        "source": source,
+        "source": f"{source} ({solution.solver})",
         "seconds": solution.seconds,
     }
+
+
+def draw(tree: PrefixTree, paths: int, objective: str, tolerance: float, file: Path) -> None:
+    """Write a picture: acceptance mass on the tree at the optimum, values against K and against L."""
+    from matplotlib.figure import Figure
+
+    from specbound.plots import draw_curves, draw_tree
+    from specbound.theory.feasibility import coverage
+
+    made = Figure(figsize=(11, 8), layout="constrained")
+    grid = made.add_gridspec(2, 2, height_ratios=(1.2, 1))
+    phi = optimum(tree, paths, "block-transport" if objective == "block-transport" else "lossless", tolerance).phi
+    draw_tree(made.add_subplot(grid[0, :]), tree, phi, coverage(tree.as_float().draft_joint, paths))
+    ranges = {"drafted paths K": range(1, max(4, paths) + 1), "draft length L": range(1, tree.length + 1)}
+    for column, (label, sizes) in enumerate(ranges.items()):
+        columns: dict[str, list[float]] = {}
+        for size in sizes:
+            smaller, count = (tree, size) if column == 0 else (tree.truncated(size), paths)
+            for result in values(smaller, count, objective, tolerance):
+                columns.setdefault(result["name"], []).append(result["value"])
+        complete = {name: curve for name, curve in columns.items() if len(curve) == len(sizes)}
+        draw_curves(made.add_subplot(grid[1, column]), list(sizes), complete, label)
+    made.savefig(file, dpi=130)
+
+
+def emit_table(tree: PrefixTree, paths: int, objective: str, tolerance: float, file: Path) -> None:
+    """Write the optimal verifier of the tree as a table that the runtime verifier `table` executes."""
+    raise NotImplementedError
 
 
 def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -78,10 +160,10 @@ def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> Non
     table.add_column("", no_wrap=True)
     for column in ("value", "exact", "gap"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("lossless")
-    table.add_column("source", overflow="fold")
+    table.add_column("source", overflow="ellipsis", no_wrap=True)
     for result in results:
-        lossless = "yes" if result["lossless"] else "no"
-        row = (f"{result['value']:.6f}", result["exact"] or "", f"{result['gap']:.0e}", lossless, result["source"])
-        table.add_row(result["name"], *row)
+        exact = result["exact"] if result["exact"] is not None and len(result["exact"]) <= 15 else ""
+        gap = f"{result['gap']:.0e}" if result["name"].endswith("optimum") else ""
+        style = "bold" if result["name"].endswith("optimum") else None
+        table.add_row(result["name"], f"{result['value']:.6f}", exact, gap, result["source"], style=style)
     Console().print(table)
