@@ -355,10 +355,9 @@ class _Decoding:
 
         A stateful verifier wants the same L in every call.
         """
-        if self.facts.stateful:
-            return [self.loop.length] * self.rows
+        shortest = self.loop.length if self.facts.stateful else 1
         return [
-            0 if done else max(1, min(self.loop.length, self.limit - end - 1))
+            0 if done else max(shortest, min(self.loop.length, self.limit - end - 1))
             for end, done in zip(self.end, self.done, strict=True)
         ]
 
