@@ -44,8 +44,9 @@ def visit_order(first: Tensor) -> tuple[Tensor, Tensor]:
     mine = torch.arange(paths, device=first.device).view(1, paths, 1, 1)
     above = depth.view(1, 1, 1, length) < depth.view(1, 1, length, 1)
     level = depth.view(1, 1, 1, length) == depth.view(1, 1, length, 1)
-    keys = torch.where(above, first.unsqueeze(2), torch.where(level, mine, paths)).reshape(requests, -1, length)
-    order = torch.arange(paths * length, device=first.device).expand(requests, -1)
+    keys = torch.where(above, first.unsqueeze(2), torch.where(level, mine, paths))
+    keys = keys.reshape(requests, paths * length, length)
+    order = torch.arange(paths * length, device=first.device).expand(requests, paths * length)
     for column in reversed(range(length)):
         order = order.gather(1, keys[..., column].gather(1, order).argsort(dim=1, stable=True))
     return order // length, order % length + 1
