@@ -230,7 +230,10 @@ def certificate_from_json(text: str | Mapping[str, Any]) -> tuple[PrefixTree, Ce
     tree = PrefixTree.from_json(data["tree"])
     kappa, potential = (read_floats(name, data[name]) for name in ("kappa", "potential"))
     found = verify_certificate(tree, data["paths"], kappa, potential, data["objective"])
-    for name, claim, proven, sign in (("value", data["value"], found.value, 1), ("bound", data["bound"], found.bound, -1)):
+    for name, claim, proven, sign in (
+        ("value", data["value"], found.value, 1),
+        ("bound", data["bound"], found.bound, -1),
+    ):
         if isinstance(claim, bool) or not isinstance(claim, int | float):
             raise ValueError(f"{name} is {claim!r}; want a number")
         if not sign * (claim - proven) <= 1e-9 * (1 + tree.length):
