@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,9 @@ Prefix = tuple[int, ...]
 FORMAT = "specbound.prefix-tree"
 VERSION = 1
 MAX_NODES = 20_000_000
+MAX_VOCAB = 2**31 - 1
+MAX_BONUS = 200_000_000
+MAX_EXPONENT = 9999
 ROW_TOLERANCE = 1e-9
 
 
@@ -169,8 +173,7 @@ class PrefixTree:
             raise ValueError(f"version is {data['version']!r}; this release reads version {VERSION}")
         vocab, length = _integer("vocab", data["vocab"]), _integer("length", data["length"])
         parent = _integers("parent", data["parent"])
-        uniform = [[Fraction(1, max(vocab, 1))] * vocab] * _count_deepest(parent, length)
-        bonus = _parsed("bonus", data["bonus"]) if "bonus" in data else uniform
+        bonus = _parsed("bonus", data["bonus"]) if "bonus" in data else _uniform(vocab, _count_deepest(parent, length))
         target, draft, bonus = _numbers(_parsed("target", data["target"]), _parsed("draft", data["draft"]), bonus)
         symbols = data.get("symbols")
         if symbols is not None and not (
@@ -324,10 +327,12 @@ def parse_number(text: object) -> Fraction | float:
         raise ValueError(f"{text!r} is not a number; write a decimal such as 0.25 or a fraction such as 1/4")
     if isinstance(text, float):
         return text
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        pass
+    exponent = re.search(r"e[+-]?(\d+)", str(text).lower())
+    if exponent is None or int(exponent[1]) <= MAX_EXPONENT:
+        try:
+            return Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            pass
     raise ValueError(f"{text!r} is not a number; write a decimal such as 0.25 or a fraction such as 1/4")
 
 
@@ -347,9 +352,15 @@ def _check_size(vocab: int, length: int) -> None:
         )
 
 
+def _check_vocab(vocab: int) -> None:
+    if vocab > MAX_VOCAB:
+        raise ValueError(f"vocab is {vocab}; want at most {MAX_VOCAB}")
+
+
 def _check_shape(tree: PrefixTree) -> None:
     if tree.vocab < 1 or tree.length < 1:
         raise ValueError(f"vocab is {tree.vocab} and length {tree.length}; both want at least 1")
+    _check_vocab(tree.vocab)
     size = len(tree.parent)
     for name in ("parent", "token", "target", "draft"):
         values = getattr(tree, name)
@@ -426,6 +437,15 @@ def _check_probabilities(tree: PrefixTree) -> None:
         raise ValueError(f"bonus[{bad[0]}] sums to {sums[bad[0]]}; want 1")
 
 
+def _uniform(vocab: int, leaves: int) -> Array:
+    _check_vocab(vocab)
+    if leaves * vocab > MAX_BONUS:
+        raise ValueError(
+            f"vocab is {vocab}: {leaves} bonus rows of that length are too large; number the tokens in use"
+        )
+    return np.full((leaves, max(vocab, 0)), Fraction(1, max(vocab, 1)), dtype=object)
+
+
 def _count_deepest(parent: Array, length: int) -> int:
     """Number of nodes of depth `length`, for any integers in `parent` (checked later)."""
     depth = {0: 0}
@@ -485,4 +505,7 @@ def _integer(name: str, value: Any) -> int:
 def _integers(name: str, value: Any) -> Array:
     if not isinstance(value, list):
         raise ValueError(f"{name} is {value!r}; want a list of integers")
-    return np.array([_integer(name, entry) for entry in value], dtype=np.int64).reshape(-1)
+    integers = [_integer(name, entry) for entry in value]
+    if too_large := [entry for entry in integers if abs(entry) > MAX_VOCAB]:
+        raise ValueError(f"{name} is {too_large[0]}; want a node or a token, below {MAX_VOCAB}")
+    return np.array(integers, dtype=np.int64)

@@ -1,0 +1,87 @@
+"""Instances with known values, and random trees of every shape, shared by the tests of theory.
+
+I1..I7 are the instances of the project's notes on multi-path verifiers; their exact values there were found by
+enumerating every branch of every verifier in rational arithmetic.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from specbound.theory.prefix_tree import Prefix, PrefixTree
+
+
+def fractions(text: str) -> list[Fraction]:
+    """ "1/3 2/3" -> [1/3, 2/3]."""
+    return [Fraction(entry) for entry in text.split()]
+
+
+def by_prefix(rows: dict[Prefix, str], otherwise: str):
+    """A conditional law from the rows of some prefixes and one row for all others."""
+    return lambda prefix: fractions(rows.get(prefix, otherwise))
+
+
+def iid(target: str, draft: str, length: int) -> PrefixTree:
+    return PrefixTree.iid(fractions(target), fractions(draft), length)
+
+
+INSTANCES = {
+    "I1": iid("1/3 2/3", "2/3 1/3", 2),
+    "I2": iid("1/3 2/3", "2/3 1/3", 3),
+    "I3": iid("1/2 1/2", "1/2 1/2", 2),
+    "I4": iid("1/6 1/3 1/2", "1/2 1/6 1/3", 1),
+    "I5": iid("1/6 1/3 1/2", "1/2 1/6 1/3", 2),
+    "I6": PrefixTree.from_conditionals(
+        by_prefix({(0,): "1/8 7/8"}, "1/2 1/2"), by_prefix({(): "7/8 1/8"}, "1/2 1/2"), 2, 2
+    ),
+    "I7": PrefixTree.from_conditionals(
+        by_prefix({(): "3/5 1/5 1/5", (0,): "1/4 1/2 1/4", (1,): "1/2 1/2 0"}, "1/3 1/3 1/3"),
+        by_prefix({(): "2/5 2/5 1/5", (0,): "1/2 1/4 1/4", (1,): "1/4 1/4 1/2", (2,): "3/5 1/5 1/5"}, "1/3 1/3 1/3"),
+        3,
+        2,
+    ),
+}
+
+
+def ragged(seed: int, vocab: int = 4, length: int = 3) -> PrefixTree:
+    """A random float tree: nodes have different numbers of children, some rows have zeros, and some subtrees that no
+    draft reaches end early."""
+    rng = np.random.default_rng(seed)
+    parent, token, target, draft, depth, reached = [-1], [-1], [1.0], [1.0], [0], [True]
+    node = 0
+    while node < len(parent):
+        if depth[node] < length and (reached[node] or rng.random() < 0.5):
+            tokens = rng.permutation(vocab)[: rng.integers(1, vocab + 1)]
+            rows = [_sparse_row(rng, len(tokens)) for _ in range(2)]
+            for y, p, q in zip(tokens, *rows, strict=True):
+                parent.append(node)
+                token.append(int(y))
+                target.append(p)
+                draft.append(q)
+                depth.append(depth[node] + 1)
+                reached.append(reached[node] and q > 0)
+        node += 1
+    leaves = sum(level == length for level in depth)
+    bonus = rng.dirichlet(np.ones(vocab), size=leaves).reshape(leaves, vocab)
+    arrays = np.array(parent), np.array(token), np.array(target), np.array(draft), bonus
+    return PrefixTree(vocab, length, *arrays)
+
+
+def _sparse_row(rng: np.random.Generator, size: int) -> np.ndarray:
+    row = rng.dirichlet(np.full(size, 0.5)) * (rng.random(size) < 0.7)
+    return row / row.sum() if row.sum() > 0 else np.eye(size)[rng.integers(size)]
+
+
+def small_trees(count: int) -> list[PrefixTree]:
+    """Random trees of a few shapes and concentrations, ragged ones among them."""
+    shapes = [(2, 1), (2, 2), (3, 1), (3, 2), (2, 3), (4, 1)]
+    trees = []
+    for seed in range(count):
+        vocab, length = shapes[seed % len(shapes)]
+        concentration = [0.1, 0.5, 2.0][seed % 3]
+        trees.append(
+            ragged(seed, vocab, length) if seed % 4 == 3 else PrefixTree.random(vocab, length, seed, concentration)
+        )
+    return trees
