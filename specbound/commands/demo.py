@@ -123,7 +123,7 @@ def _decode(pair: Pair, name: str, texts: list[str], settings: dict[str, Any], p
         run.tokens += sequences.shape[1] - inputs["input_ids"].shape[1]
         if name != "plain":
             statistics = output.statistics
-            full = statistics.drafted == settings["length"]
+            full = statistics.drafted[:, 0] == settings["length"]
             starts, accepted = statistics.start[full, 0].tolist(), statistics.accepted[full, 0].tolist()
             run.calls += [(sequences[0, :begin], kept) for begin, kept in zip(starts, accepted, strict=True)]
         progress.advance(task)
