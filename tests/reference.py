@@ -85,3 +85,20 @@ def small_trees(count: int) -> list[PrefixTree]:
             ragged(seed, vocab, length) if seed % 4 == 3 else PrefixTree.random(vocab, length, seed, concentration)
         )
     return trees
+
+
+TINY = 1e-300
+DEGENERATE = {
+    "disjoint supports": iid("0 1", "1 0", 2),
+    "identical models": iid("1/2 1/3 1/6", "1/2 1/3 1/6", 2),
+    "one-hot draft": iid("1/2 1/2", "1 0", 2),
+    "one-hot target": iid("1 0", "1/3 2/3", 2),
+    "one-hot both": iid("1 0", "1 0", 3),
+    "one child": iid("1", "1", 3),
+    "depth one": iid("1/6 1/3 1/2", "1/2 1/6 1/3", 1),
+    "tiny target": PrefixTree.iid([TINY, 1.0], [0.5, 0.5], 2),
+    "tiny draft": PrefixTree.iid([0.5, 0.5], [TINY, 1.0], 2),
+    "tiny both": PrefixTree.iid([TINY, 0.5, 0.5], [TINY, 1.0, 0.0], 2),
+    "near tie": PrefixTree.iid([0.5, 0.5], [0.5 + 1e-13, 0.5 - 1e-13], 2),
+    "subtrees ending early": ragged(11),
+}
