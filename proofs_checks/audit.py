@@ -28,7 +28,7 @@ from specbound.theory import single_path
 from specbound.theory.prefix_tree import PrefixTree
 
 TOLERANCE = 1e-9
-MAX_TUPLES = {"replay": 20_000, "interception": 1_000}
+MAX_TUPLES = {"replay": 400, "interception": 400, "stateful": 30}
 MAX_BREAKDOWNS = 3
 COMPARED = 4
 STORY_GAP = 1e-3
@@ -252,7 +252,7 @@ def audit(
     with laboratory(target, seconds, memory) as lab:
         counts = paths if lab.paths == "many" else range(1, 2)
         wanted = list(instances(vocab, length, counts, cases, seed))
-        possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES[lab.way]]
+        possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if lab.stateful else lab.way]]
         skipped = sorted({case.size for case in wanted} - {case.size for case in possible})
         found, breakdowns = _examine(lab, possible, tolerance)
         failed = [case for case in found if case.deviation is not None]
@@ -314,10 +314,10 @@ def optimum(tree: PrefixTree, paths: int) -> float | None:
     if paths == 1:
         return float(single_path.optimum(tree).value)
     try:
-        from specbound.theory import multi_path
+        from specbound.theory.multi_path import lossless_optimum
     except ImportError:
         return None
-    return float(multi_path.lossless_optimum(tree.as_float(), paths).value)
+    return float(lossless_optimum(tree.as_float(), paths).value)
 
 
 def _verdict(failed: list[Case], breakdowns: list[Breakdown]) -> str:
@@ -389,7 +389,7 @@ def _explain(lab: Laboratory, failed: list[Case], tolerance: float) -> tuple[Cou
     )
     compared = [(found.tree, found.paths), *((case.instance.tree, case.instance.paths) for case in others[-COMPARED:])]
     causes = () if lab.stateful else likely_causes(lab, compared)
-    return _counterexample(found, evidence, deviation, causes), causes
+    return _counterexample(lab, found, evidence, deviation, causes), causes
 
 
 def likely_causes(lab: Laboratory, compared: list[tuple[PrefixTree, int]]) -> tuple[str, ...]:
@@ -409,7 +409,9 @@ def likely_causes(lab: Laboratory, compared: list[tuple[PrefixTree, int]]) -> tu
     return tuple(causes)
 
 
-def _counterexample(found: Shrunk, evidence: Evidence, deviation: Deviation, causes: tuple[str, ...]) -> Counterexample:
+def _counterexample(
+    lab: Laboratory, found: Shrunk, evidence: Evidence, deviation: Deviation, causes: tuple[str, ...]
+) -> Counterexample:
     block = (*deviation.prefix, deviation.token)
     law = as_fractions(evidence.blocks)
     emitted = None if law is None else Fraction(marginal(law, deviation.position)[block])
@@ -423,9 +425,17 @@ def _counterexample(found: Shrunk, evidence: Evidence, deviation: Deviation, cau
         _enumerated(found, evidence),
         _place(found.tree, deviation),
         _wrong(deviation, emitted, wanted),
-        f"Likely cause: {'; or '.join(causes)}." if causes else "No known mistake has this law on every failing case.",
+        _why(causes, lab.declared),
     )
     return Counterexample(found.tree.to_json(), found.paths, deviation, emitted, wanted, story, found.trials)
+
+
+def _why(causes: tuple[str, ...], declared: bool | None) -> str:
+    if causes:
+        return f"Likely cause: {'; or: '.join(causes)}."
+    if declared is False:
+        return "The verifier is declared lossy, and this shows how."
+    return "Likely cause: unknown; no known mistake has this law on every case compared."
 
 
 def _one_call(tree: PrefixTree, evidence: Evidence) -> bool:

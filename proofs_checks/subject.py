@@ -21,7 +21,7 @@ from specbound.proofs_checks.stream_law import ModelPair, stream_law
 from specbound.runtime.verifiers import registry
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
-MORE_TOKENS = 3
+MORE_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TensorSubject:
     way: Literal["replay", "interception"] = "replay"
 
     def evidence(self, tree: PrefixTree, paths: int) -> Evidence:
-        """Exact law by replay; for a stateful verifier that of the first L+3 tokens, call after call.
+        """Exact law by replay; for a stateful verifier that of the first L+2 tokens, call after call.
 
         Raises:
             InvalidResult: if a request's verdict depends on the other requests of its batch.
