@@ -173,7 +173,8 @@ class Sides:
     @classmethod
     def empty(cls, point: Point, residual: Array) -> Sides:
         """Uninitialised sides of the shape of the point's pairs."""
-        return cls(*(np.empty_like(x) for x in (point.s, point.v, point.m, point.r, point.mu)), residual)
+        s, v, m, r, mu = (np.empty_like(x) for x in (point.s, point.v, point.m, point.r, point.mu))
+        return cls(s, v, m, r, mu, residual)
 
 
 class Stalled(RuntimeError):
