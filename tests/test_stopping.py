@@ -499,15 +499,16 @@ def test_families_of_rules_are_swept_as_they_would_be_evaluated_one_by_one(probl
 
 
 @settings(max_examples=40, deadline=None)
-@given(problems(cap=4), st.fractions(0, 1, max_denominator=50))
+@given(problems(cap=4, forced=True), st.fractions(0, 1, max_denominator=50))
 def test_the_gain_as_a_function_of_rho_is_the_gain_of_the_tree(problem, rho):
-    gamma = solve(problem).gamma
+    gamma = [abs(value) for value in solve(problem).gamma]
     gain = continuation_gain(problem, gamma)
     thresholds = stop_thresholds(problem, gamma)
+    assert {left for _, left in thresholds} == set(range(1, problem.max_length - problem.min_length + 1))
     for (context, left), function in gain_functions(problem, gamma).items():
         assert function(rho) == gain(context, rho, left)
-        stops = 1 - rho >= thresholds[context, left]
-        assert stops == (function(rho) <= 0)
+        if (context, left) in thresholds:
+            assert (1 - rho >= thresholds[context, left]) == (function(rho) <= 0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -660,6 +661,11 @@ def test_one_token_is_drafted_to_the_cap():
     solution = solve(StoppingInstance([[1]], [[1]], 4, 1, 6))
     assert solution.eta == Q(7, 10)
     assert solve(StoppingInstance([[1]], [[1]], 4, 1, 0)).eta == Q(1, 4)
+
+
+def test_a_gain_that_is_zero_everywhere_stops_at_every_rejection_probability():
+    problem = StoppingInstance([[0, 1], [0, 1]], [[1, 0], [1, 0]], 4, 0, 2)
+    assert set(stop_thresholds(problem, solve(problem).gamma).values()) == {0}
 
 
 def test_free_drafts_are_always_worth_taking():

@@ -86,14 +86,15 @@ def gain_functions(instance: StoppingInstance, gamma: Sequence[Number]) -> dict[
 def _gain_function(
     instance: StoppingInstance, gamma: Sequence[Number], context: int, later: Sequence[PiecewiseLinear]
 ) -> PiecewiseLinear:
-    """-t_d + sum_z q(z|y) [rho_z Gamma(z) + later_z(rho_z)] with the breakpoints of every term."""
+    """-t_d + sum_z q(z|y) [rho_z Gamma(z) + later_z(rho_z)] with the breakpoints of every term.
+
+    The last breakpoint of later_z, 1, also marks where rho_z = min(1, rho ratio) saturates.
+    """
     positions = {0 * instance.one, instance.one}
     for after, _, ratio in instance.branches[context]:
         slope = min(ratio, instance.one) if instance.verifier == "token" else ratio
         if slope > 0:
             positions |= {x / slope for x in later[after].positions if x < slope}
-            if slope > 1:
-                positions.add(1 / slope)
 
     def value(rho: Number) -> Number:
         total = -instance.draft_time
