@@ -89,7 +89,7 @@ def sources(tree: PrefixTree, paths: int) -> tuple[Array, Array]:
 
         Pr(multiset) = K! / (product of multiplicities!) * product of Q(leaf)
 
-    Leaves that are never drafted are left out.
+    Sets with probability 0 (or below 1e-323) are left out.
     """
     check_paths(paths)
     law = tree.draft_joint[tree.leaves].astype(float)
@@ -106,7 +106,8 @@ def sources(tree: PrefixTree, paths: int) -> tuple[Array, Array]:
         for multiset in multisets
     ]
     chosen = np.array(multisets, dtype=np.int64)
-    return chosen, np.array(orders) * law[chosen].prod(axis=1)
+    weights = np.array(orders) * law[chosen].prod(axis=1)
+    return chosen[weights > 0], weights[weights > 0]
 
 
 def common_prefix(tree: PrefixTree, left: Array, right: Array) -> Array:

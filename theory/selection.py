@@ -68,7 +68,7 @@ def _power_sum(a: Any, b: Any, terms: int) -> Any:
 
 def bucketed_path(tree: PrefixTree, paths: int) -> Array:
     """[n] kappa when the ratio counts only by its power of two (rounded, 33 buckets), first draft of the highest."""
-    kappa = tree.draft.copy()
+    kappa = _none_but_root(tree)
     counts = {0: _at_root(tree, paths)}
     for node in range(tree.leaves.start):
         below = tree.children[node]
@@ -101,7 +101,7 @@ def two_level_path(tree: PrefixTree, paths: int) -> Array:
     .. + x^(n-1)), k2 = sum_n count[n] x^(n-1); the levels bring it as near as possible to the target's share a p.
     """
     tree = tree.as_float()
-    kappa, phi = tree.draft.copy(), tree.draft.copy()
+    kappa, phi = _none_but_root(tree), _none_but_root(tree)
     counts = {0: _at_root(tree, paths)}
     for node in range(tree.leaves.start):
         below = tree.children[node]
@@ -140,6 +140,13 @@ def _levels(ratio: Array, draft: Array, count: Array) -> tuple[Array, float]:
 
 
 # ---------------------------------------------------------------------- counting the drafts
+
+
+def _none_but_root(tree: PrefixTree) -> Array:
+    """[n] 1 at the root and 0 elsewhere: prefixes that are never reached stay at 0."""
+    values = tree.draft * 0
+    values[0] = tree.draft[0]
+    return values
 
 
 def _at_root(tree: PrefixTree, paths: int) -> Array:
