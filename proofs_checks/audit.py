@@ -178,16 +178,16 @@ class Laboratory:
     paths: str
     declared: bool | None
     stateful: bool
-    ask: Callable[[PrefixTree, int], Evidence]
+    ask: Callable[[PrefixTree, int, bool], Evidence]
 
-    def evidence(self, tree: PrefixTree, paths: int) -> Evidence:
-        """The exact law on one instance.
+    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = False) -> Evidence:
+        """The exact law on one instance (see `Subject.evidence`).
 
         Raises:
             Broken: if the code gives none.
         """
         try:
-            return self.ask(tree, paths)
+            return self.ask(tree, paths, thorough)
         except Died as error:
             raise Broken(error.kind, str(error)) from None
         except Raised as error:
@@ -220,7 +220,7 @@ def laboratory(target: Any, seconds: float, memory: int) -> Iterator[Laboratory]
             raise ValueError(str(error) if error.name == "ValueError" else f"{error.name}: {error}") from None
         except Died as error:
             raise ValueError(f"target {target!r} could not be loaded: {error}") from None
-        yield Laboratory(way, paths, declared, stateful, lambda tree, k: sandbox.call("evidence", tree, k))
+        yield Laboratory(way, paths, declared, stateful, lambda *case: sandbox.call("evidence", *case))
 
 
 def audit(
@@ -298,7 +298,7 @@ def _examine(
     breakdowns: list[tuple[Breakdown, Instance]] = []
     for case in cases:
         try:
-            evidence = lab.evidence(case.tree, case.paths)
+            evidence = lab.evidence(case.tree, case.paths, thorough=True)
         except Broken as error:
             breakdowns.append((Breakdown(error.kind, str(error), *case.size), case))
             if error.kind in ("hang", "not exact") or len(breakdowns) >= MAX_BREAKDOWNS:
@@ -491,7 +491,7 @@ def _smallest_breakdown(lab: Laboratory, breakdown: Breakdown, case: Instance) -
 
     def breaks(tree: PrefixTree, paths: int) -> bool:
         try:
-            lab.evidence(tree, paths)
+            lab.evidence(tree, paths, thorough=True)
         except Broken as error:
             return error.kind == breakdown.kind
         return False

@@ -297,11 +297,6 @@ _enter(
     _block(threshold=lambda c, p, q: sum(_residual(p, q, scale=c))),
 )
 _enter(
-    "ratio not clamped in block verification",
-    "the running ratio c of block verification is not clamped at 1",
-    _block(step=lambda c, ratio: c * ratio, threshold=lambda c, p, q: min(1.0, max(0.0, _threshold(c, p, q)))),
-)
-_enter(
     "each ratio clamped in block verification",
     "c of block verification is the product of min(1, p/q) instead of min(1, c p/q)",
     _block(step=lambda c, ratio: c * min(1.0, ratio)),
@@ -318,7 +313,8 @@ _enter(
 )
 _enter(
     "greedy block without modification",
-    "greedy block verification without the change of the target law of the positions that follow",
+    "the running ratio c is not clamped at 1: greedy block verification without the change of the target law "
+    "of the positions that follow",
     _block(step=lambda c, ratio: c * ratio, threshold=_greedy_threshold),
 )
 
