@@ -50,7 +50,7 @@ def test_solve_prints_the_published_example_exactly(run):
     code, out, _ = run(*PUBLISHED, "--json")
     data = json.loads(out)
     assert code == 0
-    exact = {result["name"]: Fraction(result["exact"]) for result in data["results"]}
+    exact = {result["name"]: Fraction(result["exact"]) for result in data["results"] if result["exact"]}
     assert exact["token"] == Fraction(10, 9)
     assert exact["block"] == exact["lossless-optimum"] == Fraction(11, 9)
     assert exact["block-transport-optimum"] == Fraction(12, 9)
@@ -146,3 +146,61 @@ def test_an_interrupt_ends_without_a_traceback(run, monkeypatch):
     code, _, err = run("check")
     assert code == 130
     assert err.strip() == "specbound: interrupted"
+
+
+def test_solve_covers_several_paths_with_certified_optima(run):
+    code, out, _ = run(*PUBLISHED, "--paths", "2", "--json")
+    results = {result["name"]: result for result in json.loads(out)["results"]}
+    assert code == 0
+    assert Fraction(results["gbv"]["exact"]) == Fraction(131, 81)
+    assert abs(results["lossless-optimum"]["value"] - 131 / 81) < 1e-6
+    assert abs(results["block-transport-optimum"]["value"] - 134 / 81) < 1e-6
+    assert results["lossless-optimum"]["gap"] <= 1e-6
+
+
+@pytest.mark.parametrize("objective", ["lossless", "block-transport"])
+def test_objectives_select_verifiers_and_their_optimum(run, objective):
+    _, out, _ = run(*PUBLISHED, "--paths", "2", "--objective", objective, "--json")
+    names = {result["name"] for result in json.loads(out)["results"]}
+    assert f"{objective}-optimum" in names
+    assert ("greedy-block" in names) == (objective == "block-transport")
+    assert ("two-level" in names) == (objective == "lossless")
+
+
+def test_a_certificate_is_saved_and_verified_and_a_forged_one_is_not(run, tmp_path):
+    file = tmp_path / "certificate.json"
+    code, _, _ = run(*PUBLISHED, "--paths", "2", "--objective", "lossless", "--certificate", str(file))
+    assert code == 0
+    code, out, _ = run("check", "--certificate", str(file), "--json")
+    assert code == 0
+    assert json.loads(out)["verified"]
+    forged = json.loads(file.read_text())
+    forged["bound"] -= 0.01
+    file.write_text(json.dumps(forged))
+    code, _, err = run("check", "--certificate", str(file))
+    assert code == 1
+    assert "its witnesses prove" in err
+
+
+def test_solve_draws_a_picture(run, tmp_path):
+    file = tmp_path / "plot.png"
+    code, _, _ = run(*PUBLISHED, "--paths", "2", "--objective", "lossless", "--plot", str(file))
+    assert code == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert file.stat().st_size > 20_000
+
+
+def test_the_draft_length_example_is_solved(run):
+    code, out, _ = run("solve", "--mdp", "examples/stopping.json", "--json")
+    assert code == 0
+    assert json.loads(out)["eta"]["exact"] == "830483/3567008"
+
+
+def test_audit_clears_a_right_verifier_and_tells_the_story_of_a_wrong_one(run):
+    code, out, _ = run("audit", "block", "--cases", "10", "--length", "1..2", "--json")
+    assert code == 0
+    assert json.loads(out)["verdict"] == "lossless"
+    code, out, _ = run("audit", "spectr-gbv-published", "--vocab", "2", "--length", "1", "--paths", "2", "--cases", "5")
+    assert code == 1
+    assert "not lossless" in out
+    assert "smallest counterexample" in out

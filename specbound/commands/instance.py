@@ -101,3 +101,11 @@ def _described(tree: PrefixTree, **description: Any) -> dict[str, Any]:
 def print_json(data: Any) -> None:
     """One JSON object on stdout; NaN and infinity are not JSON and raise."""
     click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def write_text(file: str, text: str) -> None:
+    """Write a file whole or not at all."""
+    path = Path(file)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

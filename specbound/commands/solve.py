@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from specbound.commands.draft_length import solve_draft_length
-from specbound.commands.instance import instance_options, print_json, read_instance
+from specbound.commands.instance import instance_options, print_json, read_instance, write_text
 
 if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
@@ -31,6 +32,7 @@ OBJECTIVES = ("lossless", "block-transport", "all")
     help="lossless: stateless lossless verifiers; block-transport: one block, later target laws modified.",
 )
 @click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Largest certified gap of an optimum.")
+@click.option("--certificate", type=click.Path(dir_okay=False), help="Write the certificate of the optimum (JSON).")
 @click.option("--emit", type=click.Path(dir_okay=False), help="Write the optimal verifier as a table (JSON).")
 @click.option(
     "--plot", type=click.Path(dir_okay=False), help="Draw the tree and the values against K and L (png, svg)."
@@ -42,6 +44,7 @@ def solve(
     objective: str,
     tolerance: float,
     emit: str | None,
+    certificate: str | None,
     plot: str | None,
     mdp_file: str | None,
     as_json: bool,
@@ -58,12 +61,13 @@ def solve(
             raise ValueError(f"--mdp is an instance of its own; leave out --{given[0].split('_')[0]}")
         solve_draft_length(mdp_file, as_json)
         return
-    if emit is not None and objective == "all":
-        raise ValueError("--emit writes one verifier; choose --objective lossless or --objective block-transport")
+    for option, file in (("--emit", emit), ("--certificate", certificate)):
+        if file is not None and objective == "all":
+            raise ValueError(f"{option} wants one optimum; add --objective lossless or --objective block-transport")
     description, tree = read_instance(**options)
     results = values(tree, paths, objective, tolerance)
-    if emit is not None:
-        emit_table(tree, paths, objective, tolerance, Path(emit))
+    if emit is not None or certificate is not None:
+        write_witnesses(tree, paths, objective, tolerance, emit, certificate)
     if plot is not None:
         draw(tree, paths, objective, tolerance, Path(plot))
     if as_json:
@@ -146,9 +150,21 @@ def draw(tree: PrefixTree, paths: int, objective: str, tolerance: float, file: P
     made.savefig(file, dpi=130)
 
 
-def emit_table(tree: PrefixTree, paths: int, objective: str, tolerance: float, file: Path) -> None:
-    """Write the optimal verifier of the tree as a table that the runtime verifier `table` executes."""
-    raise NotImplementedError
+def write_witnesses(
+    tree: PrefixTree, paths: int, objective: str, tolerance: float, emit: str | None, certificate: str | None
+) -> None:
+    """Write the optimal verifier as a table, and the certificate of its optimum, from one solution."""
+    from specbound.theory import multi_path
+    from specbound.theory.certificates import certificate_to_json, verify_certificate
+    from specbound.theory.verifier_table import verifier_table
+
+    solver = multi_path.lossless_optimum if objective == "lossless" else multi_path.transport_optimum
+    found = solver(tree, paths, tolerance)
+    if emit is not None:
+        write_text(emit, verifier_table(tree, paths, found.kappa, found.objective).to_json())
+    if certificate is not None:
+        verified = verify_certificate(tree, paths, found.kappa, found.potential, found.objective)
+        write_text(certificate, certificate_to_json(tree, verified))
 
 
 def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -157,13 +173,13 @@ def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> Non
 
     title = ", ".join(f"{key} {value}" for key, value in instance.items() if not isinstance(value, list))
     table = Table(title=title, caption="value: drafted tokens kept per target call (correction token not counted)")
-    table.add_column("", no_wrap=True)
-    for column in ("value", "exact", "gap"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("source", overflow="ellipsis", no_wrap=True)
+    for name in ("", "value", "exact", "gap", "source"):
+        table.add_column(name, justify="left" if name in ("", "source") else "right", no_wrap=True)
     for result in results:
+        optimum = result["name"].endswith("optimum")
         exact = result["exact"] if result["exact"] is not None and len(result["exact"]) <= 15 else ""
-        gap = f"{result['gap']:.0e}" if result["name"].endswith("optimum") else ""
-        style = "bold" if result["name"].endswith("optimum") else None
-        table.add_row(result["name"], f"{result['value']:.6f}", exact, gap, result["source"], style=style)
+        gap = f"{result['gap']:.0e}" if optimum else ""
+        source = textwrap.shorten(result["source"], 24, placeholder=" ...")
+        row = (result["name"], f"{result['value']:.6f}", exact, gap, source)
+        table.add_row(*row, style="bold" if optimum else None)
     Console().print(table)
