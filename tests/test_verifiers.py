@@ -17,8 +17,8 @@ from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get, names, registry, verify
 from specbound.runtime.verifiers.block import verify_path
 from specbound.runtime.verifiers.by_level import Round, verify_by_level
-from specbound.runtime.verifiers.draft_tree import Walk
-from specbound.runtime.verifiers.gbv import highest, target_ratio
+from specbound.runtime.verifiers.draft_tree import Walk, target_ratio
+from specbound.runtime.verifiers.gbv import highest
 from specbound.runtime.verifiers.kseq import expected_offers, offered_mass
 from specbound.theory import single_path
 from specbound.theory.prefix_tree import PrefixTree

@@ -36,6 +36,11 @@ def first_appearance(tokens: Tensor) -> Tensor:
     return earlier_none.sum(dim=2)
 
 
+def target_ratio(target_row: Tensor, draft_row: Tensor) -> Tensor:
+    """target/draft [B, V]: 0 where both are 0, huge or infinite where only the draft is."""
+    return target_row / draft_row.clamp_min(torch.finfo(draft_row.dtype).tiny)
+
+
 def next_ratio(ratio: Tensor, target: Tensor, draft: Tensor) -> Tensor:
     """Block verification's acceptance ratio after one more token, min(1, ratio target/draft); all [B], float64.
 

@@ -21,7 +21,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.block import verify_path
 from specbound.runtime.verifiers.count_law import count_at_root, counts_after, selection_densities
-from specbound.runtime.verifiers.draft_tree import Walk, first_path
+from specbound.runtime.verifiers.draft_tree import Walk, first_path, target_ratio
 from specbound.runtime.verifiers.registry import register
 from specbound.runtime.verifiers.single_path import at
 
@@ -40,11 +40,6 @@ def power_sum(a: Tensor, b: Tensor, terms: int) -> Tensor:
         if bit == "1":
             total, power_a, power_b = a * total + power_b, power_a * a, power_b * b
     return total
-
-
-def target_ratio(target_row: Tensor, draft_row: Tensor) -> Tensor:
-    """target/draft [B, V], 0 where both are 0 and infinite where only the draft is."""
-    return torch.where(target_row > 0, target_row / draft_row, torch.zeros_like(target_row))
 
 
 def highest(score: Tensor, tokens: Tensor, alive: Tensor) -> Tensor:

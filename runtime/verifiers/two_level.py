@@ -20,7 +20,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.block import verify_path
 from specbound.runtime.verifiers.count_law import count_at_root, counts_after
-from specbound.runtime.verifiers.draft_tree import Walk, next_ratio
+from specbound.runtime.verifiers.draft_tree import Walk, next_ratio, target_ratio
 from specbound.runtime.verifiers.registry import register
 from specbound.runtime.verifiers.roots import falling_root
 from specbound.runtime.verifiers.single_path import at
@@ -42,14 +42,13 @@ def level_densities(count: Tensor, fails: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def levels(ratio: Tensor, high: Tensor, low: Tensor) -> Tensor:
-    """Level of each token, (a p/q - k2) / (k1 - k2) clipped to [0, 1]; 1 where k1 = k2.
+    """Level of each token, (a p/q - k2) / (k1 - k2) clipped to [0, 1]. (Where k1 = k2 any level gives the same law.)
 
     Args:
         ratio [B, N] = a p/q; high = k1, low = k2 [B].
     """
-    span = (high - low).unsqueeze(1).to(ratio.dtype)
-    level = (ratio - low.unsqueeze(1).to(ratio.dtype)).div_(span).clamp_(0, 1)
-    return torch.where(span > 0, level, torch.ones_like(level))
+    span = (high - low).unsqueeze(1).to(ratio.dtype).clamp_min(torch.finfo(ratio.dtype).tiny)
+    return (ratio - low.unsqueeze(1).to(ratio.dtype)).div_(span).clamp_(0, 1)
 
 
 def success_mass(ratio: Tensor, draft_row: Tensor, count: Tensor) -> Tensor:
@@ -62,7 +61,7 @@ def success_mass(ratio: Tensor, draft_row: Tensor, count: Tensor) -> Tensor:
 
     def excess(mass: Tensor) -> Tensor:
         high, low = (bound.unsqueeze(1).to(ratio.dtype) for bound in level_densities(count, 1 - mass))
-        return torch.einsum("bv,bv->b", torch.clamp(ratio, low, high), draft_row) - one
+        return torch.maximum(ratio, low).minimum(high).mul_(draft_row).sum(dim=1) - one
 
     zero = torch.zeros_like(count[:, 0])
     return falling_root(excess, zero, zero + 1)
@@ -111,12 +110,11 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     target_rows, laws = [], []
     for depth in range(batch.tokens.shape[2]):
         target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
-        scaled = accept.unsqueeze(1).to(walk.dtype) * target_row
-        ratio = torch.where(scaled > 0, scaled / draft_row, torch.zeros_like(scaled))
+        ratio = target_ratio(target_row, draft_row) * accept.unsqueeze(1).to(walk.dtype)
         high, low = level_densities(count, 1 - success_mass(ratio, draft_row, count))
         level = levels(ratio, high, low)
-        total = draft_row.sum(dim=1, dtype=torch.float64)
-        fails = ((1 - level) * draft_row).sum(dim=1, dtype=torch.float64) / total
+        total = draft_row.sum(dim=1).double()
+        fails = (((1 - level) * draft_row).sum(dim=1).double() / total).clamp_max(1)
         high, low = level_densities(count, fails)
         density = torch.lerp(low.unsqueeze(1).to(walk.dtype), high.unsqueeze(1).to(walk.dtype), level)
         laws.append(draft_row * density)

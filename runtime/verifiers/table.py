@@ -1,0 +1,256 @@
+"""Executes a verifier table: the optimum for K drafts on one small tree, solved beforehand and stored as JSON.
+
+    select   every draft draws a score, uniform on the intervals of its leaf; the smallest wins. Which one wins,
+             given the drafts, is one categorical draw: Pr(k wins) = integral of density_k prod_{j != k} survival_j,
+             a polynomial of degree K - 1 between interval ends, so Gauss-Legendre points integrate it exactly
+    keep     walk up from the winning leaf, stopping at node w with probability stop(w)
+    correct  draw the child of w by `correction`, or the bonus token after L tokens. In a block-transport table the
+             tokens that follow, down to depth L, come from `correction` at their own nodes: the verdict carries that
+
+Letters: B requests, K paths, L draft length, V vocabulary, n nodes, M integration points.
+Source: the project's verifier tables; the upward walk is Block Verification, arXiv:2403.10444.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers.registry import Verifier, get, register
+from specbound.runtime.verifiers.single_path import at
+
+FORMAT, VERSION = "specbound.verifier-table", 1
+FIELDS = ("paths", "tree", "scores", "stop", "correction", "later")
+SOURCE = "a verifier table solved on its tree; Block Verification, arXiv:2403.10444, for the selected path"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A verifier table as tensors.
+
+    Attributes:
+        paths, length, vocab: K, L, V.
+        child [n, V] int64: node after each token, -1 if the tree has none.
+        stop [n]: probability that the upward walk stops.
+        emitted [n, V]: law of the token after the node, once stopped there.
+        density, survival [n, M]: of a leaf's score at the integration points; weights [M].
+        modified: True if later tokens follow `emitted` too (block transport).
+    """
+
+    paths: int
+    length: int
+    vocab: int
+    child: Tensor
+    stop: Tensor
+    emitted: Tensor
+    density: Tensor
+    survival: Tensor
+    weights: Tensor
+    modified: bool
+
+    def to(self, device: torch.device) -> Table:
+        """The same table on another device."""
+        names = ("child", "stop", "emitted", "density", "survival", "weights")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a block-transport table carries: the node [B] whose row is in force, -1 where the target's own is.
+
+    The same three methods as `runtime.carry.Layers`.
+    """
+
+    table: Table
+    node: Tensor
+
+    def select(self, rows: Tensor | Sequence[int]) -> Place:
+        """The state of the requests `rows`."""
+        return Place(self.table, self.node[torch.as_tensor(rows, dtype=torch.int64, device=self.node.device)])
+
+    def numbers(self) -> Tensor:
+        """[B, 1] float64: the state as plain numbers."""
+        return self.node.double().unsqueeze(1)
+
+    def laws(self, target_row: Tensor, draft_row: Tensor) -> list[Tensor]:
+        """The target's law [B, V] and the one in force."""
+        row = self.table.emitted[self.node.clamp_min(0)].to(target_row.dtype)
+        return [target_row, torch.where(self.node.unsqueeze(1) >= 0, row, target_row)]
+
+    def advance(self, token: Tensor, laws: Sequence[Tensor], draft_row: Tensor) -> Place:
+        """The state one token further; below depth L - 1 the target is in force again."""
+        return below(self.table, self.node, token)
+
+
+def below(table: Table, node: Tensor, token: Tensor) -> Place:
+    """The carry at the child of `node` [B] by `token` [B]: nothing where it has no children or `node` is -1."""
+    child = torch.where(node >= 0, table.child[node.clamp_min(0), token], -1)
+    inner = (table.child[child.clamp_min(0)] >= 0).any(dim=1)
+    return Place(table, torch.where((child >= 0) & inner, child, -1))
+
+
+def table_verifier(table: str | Path | Mapping[str, Any]) -> Verifier:
+    """A verifier that executes a table.
+
+    Args:
+        table: the path of a JSON file, or its parsed object.
+    Raises:
+        ValueError: naming the field that is missing or malformed.
+    """
+    loaded = read_table(table)
+
+    def verify(batch: Batch, draws: Draws) -> Verdict:
+        return verify_with_table(loaded, batch, draws)
+
+    return replace(get("table"), verify=verify, stateful=loaded.modified)
+
+
+@register("table", summary="executes a solved verifier table on its tree: the optimum", source=SOURCE, paths="many")
+def verify_table(batch: Batch, draws: Draws) -> Verdict:
+    """Raises ValueError: there is no table; `table_verifier` makes a verifier of one."""
+    raise ValueError(
+        "verifier 'table' was called without a table; make one with table_verifier('table.json') from "
+        "specbound.runtime.verifiers.table"
+    )
+
+
+def verify_with_table(table: Table, batch: Batch, draws: Draws) -> Verdict:
+    """Select a path by score, keep what the upward walk leaves, draw the next token.
+
+    Raises:
+        ValueError: the batch has other K, L or V than the table, or a drafted token that its tree does not have (this
+            check waits for the device).
+    """
+    _, paths, length, vocab = batch.shape
+    for letter, got, wanted in (("K", paths, table.paths), ("L", length, table.length), ("V", vocab, table.vocab)):
+        if got != wanted:
+            raise ValueError(f"draft_probs has {letter} = {got}; the table was made for {letter} = {wanted}")
+    table = table.to(batch.tokens.device)
+    node = torch.zeros_like(batch.tokens[..., 0])
+    line = [node]
+    for token in batch.tokens.unbind(dim=2):
+        line.append(torch.where(line[-1] >= 0, table.child[line[-1].clamp_min(0), token], -1))
+    if bool((line[-1] < 0).any()):
+        raise ValueError("tokens has a drafted path that the table's tree does not contain; use drafts from that tree")
+    path = torch.zeros_like(node[:, 0])
+    if paths > 1:
+        path = draws.choose(winning_law(table, line[-1]))
+    nodes = torch.stack(line, dim=2)[torch.arange(len(path), device=path.device), path]
+    kept = draws.accept_last(table.stop[nodes[:, 1:]])
+    stopped = at(nodes, kept)
+    token = draws.choose(table.emitted[stopped])
+    return Verdict(path, kept, token, below(table, stopped, token) if table.modified else None)
+
+
+def winning_law(table: Table, leaf: Tensor) -> Tensor:
+    """[B, K] probability that each path has the smallest score, for leaf nodes [B, K]."""
+    survival = table.survival[leaf]
+    one = torch.ones_like(survival[:, :1])
+    before = torch.cat([one, survival.cumprod(dim=1)], dim=1)[:, :-1]
+    after = torch.cat([survival.flip(1).cumprod(dim=1).flip(1), one], dim=1)[:, 1:]
+    law = (table.density[leaf] * before * after) @ table.weights
+    return torch.where(law.sum(dim=1, keepdim=True) > 0, law, 1.0)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_table(table: str | Path | Mapping[str, Any]) -> Table:
+    """Read the JSON form written by theory, from a file or as a parsed object; numbers become float64.
+
+    Raises:
+        ValueError: naming the field that is missing or malformed.
+    """
+    data = table if isinstance(table, Mapping) else _parse(Path(table))
+    if data.get("format") != FORMAT or data.get("version") != VERSION:
+        raise ValueError(
+            f"the table has format {data.get('format')!r}, version {data.get('version')!r}; want {FORMAT!r}, {VERSION}"
+        )
+    if missing := [name for name in FIELDS if name not in data]:
+        raise ValueError(f"the table lacks field {missing[0]!r}; want {', '.join(FIELDS)}")
+    paths, later, tree = data["paths"], data["later"], data["tree"]
+    if not isinstance(paths, int) or paths < 1:
+        raise ValueError(f"paths is {paths!r}; want an integer of at least 1")
+    if later not in ("target", "correction"):
+        raise ValueError(f"later is {later!r}; want 'target' or 'correction'")
+    if not isinstance(tree, Mapping) or not {"vocab", "length", "parent", "token"} <= tree.keys():
+        raise ValueError("tree is not an instance; want an object with vocab, length, parent and token")
+    vocab, length = tree["vocab"], tree["length"]
+    parent, token = (np.array(tree[name], dtype=np.int64) for name in ("parent", "token"))
+    stop, correction = (_numbers(name, data[name], len(parent)) for name in ("stop", "correction"))
+    depth = np.zeros(len(parent), dtype=np.int64)
+    for node in range(1, len(parent)):
+        depth[node] = depth[parent[node]] + 1
+    leaves = np.flatnonzero(depth == length)
+    child = np.full((len(parent), vocab), -1)
+    child[parent[1:], token[1:]] = np.arange(1, len(parent))
+    emitted = np.zeros((len(parent), vocab))
+    emitted[parent[1:], token[1:]] = correction[1:]
+    bonus = tree.get("bonus", [[Fraction(1, vocab)] * vocab] * len(leaves))
+    emitted[leaves] = [_numbers("tree.bonus", row, vocab) for row in bonus]
+    if len(data["scores"]) != len(leaves):
+        raise ValueError(f"scores has {len(data['scores'])} entries; want {len(leaves)}, one per node of depth L")
+    density, survival, weights = _score_laws(data["scores"], leaves, len(parent), paths)
+    return Table(
+        paths=paths,
+        length=length,
+        vocab=vocab,
+        child=torch.as_tensor(child),
+        stop=torch.as_tensor(stop),
+        emitted=torch.as_tensor(emitted),
+        density=torch.as_tensor(density),
+        survival=torch.as_tensor(survival),
+        weights=torch.as_tensor(weights),
+        modified=later == "correction",
+    )
+
+
+def _parse(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"table {str(path)!r} cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"table {str(path)!r} is not JSON: {error}") from None
+    if not isinstance(data, Mapping):
+        raise ValueError(f"table {str(path)!r} is a JSON {type(data).__name__}; want an object")
+    return data
+
+
+def _numbers(name: str, values: Any, count: int) -> np.ndarray:
+    """float64 array of probabilities given as numbers or as fractions ("1/3")."""
+    try:
+        array = np.array([float(Fraction(value)) for value in values])
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} has an entry that is not a number") from None
+    if array.shape != (count,) or (array < 0).any() or (array > 1 + 1e-9).any():
+        raise ValueError(f"{name} has shape {array.shape} or entries outside [0, 1]; want {count} probabilities")
+    return array.clip(0, 1)
+
+
+def _score_laws(
+    scores: Sequence[Any], leaves: np.ndarray, nodes: int, paths: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """density, survival [nodes, M] of the leaves' scores at Gauss-Legendre points between all ends, and weights [M]."""
+    ends = np.unique([0.0, 1.0, *(float(end) for intervals in scores for pair in intervals for end in pair)])
+    abscissae, weights = np.polynomial.legendre.leggauss((paths + 1) // 2)
+    middle, half = (ends[1:] + ends[:-1]) / 2, np.diff(ends) / 2
+    points = (middle[:, None] + half[:, None] * abscissae).ravel()
+    density, survival = np.zeros((nodes, len(points))), np.ones((nodes, len(points)))
+    for leaf, intervals in zip(leaves, scores, strict=True):
+        total = sum(high - low for low, high in intervals)
+        for low, high in intervals:
+            if total > 0:
+                density[leaf] += ((points > low) & (points < high)) / total
+                survival[leaf] -= np.clip(points - low, 0, high - low) / total
+    return density, survival.clip(0, 1), (half[:, None] * weights).ravel()
