@@ -96,9 +96,7 @@ def beam_block(model: TokenModel, size: int, width: int, context: int | None = N
     return beams[0][1]
 
 
-def beam_sampling_law(
-    model: TokenModel, size: int, width: int, context: int | None = None
-) -> dict[Tokens, Number]:
+def beam_sampling_law(model: TokenModel, size: int, width: int, context: int | None = None) -> dict[Tokens, Number]:
     """The exact law of the block that beam sampling returns.
 
     Each step draws min(width, number of continuations of positive joint) continuations one after the other without
@@ -235,11 +233,9 @@ def accepted_length(target_joints: list[Number], draft_joints: list[Number], tau
 
     Args: joints of the prefixes of lengths 0..gamma.
     """
-    gamma = len(draft_joints) - 1
     if tau >= 1:
         return 0
-    passing = [i for i in range(1, gamma + 1) if target_joints[i] >= tau * draft_joints[i]]
-    return gamma if tau <= 0 else max(passing, default=0)
+    return max((i for i in range(1, len(draft_joints)) if target_joints[i] >= tau * draft_joints[i]), default=0)
 
 
 def mjsd(settings: JointSpeculation, length: int, mode: Mode) -> DecodingLaw:
