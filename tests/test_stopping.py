@@ -599,6 +599,28 @@ def test_a_solution_without_a_certificate_is_refused(monkeypatch):
         solve(instance("A", 2, "token"))
 
 
+def test_dinkelbachs_method_without_a_certificate_is_refused(monkeypatch):
+    def only_the_inner_problem(problem, gamma, *surplus):
+        return Q(0) if surplus else Q(1)
+
+    monkeypatch.setattr("specbound.theory.stopping_optimum.optimality_residual", only_the_inner_problem)
+    with pytest.raises(RuntimeError, match="Dinkelbach's method left a residual of 1"):
+        solve_by_dinkelbach(instance("E", 0, "token"))
+
+
+def test_a_horizon_plan_that_is_not_the_dps_is_refused(monkeypatch):
+    monkeypatch.setattr("specbound.theory.stopping_horizon._Values.rule", lambda *_: False)
+    with pytest.raises(RuntimeError, match="the plan's time differs from the DP's value"):
+        plan_horizon(instance("A", 3, "token"), 3)
+
+
+def test_t1_rejects_free_token_values_outside_its_bounds():
+    solution = solve(instance("A", 4, "token"))
+    assert free_token_value_bounds(solution).slack == min(solution.gamma) - 1
+    assert free_token_value_bounds(replace(solution, gamma=(Q(1, 2), Q(3)))).slack == Q(-1, 2)
+    assert free_token_value_bounds(replace(solution, gamma=(Q(3), Q(11)))).slack == -1
+
+
 def test_the_leaf_route_rejects_block_verification_with_the_token_residual(monkeypatch):
     problem = instance("A", 2, "block")
     rule = constant_length(2)
