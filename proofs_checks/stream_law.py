@@ -239,8 +239,6 @@ def _one_call(
         tokens = blocks[tuples[chosen]]
         weight = streams.mass[rows][stream] * chance[stream[:, None], tuples[chosen]].prod(axis=-1)
         carry = None if streams.carry is None else streams.carry.select(rows[stream])
-        if (contexts < 0).any():
-            raise ValueError("the model pair is not known far enough; tabulate it to depth N + L - 1 at least")
         batch = Batch(
             torch.as_tensor(tokens),
             torch.as_tensor(pair.draft[contexts[..., :-1]]),
@@ -257,12 +255,17 @@ def _one_call(
 
 
 def _walk(pair: ModelPair, start: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Contexts [S, D, L+1] along each block from each start, and the draft probability [S, D] of the block."""
+    """Contexts [S, D, L+1] along each block from each start, and the draft probability [S, D] of the block.
+
+    Raises:
+        ValueError: if a draft leads to where the pair is not known.
+    """
     context = np.broadcast_to(start[:, None], (len(start), len(blocks)))
     along, chance = [context], np.ones(context.shape)
     for token in blocks.T:
-        known = context >= 0
-        chance = chance * np.where(known, pair.draft[context, token], 1.0)
-        context = np.where(known, pair.follow[context, token], -1)
+        if (chance * (pair.draft[context].sum(axis=-1) == 0)).any():
+            raise ValueError("the model pair is not known far enough; tabulate it to depth N + L - 1 at least")
+        chance = chance * pair.draft[context, token]
+        context = pair.follow[context, token]
         along.append(context)
     return np.stack(along, axis=-1), chance

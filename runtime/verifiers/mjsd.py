@@ -32,6 +32,9 @@ DEFAULT_THRESHOLD = 0.5
 def longest_valid_prefix(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, threshold: float) -> Tensor:
     """max{i : P(x_1..i) >= threshold Q(x_1..i)}, 0 if none, from sums of logarithms.
 
+    Equality up to rounding counts as passing: the logarithms are compared with a slack of a few units in the last
+    place.
+
     Args:
         tokens [B, L]; draft_probs [B, L, V]; target_probs [B, L+1, V]; threshold in [0, 1].
     Returns:
@@ -43,7 +46,9 @@ def longest_valid_prefix(tokens: Tensor, draft_probs: Tensor, target_probs: Tens
     target = at(target_probs[:, :-1], tokens).log().cumsum(dim=1)
     draft = at(draft_probs, tokens).log().cumsum(dim=1)
     places = torch.arange(1, length + 1, device=tokens.device)
-    return ((target >= math.log(threshold) + draft) * places).amax(dim=1)
+    wanted = math.log(threshold) + draft
+    slack = 8 * torch.finfo(wanted.dtype).eps * (1 - wanted)
+    return ((target >= wanted - slack) * places).amax(dim=1)
 
 
 def mjsd(threshold: float = DEFAULT_THRESHOLD, token: Literal["sample", "argmax"] = "sample") -> Verify:
