@@ -87,6 +87,18 @@ class Part:
     runs: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Guess:
+    """Where to start: a law kappa [m] (in the order of work.leaves) strictly better than nothing, how far to stay away
+    from it (`mix` in (0, 1]), and Z, D [n], mu [T] of an earlier point if there is one."""
+
+    kappa: Array
+    mix: float
+    Z: Array | None = None
+    D: Array | None = None
+    mu: Array | None = None
+
+
 @dataclass(eq=False)
 class Point:
     """Primal and dual variables, and the same fields for a step. Nodes: phi, r, m, D, Z [n]. Leaves, in window
@@ -536,21 +548,25 @@ def _worst_product(point: Point, step: Point, weights: Weights, primal: float, d
     return float(min(smallest)) / average
 
 
-def start(layout: Layout) -> Point:
-    """A strictly feasible point, far inside: kappa = 0.4 Q, Z = 1/2, every mu alike."""
-    work, tangents = layout.work, layout.tangents
-    size, width, count = len(work.parent), layout.width, len(tangents.t)
-    kappa = 0.4 * work.draft[layout.order]
+def start(layout: Layout, guess: Guess) -> Point:
+    """A strictly feasible point near the guess, every pair of products as equal as it can be made.
+
+    kappa goes a part `guess.mix` of the way to 0.4 Q, which opens all slacks; then phi by the recursion of single-path
+    verification, shrunk; the worth 1 + sum p D of a node is split between Z and D in inverse proportion to m and r,
+    and mu between z and y to s and v. With multipliers from an earlier solution Z and mu are mixed with those.
+    """
+    work, mix = layout.work, guess.mix
+    size, count = len(work.parent), len(layout.tangents.t)
+    kappa = ((1.0 - mix) * guess.kappa + mix * 0.4 * work.draft)[layout.order]
     mass = np.zeros(size)
     mass[work.leaves[layout.order]] = kappa
     for level in reversed(work.levels[1:]):
         mass += np.bincount(work.parent[level], mass[level], minlength=size)
-    phi, room = np.ones(size), 0.1 / len(kappa)
-    limit = work.cap.copy()
+    phi, room, limit = np.ones(size), 0.1 * mix / len(kappa), work.cap.copy()
     for level in work.levels[1:]:
         if not work.transport:
             limit[level] = work.p[level] * phi[work.parent[level]]
-        phi[level] = 0.8 * np.minimum(mass[level], limit[level]) - room
+        phi[level] = (1.0 - 0.2 * mix) * np.minimum(mass[level], limit[level]) - room
     r, m = limit - phi, mass - phi
     D, Z = np.ones(size), np.ones(size)
     for level in reversed(work.levels[1:]):
@@ -558,18 +574,34 @@ def start(layout: Layout) -> Point:
         Z[level] = (1.0 - part) * D[level]
         D[level] *= part
         D += np.bincount(work.parent[level], work.p[level] * D[level], minlength=size)
+    if guess.Z is not None and guess.D is not None:
+        Z, D = mix * Z + (1.0 - mix) * guess.Z, mix * D + (1.0 - mix) * guess.D
     for values in (r, m, Z, D):
         values[0] = 1.0
-    each = 0.5 * (len(work.levels) - 1) / count
-    mu = each + 0.1 / (count * tangents.height)
-    s, v, spare = _shared_slack(layout, kappa)
-    z, y = np.full_like(s, each), np.empty_like(s)
+    s, v, spare = _shared_slack(layout, kappa, mix)
+    point = Point(phi, r, m, D, Z, kappa, s, v, v.copy(), s.copy(), np.empty(count), spare)
+    least = 0.2 * mix * (len(work.levels) - 1) / count
+    point.mu[:] = (_multipliers(layout, point) if guess.mu is None else guess.mu) + least
     for part in layout.parts:
-        y[:, part.leaves] = mu[part.first : part.first + width, None] - each
-    return Point(phi, r, m, D, Z, kappa, s, v, z, y, mu, spare)
+        mu = point.mu[part.first : part.first + layout.width, None]
+        point.z[:, part.leaves] *= mu / (s[:, part.leaves] + v[:, part.leaves])
+        point.y[:, part.leaves] *= mu / (s[:, part.leaves] + v[:, part.leaves])
+    return point
 
 
-def _shared_slack(layout: Layout, kappa: Array) -> tuple[Array, Array, Array]:
+def _multipliers(layout: Layout, point: Point) -> Array:
+    """[T] mu such that the leaves between two slopes have the right C on average."""
+    slope, work = layout.tangents.slope, layout.work
+    draft = work.draft[layout.order]
+    rank = np.searchsorted(-slope, -point.kappa / draft)
+    reached = potential(layout, point)[work.leaves[layout.order]]
+    total, weight = (np.bincount(rank, w, minlength=len(slope) + 1)[:-1] for w in (draft * reached, draft))
+    cumulative = np.divide(total, weight, out=np.zeros(len(slope)), where=weight > 0)
+    cumulative = np.maximum.accumulate(cumulative[::-1])[::-1]
+    return -np.diff(cumulative, append=0.0)
+
+
+def _shared_slack(layout: Layout, kappa: Array, mix: float) -> tuple[Array, Array, Array]:
     """s, v and v0 for a kappa strictly inside: every tangent's slack is shared among its leaves."""
     tangents, width, draft = layout.tangents, layout.width, layout.work.draft[layout.order]
     share = 0.85 * draft + 0.15 / len(draft)

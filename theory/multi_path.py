@@ -24,15 +24,16 @@ import numpy as np
 from specbound.theory import interior_point
 from specbound.theory.certificates import PathObjective, check_objective, dual_value, kept_mass, monotone, selectable
 from specbound.theory.feasibility import coverage, selected_mass
-from specbound.theory.interior_point import Tangents, WorkTree
+from specbound.theory.interior_point import Guess, Tangents, WorkTree
 from specbound.theory.prefix_tree import Array, PrefixTree
 from specbound.theory.solution import CertificateError, Solution, certify, check_paths
 
-FIRST_COVERAGES = (0.003, 0.03, 0.09, 0.2, 0.36, 0.58, 0.78, 0.95, 1.0)
+FIRST_COVERAGES = (0.09, 0.2, 0.36, 0.58, 0.78, 0.95, 1.0)
 SMALLEST_TANGENT = 1e-6
 SMALLEST_GAP = 1e-9
 WIDTH = 8
 TIE = 0.02
+FARTHEST, NEAREST = 0.1, 0.003
 SOLVER = "interior point on tangents"
 
 
@@ -194,11 +195,13 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
     work = work_tree(bounds.tree, bounds.paths, bounds.objective, tol)
     points = np.unique(-np.expm1(np.log1p(-np.array(FIRST_COVERAGES[:-1])) / bounds.paths))
     points = np.append(np.maximum(points, SMALLEST_TANGENT), 1.0)
-    density, width, aim = np.ones(len(work.leaves)), len(points), 2e-4
+    width, aim = len(points), 2e-4
+    guess = Guess(ratio_priority(work, bounds.paths), FARTHEST)
+    density = guess.kappa / work.draft
     for _ in range(max_rounds):
         tangents = tangents_at(points, bounds.paths)
         layout = interior_point.plan(work, tangents, density, width)
-        point = interior_point.start(layout)
+        point = interior_point.start(layout, guess)
         steps = interior_point.solve(layout, point, aim)
         kappa, potential = np.empty(len(work.leaves)), interior_point.potential(layout, point)
         kappa[layout.order] = point.kappa
@@ -210,7 +213,25 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
             return
         density, width = located(kappa / work.draft, potential[work.leaves], tangents, point.mu), WIDTH
         points = _refined(work, kappa, points, point.mu, bounds.paths)
+        mu = np.where(np.isin(points, tangents.t), np.interp(points, tangents.t, point.mu), 0.0)
+        mix = FARTHEST if steps < 3 else float(np.clip(3 * np.sqrt(bounds.gap), NEAREST, FARTHEST))
+        guess = Guess(selectable(np.maximum(kappa, 0.0), work.draft, bounds.paths), mix, point.Z, point.D, mu)
         aim = max(SMALLEST_GAP, min(2e-4, 0.03 * bounds.gap, max(0.3 * tol, 0.02 * bounds.gap)))
+
+
+def ratio_priority(work: WorkTree, paths: int) -> Array:
+    """[m] a good law to start from: always select the draft with the largest sum of min(K, P/Q) along its path."""
+    mass = np.zeros(len(work.parent))
+    mass[work.leaves] = work.draft
+    for level in reversed(work.levels[1:]):
+        mass += np.bincount(work.parent[level], mass[level], minlength=len(mass))
+    priority = np.minimum(paths, work.cap / mass)
+    for level in work.levels[1:]:
+        priority[level] += priority[work.parent[level]]
+    order = np.argsort(-priority[work.leaves], kind="stable")
+    result = np.empty(len(work.leaves))
+    result[order] = np.diff(coverage(np.minimum(np.cumsum(work.draft[order]), 1.0), paths), prepend=0.0)
+    return result
 
 
 def tangents_at(points: Array, paths: int) -> Tangents:
