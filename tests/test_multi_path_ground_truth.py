@@ -121,6 +121,14 @@ def test_degenerate_instances_are_certified(name, paths):
         assert abs(coupling.optimum(tree, paths).value - lossless.value) < 1e-7
 
 
+def test_an_optimum_whose_denominators_are_too_large_to_guess_is_certified_in_floats():
+    tree = iid("97/1009 912/1009", "653/991 338/991", 3)
+    solution = antichain.optimum(tree, 2)
+    assert solution.exact is None
+    assert solution.gap < 1e-7
+    assert solution.value == pytest.approx(antichain.optimum(tree.as_float(), 2).value, abs=1e-9)
+
+
 def test_one_path_gives_back_the_closed_forms():
     for tree in INSTANCES.values():
         assert antichain.optimum(tree, 1).exact == single_path.optimum(tree).exact

@@ -200,6 +200,15 @@ def test_each_family_of_constraints_measures_its_own_excess():
         assert excess(tree, lowered) >= step
 
 
+def test_children_cannot_be_kept_more_often_than_their_parent_in_a_coupling():
+    phi = np.array([1, 0, Fraction(1, 3), Fraction(1, 9), 0, Fraction(2, 9), Fraction(1, 9)], dtype=object)
+    assert transport_excess(PUBLISHED, phi) == Fraction(1, 9)
+    phi[1] = Fraction(1, 9)
+    assert transport_excess(PUBLISHED, phi) == 0
+    phi[1] = Fraction(4, 9)
+    assert transport_excess(PUBLISHED, phi) == Fraction(1, 9)
+
+
 def test_coverage_keeps_its_digits_for_tiny_masses_and_its_exactness_for_fractions():
     assert coverage(1e-300, 3) == pytest.approx(3e-300, rel=1e-15)
     assert coverage(1.0 + 1e-15, 3) == 1.0
