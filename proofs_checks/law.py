@@ -110,33 +110,38 @@ def race_law(low: Tensor, high: Tensor) -> Tensor:
         Pr(k wins) = integral over [low_k, high_k] of dt / (high_k - low_k) prod_{j != k} Pr(key_j > t)
 
     Between two neighbouring end points the integrand is a polynomial of degree at most K - 1, so Gauss-Legendre
-    quadrature with K nodes per interval is exact up to rounding. Ties of degenerate keys (low = high) go to the
-    smaller index, as in `Draws.smallest_key`.
+    quadrature with K nodes per interval is exact up to rounding. A fixed key (low = high) is the limit: it wins if
+    no other is smaller. Ties of fixed keys go to the smaller index, as in `Draws.smallest_key`.
     """
     lows, highs = (ends.detach().to("cpu", torch.float64).numpy() for ends in (low, high))
-    nodes, weights = np.polynomial.legendre.leggauss(lows.shape[1])
-    law = np.array([_race_law_row(a, b, nodes, weights) for a, b in zip(lows, highs, strict=True)])
-    return torch.as_tensor(law.reshape(lows.shape), device=low.device)
+    paths = lows.shape[1]
+    nodes, weights = np.polynomial.legendre.leggauss(paths)
+    ends = np.sort(np.concatenate([lows, highs], axis=1), axis=1)
+    half = np.diff(ends, axis=1) / 2
+    points = (ends[:, :-1] + half)[..., None] + half[..., None] * nodes
+    fixed = highs == lows
+    width = np.where(fixed, 1.0, highs - lows)
+    law = np.zeros(lows.shape)
+    for k in range(paths):
+        others = [j for j in range(paths) if j != k]
+        beaten = _beyond(points, lows, highs, width, fixed, others)
+        inside = (points > lows[:, k, None, None]) & (points < highs[:, k, None, None])
+        spread = (beaten * inside * weights * half[..., None]).sum(axis=(1, 2)) / width[:, k]
+        at_low = _beyond(lows[:, k, None, None], lows, highs, width, fixed, others)[:, 0, 0]
+        tied = fixed[:, :k] & (lows[:, :k] == lows[:, k : k + 1])
+        law[:, k] = np.where(fixed[:, k], at_low * ~tied.any(axis=1), spread)
+    return torch.as_tensor(law, device=low.device)
 
 
-def _race_law_row(low: np.ndarray, high: np.ndarray, nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    ends = np.unique(np.concatenate([low, high]))
-    points = ((ends[:-1] + ends[1:]) / 2)[:, None] + np.diff(ends)[:, None] / 2 * nodes
-    width = np.where(high > low, high - low, 1.0)
-    survival = np.where(
-        high > low, np.clip((high - points[..., None]) / width, 0, 1), (points[..., None] < low).astype(float)
-    )
-    law = np.zeros(len(low))
-    for k in range(len(low)):
-        others = np.delete(survival, k, axis=-1).prod(axis=-1)
-        if high[k] > low[k]:
-            inside = (points > low[k]) & (points < high[k])
-            law[k] = (np.diff(ends)[:, None] / 2 * weights * others * inside).sum() / width[k]
-        else:
-            beaten = np.where(high > low, (high - low[k]) / width, (high > low[k]) | (high == low[k]))
-            earlier = (high == low) & (low == low[k]) & (np.arange(len(low)) < k)
-            law[k] = np.delete(np.clip(beaten, 0, 1) * ~earlier, k).prod()
-    return law
+def _beyond(
+    points: np.ndarray, lows: np.ndarray, highs: np.ndarray, width: np.ndarray, fixed: np.ndarray, keys: list[int]
+) -> np.ndarray:
+    """Probability that all of `keys` are at least t, for the points t [B, ...]."""
+    chance = np.ones(points.shape)
+    for j in keys:
+        low, high, span, sure = (ends[:, j, None, None] for ends in (lows, highs, width, fixed))
+        chance *= np.where(sure, low >= points, np.clip((high - points) / span, 0, 1))
+    return chance
 
 
 def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:

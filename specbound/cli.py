@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
     except ValueError as error:
         _fail(str(error), 2)
+    except RuntimeError as error:
+        _fail(str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
