@@ -15,11 +15,11 @@ from specbound.proofs_checks.law import Law, exact_law
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get, names, registry, verify
-from specbound.runtime.verifiers.block import verify_path
 from specbound.runtime.verifiers.by_level import Round, verify_by_level
 from specbound.runtime.verifiers.draft_tree import Walk, target_ratio
 from specbound.runtime.verifiers.gbv import highest
 from specbound.runtime.verifiers.kseq import expected_offers, offered_mass
+from specbound.runtime.verifiers.selected_path import SelectedPath
 from specbound.theory import single_path
 from specbound.theory.prefix_tree import PrefixTree
 
@@ -394,16 +394,13 @@ def repeats_last(target_row, draft_row, tokens):
 
 def best_path_unskewed(batch: Batch, draws: Draws) -> Verdict:
     """gbv's path, verified as if it had been drawn from the draft law."""
-    walk = Walk(batch)
-    rows = []
+    walk = SelectedPath(batch)
     for depth in range(batch.tokens.shape[2]):
         target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
-        rows.append((draft_row, target_row))
         tokens = batch.tokens[:, :, depth]
-        walk.descend(highest(target_ratio(target_row, draft_row).gather(1, tokens), tokens, walk.alive), depth)
-    draft_probs = torch.stack([draft for draft, _ in rows], dim=1)
-    kept, token = verify_path(walk.tokens(), draft_probs, walk.stack([target for _, target in rows]), draws)
-    return Verdict(walk.path, kept, token)
+        path = highest(target_ratio(target_row, draft_row).gather(1, tokens), tokens, walk.alive)
+        walk.select(path, depth, target_row, draft_row)
+    return walk.verdict(draws)
 
 
 def longest_of_independent_runs(batch: Batch, draws: Draws) -> Verdict:

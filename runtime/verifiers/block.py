@@ -47,33 +47,20 @@ def block_thresholds(ratios: Tensor, draft_probs: Tensor, target_probs: Tensor) 
     Returns:
         [B, L] thresholds h_1..h_L in [0, 1].
     """
-    thresholds = []
-    for i in range(1, draft_probs.shape[1]):
-        ratio = ratios[:, i]
-        total = surplus(ratio, target_probs[:, i], draft_probs[:, i])
-        stop = total + (1 - ratio)
-        thresholds.append(torch.where(stop > 0, total / stop, torch.ones_like(stop)))
-    return torch.stack([*thresholds, ratios[:, -1]], dim=1)
+    inner = [threshold(ratios[:, i], target_probs[:, i], draft_probs[:, i]) for i in range(1, draft_probs.shape[1])]
+    return torch.stack([*inner, ratios[:, -1]], dim=1)
+
+
+def threshold(ratio: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:
+    """h_i [B] of one prefix shorter than the path, from its ratio c_i [B] and the rows [B, V] after it."""
+    left = surplus(ratio, target_row, draft_row)
+    total = left + (1 - ratio)
+    return torch.where(total > 0, left / total, torch.ones_like(total))
 
 
 def surplus(scale: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:
     """[B]: sum_y max(0, scale target(y) - draft(y)) for scale [B], rows [B, V]."""
     return (scale.unsqueeze(-1) * target_row).sub_(draft_row).clamp_min_(0).sum(dim=-1)
-
-
-def verify_path(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Block verification of one path drawn with the conditionals `draft_probs`, whatever rule drew it.
-
-    Keep the longest prefix whose coin h_i comes up, then draw from max(0, c target - draft).
-
-    Args:
-        tokens [B, L]; draft_probs [B, L, V]: exact law of each token given those before; target_probs [B, L+1, V].
-    Returns:
-        how many tokens are kept [B], and the token after them [B].
-    """
-    ratios = block_ratios(tokens, draft_probs, target_probs)
-    kept = draws.accept_last(block_thresholds(ratios, draft_probs, target_probs))
-    return kept, draws.choose(emitted_row(at(ratios, kept), kept, draft_probs, target_probs))
 
 
 @register(
@@ -83,6 +70,9 @@ def verify_path(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, draws
     paths="single",
 )
 def verify_block(batch: Batch, draws: Draws) -> Verdict:
-    """Block verification of the one drafted path."""
-    kept, token = verify_path(*only_path(batch), draws)
+    """Keep the longest prefix whose coin h_i comes up, then draw from max(0, c target - draft)."""
+    tokens, draft_probs, target_probs = only_path(batch)
+    ratios = block_ratios(tokens, draft_probs, target_probs)
+    kept = draws.accept_last(block_thresholds(ratios, draft_probs, target_probs))
+    token = draws.choose(emitted_row(at(ratios, kept), kept, draft_probs, target_probs))
     return Verdict(torch.zeros_like(kept), kept, token)

@@ -19,9 +19,13 @@ def arithmetic(batch: Batch) -> torch.dtype:
 
 def node_rows(probs: Tensor, path: Tensor, depth: Tensor | int) -> Tensor:
     """[B, V]: row `depth` of path `path[b]` of `probs` [B, K, N, V]; `depth` is one number or one per request."""
-    if probs.shape[1] == 1 and isinstance(depth, int):
+    requests, paths, rows, vocab = probs.shape
+    if paths == 1 and isinstance(depth, int):
         return probs[:, 0, depth]
-    return probs[torch.arange(len(path), device=probs.device), path, depth]
+    request = torch.arange(requests, device=probs.device)
+    if probs.is_contiguous():
+        return probs.view(-1, vocab).index_select(0, (request * paths + path) * rows + depth)
+    return probs[request, path, depth]
 
 
 def first_path(mask: Tensor) -> Tensor:
@@ -39,15 +43,6 @@ def first_appearance(tokens: Tensor) -> Tensor:
 def target_ratio(target_row: Tensor, draft_row: Tensor) -> Tensor:
     """target/draft [B, V]: 0 where both are 0, huge or infinite where only the draft is."""
     return target_row / draft_row.clamp_min(torch.finfo(draft_row.dtype).tiny)
-
-
-def next_ratio(ratio: Tensor, target: Tensor, draft: Tensor) -> Tensor:
-    """Block verification's acceptance ratio after one more token, min(1, ratio target/draft); all [B], float64.
-
-    A token that the draft cannot have drawn leaves it unchanged.
-    """
-    step = torch.where(draft > 0, target.double() / draft.double(), torch.ones_like(ratio))
-    return (ratio * step).clamp_max(1)
 
 
 class Walk:
@@ -75,14 +70,6 @@ class Walk:
     def row_after(self, probs: Tensor, depth: Tensor) -> Tensor:
         """[B, V] row `depth[b]` of `path[b]` in `probs` [B, K, N, V], in arithmetic dtype."""
         return node_rows(probs, self.path, depth).to(self.dtype)
-
-    def tokens(self) -> Tensor:
-        """[B, L] tokens of `path`."""
-        return self.batch.tokens[torch.arange(len(self.path), device=self.path.device), self.path]
-
-    def stack(self, target_rows: list[Tensor]) -> Tensor:
-        """[B, L+1, V]: the L target rows met on the way down and the one after the whole path."""
-        return torch.stack([*target_rows, self.target_row(len(target_rows))], dim=1)
 
     def descend(self, path: Tensor, depth: int) -> None:
         """Follow `path` [B] from depth `depth` to the next, keeping every path with the same token."""

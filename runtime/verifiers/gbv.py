@@ -19,10 +19,10 @@ from torch import Tensor
 
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.block import verify_path
 from specbound.runtime.verifiers.count_law import count_at_root, counts_after, selection_densities
-from specbound.runtime.verifiers.draft_tree import Walk, first_path, target_ratio
+from specbound.runtime.verifiers.draft_tree import first_path, target_ratio
 from specbound.runtime.verifiers.registry import register
+from specbound.runtime.verifiers.selected_path import SelectedPath
 from specbound.runtime.verifiers.single_path import at
 
 BUCKETS = 33  # of log ratio, centred at equality; the outermost take everything beyond
@@ -75,11 +75,10 @@ def ranked_masses(ratio: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor, Ten
 )
 def verify_gbv(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the highest path; its token t has law q(t) S_K(r + e upto, r + e below) / S_K(1, r)."""
-    walk = Walk(batch)
+    walk = SelectedPath(batch)
     paths = batch.tokens.shape[1]
     own = torch.ones(len(batch.tokens), 1, dtype=torch.float64, device=batch.tokens.device)
     rest = torch.zeros_like(own)
-    target_rows, laws = [], []
     for depth in range(batch.tokens.shape[2]):
         target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
         tokens = batch.tokens[:, :, depth]
@@ -87,18 +86,15 @@ def verify_gbv(batch: Batch, draws: Draws) -> Verdict:
         order, below, upto = ranked_masses(ratio, draft_row)
         below, upto = rest + own * below, rest + own * upto
         density = power_sum(upto, below, paths) / power_sum(torch.ones_like(rest), rest, paths)
-        laws.append(draft_row * torch.empty_like(draft_row).scatter_(1, order, density.to(walk.dtype)))
-        target_rows.append(target_row)
+        law = draft_row * torch.empty_like(draft_row).scatter_(1, order, density.to(walk.dtype))
 
         path = highest(ratio.gather(1, tokens), tokens, walk.alive)
-        token = tokens.gather(1, path.unsqueeze(1))
+        token = walk.select(path, depth, target_row, law).unsqueeze(1)
         place = (order == token).long().argmax(dim=1, keepdim=True)
         total = draft_row.sum(dim=1, keepdim=True, dtype=torch.float64)
         scale = upto.gather(1, place)
         rest, own = below.gather(1, place) / scale, own * draft_row.gather(1, token) / total / scale
-        walk.descend(path, depth)
-    kept, token = verify_path(walk.tokens(), torch.stack(laws, dim=1), walk.stack(target_rows), draws)
-    return Verdict(walk.path, kept, token)
+    return walk.verdict(draws)
 
 
 def ratio_bucket(ratio: Tensor) -> Tensor:
@@ -116,9 +112,8 @@ def ratio_bucket(ratio: Tensor) -> Tensor:
 )
 def verify_gbv_bucketed(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the first path of the highest bucket; its law is the draft law times a density per bucket."""
-    walk = Walk(batch)
+    walk = SelectedPath(batch)
     count = count_at_root(batch.tokens)
-    target_rows, laws = [], []
     for depth in range(batch.tokens.shape[2]):
         target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
         tokens = batch.tokens[:, :, depth]
@@ -130,18 +125,15 @@ def verify_gbv_bucketed(batch: Batch, draws: Draws) -> Verdict:
         upto = upto / total
         below = torch.cat([torch.zeros_like(total), upto[:, :-1]], dim=1)
         _, density = selection_densities(count, below, upto)
-        laws.append(draft_row * density.to(walk.dtype).gather(1, bucket))
-        target_rows.append(target_row)
+        law = draft_row * density.to(walk.dtype).gather(1, bucket)
 
         mine = bucket.gather(1, tokens).masked_fill(~walk.alive, -1)
         path = first_path(mine == mine.amax(dim=1, keepdim=True))
-        token = tokens.gather(1, path.unsqueeze(1)).squeeze(1)
+        token = walk.select(path, depth, target_row, law)
         place = at(bucket, token)
         drafted = at(draft_row, token) / total.squeeze(1)
         reached = at(upto, place)
         nothing = torch.zeros_like(drafted)
         _, further = counts_after(count, (at(below, place), nothing), ((reached - drafted).clamp_min(0), drafted))
         count = further / at(density, place).unsqueeze(1)
-        walk.descend(path, depth)
-    kept, token = verify_path(walk.tokens(), torch.stack(laws, dim=1), walk.stack(target_rows), draws)
-    return Verdict(walk.path, kept, token)
+    return walk.verdict(draws)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.block import verify_path
 from specbound.runtime.verifiers.count_law import count_at_root, counts_after
-from specbound.runtime.verifiers.draft_tree import Walk, next_ratio, target_ratio
+from specbound.runtime.verifiers.draft_tree import target_ratio
 from specbound.runtime.verifiers.registry import register
 from specbound.runtime.verifiers.roots import falling_root
+from specbound.runtime.verifiers.selected_path import SelectedPath
 from specbound.runtime.verifiers.single_path import at
 
 
@@ -104,30 +104,22 @@ def count_below(count: Tensor, level: Tensor, mass: Tensor, fails: Tensor) -> Te
 )
 def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the tree choosing a path level by level, then verify it against its exact law."""
-    walk = Walk(batch)
+    walk = SelectedPath(batch)
     count = count_at_root(batch.tokens)
-    accept = torch.ones_like(count[:, 0])
-    target_rows, laws = [], []
-    for depth in range(batch.tokens.shape[2]):
+    _, paths, length = batch.tokens.shape
+    for depth in range(length):
         target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
-        ratio = target_ratio(target_row, draft_row) * accept.unsqueeze(1).to(walk.dtype)
+        tokens = batch.tokens[:, :, depth]
+        ratio = target_ratio(target_row, draft_row).mul_(walk.ratio.unsqueeze(1).to(walk.dtype))
         high, low = level_densities(count, 1 - success_mass(ratio, draft_row, count))
         level = levels(ratio, high, low)
+        offered = level.gather(1, tokens)
         total = draft_row.sum(dim=1).double()
-        fails = (((1 - level) * draft_row).sum(dim=1).double() / total).clamp_max(1)
-        high, low = level_densities(count, fails)
-        density = torch.lerp(low.unsqueeze(1).to(walk.dtype), high.unsqueeze(1).to(walk.dtype), level)
-        laws.append(draft_row * density)
-        target_rows.append(target_row)
+        fails = ((1 - level).mul_(draft_row).sum(dim=1).double() / total).clamp(0, 1)
+        high, low = (density.unsqueeze(1).to(walk.dtype) for density in level_densities(count, fails))
+        law = level.mul_(high - low).add_(low).mul_(draft_row)
 
-        tokens = batch.tokens[:, :, depth]
-        path = walk.path
-        if batch.tokens.shape[1] > 1:
-            path = draws.choose(selection_weights(level.gather(1, tokens), walk.alive))
-        token = tokens.gather(1, path.unsqueeze(1)).squeeze(1)
-        chosen, mass = at(level, token).double(), at(draft_row, token).double() / total
-        accept = next_ratio(accept, at(target_row, token), at(laws[-1], token))
-        count = count_below(count, chosen, mass, fails)
-        walk.descend(path, depth)
-    kept, token = verify_path(walk.tokens(), torch.stack(laws, dim=1), walk.stack(target_rows), draws)
-    return Verdict(walk.path, kept, token)
+        path = draws.choose(selection_weights(offered, walk.alive)) if paths > 1 else walk.path
+        token = walk.select(path, depth, target_row, law)
+        count = count_below(count, at(offered, path).double(), at(draft_row, token).double() / total, fails)
+    return walk.verdict(draws)
