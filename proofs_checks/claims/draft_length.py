@@ -114,7 +114,7 @@ def theorem_for_block_verification(deep: bool) -> Outcome:
 def thresholds_per_context(deep: bool) -> Outcome:
     count = 0
     for verifier in ("token", "block"):
-        for instance in random_problems(150 if deep else 30, verifier):  # type: ignore[arg-type]
+        for instance in random_problems(150 if deep else 30, verifier):
             gamma = stopping.solve(instance).gamma
             count += 1
             if not stopping.thresholds_are_optimal(instance, gamma).holds:

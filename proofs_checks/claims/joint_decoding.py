@@ -16,7 +16,7 @@ import numpy as np
 from specbound.proofs_checks.ledger import Outcome, claim, rational_rows
 from specbound.theory.joint_decoding import JointSpeculation, beam_block, greedy, joint_greedy, mjsd
 from specbound.theory.joint_guarantees import intermediate_prefix_slack, round_guarantees
-from specbound.theory.token_model import TokenModel
+from specbound.theory.token_model import TokenModel, Tokens
 
 TENTHS = tuple(Fraction(n, 10) for n in range(1, 10))
 
@@ -49,7 +49,9 @@ def joint_greedy_against_greedy(deep: bool) -> Outcome:
         rows = rational_rows(2, denominator)
         uniform = (Fraction(1, 2), Fraction(1, 2))
         for root, zero, one, last in itertools.product(rows, repeat=4):
-            table = {prefix: uniform for depth in range(3) for prefix in itertools.product((0, 1), repeat=depth)}
+            table: dict[Tokens, tuple[Fraction, ...]] = {
+                prefix: uniform for depth in range(3) for prefix in itertools.product((0, 1), repeat=depth)
+            }
             table |= {(): root, (0,): zero, (1,): one, (0, 0): last}
             model = TokenModel.tree(table)
             count += 1

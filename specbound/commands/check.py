@@ -63,7 +63,7 @@ def verify(file: str, as_json: bool) -> int:
         return 1
     except ValueError as error:
         raise ValueError(f"--certificate {file}: {error}") from None
-    facts = {"objective": found.objective, "paths": found.paths, "nodes": tree.size}
+    facts: dict[str, Any] = {"objective": found.objective, "paths": found.paths, "nodes": tree.size}
     facts |= {"value": found.value, "bound": found.bound, "gap": found.gap, "verified": True}
     if as_json:
         print_json(facts)
