@@ -78,17 +78,22 @@ class CachedModel:
 
     Attributes:
         base: for each row the number of committed tokens.
+        hidden [B, n, D]: last hidden states of the tokens fed last, what the language-model head read; None unless
+            `wants_hidden`.
         window: tokens the model can read, None if unlimited; a draft that overshoots it (its tokens are then cut
             from the output anyway) repeats the last position.
     """
 
-    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, wants_hidden: bool = False) -> None:
         self.model = model
         self.base = [0] * rows
         self.cache = SlotCache()
         self.window = context_limit(model)
         self.vocab = int(model.get_input_embeddings().weight.shape[0])
+        self.hidden: Tensor | None = None
         self.options = {"use_cache": True, "return_dict": True}
+        if wants_hidden:
+            self.options["output_hidden_states"] = True
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.device = model.get_input_embeddings().weight.device
         self.all_visible = torch.zeros(1, 1, 1, SLOTS_AT_FIRST, dtype=model.dtype, device=self.device)
@@ -121,6 +126,7 @@ class CachedModel:
             **self.options,
             **keep,
         )
+        self.hidden = output.hidden_states[-1] if output.hidden_states is not None else None
         return output.logits
 
     def forget_tail(self, base: Sequence[int]) -> None:

@@ -22,13 +22,15 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.streamers import BaseStreamer
 
 from specbound.runtime.cache import CachedModel, causal
-from specbound.runtime.drafting import draft_paths
+from specbound.runtime.drafting import Context, Drafts, draft_beam, draft_paths
 from specbound.runtime.draws import Draws
+from specbound.runtime.lengths import FixedLength, LengthPolicy
 from specbound.runtime.models import check_pair, context_limit, vocabulary
 from specbound.runtime.sampling import Sampler
 from specbound.runtime.tree_attention import merge_paths
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import registry
+from specbound.runtime.verifiers.registry import Verifier
 
 OnCall = Callable[[Batch, Verdict, list[int]], None]
 UNSUPPORTED = {
@@ -117,30 +119,34 @@ def generate(
     draft: PreTrainedModel,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
-    verifier: str = "block",
+    verifier: str | Verifier = "block",
     paths: int = 1,
-    length: int = 8,
+    length: int | LengthPolicy = 8,
     generation_config: GenerationConfig | None = None,
     logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     streamer: BaseStreamer | None = None,
     generator: torch.Generator | Draws | None = None,
     on_call: OnCall | None = None,
+    beams: int = 0,
     **generation_kwargs: Any,
 ) -> Generation:
     """Decode with a draft; settings are those of `target.generate`, which prepares them.
 
     Args:
         input_ids [B, n] int64; attention_mask [B, n]: 0 on padding, wherever it stands.
-        verifier: a name of the registry.
+        verifier: a name of the registry, or an entry of your own, such as
+            `replace(get("mjsd"), verify=mjsd(threshold=0.1))`.
         paths: K, drafts per call.
-        length: L, tokens per draft.
+        length: L, tokens per draft; or a policy of `specbound.runtime.lengths`.
         generation_config, logits_processor, stopping_criteria, generation_kwargs: as for `target.generate`;
             temperature=0 means greedy.
         streamer: receives each call's tokens (one row only).
         generator: on the target's device; or a `Draws` that answers everything random.
         on_call: called as on_call(batch, verdict, starts) after each verification, starts[b] being the number of
             known tokens of row b before the drafts.
+        beams: draft the best block of a beam search of that width instead of a sample (0); for verifiers that do
+            not rest on sampled drafts, as "mjsd".
 
     Raises:
         ValueError: for settings that speculative decoding cannot honour, before any work.
@@ -153,7 +159,7 @@ def generate(
     check_settings(generation_kwargs.items())
     if generation_config is not None:
         check_settings(vars(generation_config).items())
-    loop = _Loop(draft, verifier, paths, length, generator, streamer, on_call)
+    loop = _Loop(draft, verifier, paths, length, generator, streamer, on_call, beams)
     check_pair(target, draft)
     return target.generate(
         inputs=input_ids,
@@ -168,12 +174,13 @@ def generate(
 
 def speculative(
     draft: PreTrainedModel,
-    verifier: str = "block",
+    verifier: str | Verifier = "block",
     paths: int = 1,
-    length: int = 8,
+    length: int | LengthPolicy = 8,
     generator: torch.Generator | Draws | None = None,
     streamer: BaseStreamer | None = None,
     on_call: OnCall | None = None,
+    beams: int = 0,
 ) -> Callable[..., Tensor | Generation]:
     """A decoding method for transformers: `target.generate(**inputs, custom_generate=speculative(draft))`.
 
@@ -183,7 +190,7 @@ def speculative(
     Raises:
         ValueError: unknown verifier, K or L below 1, K above 1 for a single-path verifier.
     """
-    loop = _Loop(draft, verifier, paths, length, generator, streamer, on_call)
+    loop = _Loop(draft, verifier, paths, length, generator, streamer, on_call, beams)
 
     def decode(
         model: PreTrainedModel,
@@ -212,20 +219,33 @@ class _Loop:
     """The decoding method that transformers calls: checks, then one `_Decoding`."""
 
     draft: PreTrainedModel
-    verifier: str
+    verifier: str | Verifier
     paths: int
-    length: int
+    length: int | LengthPolicy
     generator: torch.Generator | Draws | None
     streamer: BaseStreamer | None
     on_call: OnCall | None
+    beams: int
 
     def __post_init__(self) -> None:
-        facts = registry.get(self.verifier)
-        for name in ("paths", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; want at least 1")
-        if facts.paths == "single" and self.paths > 1:
-            raise ValueError(f"verifier {self.verifier!r} takes one path; paths is {self.paths}")
+        self.facts = registry.get(self.verifier) if isinstance(self.verifier, str) else self.verifier
+        if isinstance(self.length, int) and self.length < 1:
+            raise ValueError(f"length is {self.length}; want at least 1")
+        self.policy = FixedLength(self.length) if isinstance(self.length, int) else self.length
+        for name, least in (("paths", 1), ("beams", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; want at least {least}")
+        if self.facts.paths == "single" and self.paths > 1:
+            raise ValueError(f"verifier {self.facts.name!r} takes one path; paths is {self.paths}")
+        if self.beams and self.facts.lossless:
+            raise ValueError(
+                f"beams is {self.beams}; the lossless verifier {self.facts.name!r} wants sampled drafts (0)"
+            )
+        if self.policy.adaptive and (self.paths > 1 or self.beams or self.facts.stateful):
+            raise ValueError(
+                f"length is {self.length}, which looks at drafted tokens: it wants one sampled path (paths=1, beams=0) "
+                f"and a stateless verifier; give a fixed length for {self.facts.name!r} with {self.paths} paths"
+            )
 
     def __call__(
         self,
@@ -266,14 +286,13 @@ class _Decoding:
         config: GenerationConfig,
     ) -> None:
         self.loop = loop
-        self.facts = registry.get(loop.verifier)
         self.device = target.get_input_embeddings().weight.device
         self.draws = loop.generator if isinstance(loop.generator, Draws) else Draws(loop.generator)
         self.prompt = _left_padded(input_ids.to(self.device), attention_mask)
         self.rows, self.columns = self.prompt.ids.shape
         self.limit = int(config.max_length)
         self._check_context(target, loop.draft)
-        room = self.prompt.ids.new_zeros(self.rows, self.limit - self.columns + loop.length + 1)
+        room = self.prompt.ids.new_zeros(self.rows, self.limit - self.columns + loop.policy.maximum + 1)
         self.ids = torch.cat([self.prompt.ids, room], dim=1)
         self.padding = self.prompt.padding
         self.end = [self.columns] * self.rows
@@ -282,7 +301,10 @@ class _Decoding:
         self.eos = set() if eos is None else {eos} if isinstance(eos, int) else set(map(int, eos))
         self.pad = config.pad_token_id if config.pad_token_id is not None else min(self.eos, default=0)
         self.criteria = [c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
-        self.target, self.draft = CachedModel(target, self.rows), CachedModel(loop.draft, self.rows)
+        self.target, self.draft = (
+            CachedModel(target, self.rows),
+            CachedModel(loop.draft, self.rows, loop.policy.needs_hidden),
+        )
         vocab = max(vocabulary(target), vocabulary(loop.draft))
         self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.padding, self.device)
         self.carry: Any = None
@@ -326,50 +348,59 @@ class _Decoding:
         """Draft, one target pass, verify, keep."""
         clock = [time.perf_counter()]
         starts = [end - padding for end, padding in zip(self.end, self.padding, strict=True)]
-        lengths = self._draft_lengths()
-        tokens, draft_probs = self._draft(starts, lengths)
+        drafts = self._draft(starts)
         clock.append(time.perf_counter())
-        target_probs, slots = self._target(starts, tokens)
+        target_probs, slots = self._target(starts, drafts.tokens)
         clock.append(time.perf_counter())
-        batch, verdict = self._verify(tokens, draft_probs, target_probs, lengths)
-        block = _block(tokens, verdict)
+        batch, verdict = self._verify(drafts, target_probs)
+        block = _block(drafts.tokens, verdict)
         host = torch.cat([block, verdict.accepted[:, None], verdict.path[:, None]], dim=1).tolist()
         accepted, path = [row[-2] for row in host], [row[-1] for row in host]
         clock.append(time.perf_counter())
         if self.loop.on_call is not None:
             self.loop.on_call(batch, verdict, starts)
-        self._keep(verdict, slots)
+        self._keep(verdict, slots, drafts.slots)
         active = [not done for done in self.done]
         self._write(block)
         emitted = [self._emit(row, host[row][: accepted[row] + 1]) for row in range(self.rows)]
-        self._forget(starts, accepted, tokens.shape[2])
+        self._forget(starts, accepted, drafts.tokens.shape[2])
         self.records.append(
-            {"start": starts, "drafted": lengths, "accepted": accepted, "path": path}
+            {"start": starts, "drafted": drafts.lengths, "accepted": accepted, "path": path}
             | {"emitted": emitted, "active": active}
         )
         for part, before, after in zip(("draft", "target", "verify"), clock[:-1], clock[1:], strict=True):
             self.seconds[part] += after - before
 
     def _draft_lengths(self) -> list[int]:
-        """Each row's draft length: L, less where the row's end is nearer, 0 once it is done.
+        """Each row's largest draft length: L, less where the row's end is nearer, 0 once it is done.
 
-        A stateful verifier wants the same L in every call.
+        A stateful verifier wants the same L in every call, and so does a beam search.
         """
-        shortest = self.loop.length if self.facts.stateful else 1
+        longest = self.loop.policy.maximum
+        shortest = longest if self.loop.facts.stateful or self.loop.beams else 1
         return [
-            0 if done else max(shortest, min(self.loop.length, self.limit - end - 1))
+            0 if done else max(shortest, min(longest, self.limit - end - 1))
             for end, done in zip(self.end, self.done, strict=True)
         ]
 
-    def _draft(self, starts: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
-        """Drafts [B, K, L] and their laws [B, K, L, V]; feeds the draft one token, or two after a fully kept block."""
+    def _draft(self, starts: list[int]) -> Drafts:
+        """Drafts of every row; feeds the draft one known token, or two after a block that was kept whole."""
         missing = max(start - base for start, base in zip(starts, self.draft.base, strict=True))
         self.draft.forget_tail([start - missing for start in starts])
         columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-missing, 0, device=self.device)
         recent = self.ids.gather(1, columns)
-        place = torch.tensor(starts, device=self.device) - 1
-        known = [self.ids[row, :end] for row, end in enumerate(self.end)] if self.sampler.reads_tokens else []
-        return draft_paths(self.draft, self.sampler, self.draws, known, recent, place, self.loop.paths, lengths)
+        context = Context(self._known(), recent, torch.tensor(starts, device=self.device) - 1)
+        if self.loop.beams:
+            drafts = draft_beam(self.draft, self.sampler, context, self.loop.beams, self.loop.policy.maximum)
+            return replace(drafts, lengths=self._draft_lengths())
+        lengths, policy = self._draft_lengths(), self.loop.policy
+        return draft_paths(self.draft, self.sampler, self.draws, context, self.loop.paths, lengths, policy)
+
+    def _known(self) -> list[Tensor]:
+        """Each row's padded prompt and the tokens after it, if a logits processor reads them."""
+        if not self.sampler.reads_tokens:
+            return []
+        return [self.ids[row, :end] for row, end in enumerate(self.end)]
 
     def _target(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail."""
@@ -385,33 +416,28 @@ class _Decoding:
             slots = merged.place
             rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees)
             logits = rows_of_tree[torch.arange(rows, device=rows_of_tree.device)[:, None, None], slots]
-        known = [self.ids[row, :end] for row, end in enumerate(self.end)] if self.sampler.reads_tokens else []
-        return self.sampler.laws(logits, known, tokens), slots
+        return self.sampler.laws(logits, self._known(), tokens), slots
 
-    def _verify(
-        self, tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, lengths: list[int]
-    ) -> tuple[Batch, Verdict]:
+    def _verify(self, drafts: Drafts, target_probs: Tensor) -> tuple[Batch, Verdict]:
         """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes."""
-        uneven = min(lengths) < tokens.shape[2]
-        if uneven:
-            target_probs = pad_rows(target_probs, tokens, torch.tensor(lengths, device=self.device), self.done)
-        batch = Batch(tokens, draft_probs, target_probs, self.carry)
-        verdict = registry.verify(self.loop.verifier, batch, self.draws, validate=False)
+        uneven = min(drafts.lengths) < drafts.tokens.shape[2]
+        lengths = torch.tensor(drafts.lengths, device=self.device) if uneven else None
+        if lengths is not None:
+            target_probs = pad_rows(target_probs, lengths, self.done)
+        batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry)
+        verdict = self.loop.facts.verify(batch, self.draws)
         self.carry = verdict.carry
-        if uneven:
-            kept = verdict.accepted.minimum(torch.tensor(lengths, device=self.device))
-            verdict = replace(verdict, accepted=kept)
+        if lengths is not None:
+            verdict = replace(verdict, accepted=verdict.accepted.minimum(lengths))
         return batch, verdict
 
-    def _keep(self, verdict: Verdict, slots: Tensor) -> None:
-        """Bring the winning path to the front of both models' tails (a single path already is)."""
-        if self.loop.paths == 1:
-            return
+    def _keep(self, verdict: Verdict, slots: Tensor, draft_slots: Tensor) -> None:
+        """Bring the winning path to the front of both models' tails (a single sampled path already is)."""
         row = torch.arange(self.rows, device=self.device)
-        self.target.keep_path(slots[row, verdict.path])
-        if slots.shape[2] > 2:
-            order = torch.arange(slots.shape[2] - 2, device=self.device) * self.loop.paths
-            self.draft.keep_path(order + verdict.path[:, None])
+        if self.loop.paths > 1:
+            self.target.keep_path(slots[row, verdict.path])
+        if (self.loop.paths > 1 or self.loop.beams) and draft_slots.shape[2]:
+            self.draft.keep_path(draft_slots[row, verdict.path])
 
     def _write(self, block: Tensor) -> None:
         """Write each row's block [B, L+1] behind its known tokens; `_emit` says how much of it counts."""
@@ -506,7 +532,29 @@ def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
     return _Prompt(input_ids.gather(1, order), padding)
 
 
-def pad_rows(target_probs: Tensor, tokens: Tensor, lengths: Tensor, done: list[bool]) -> Tensor:
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, sequences: Tensor, prompt: int, lengths: Tensor | None = None) -> Tensor:
+    """Perplexity [B] of the generated tokens under the model at temperature 1: exp(-mean log model(x_i | x_<i)).
+
+    Args:
+        sequences [B, T] int64 without padding before the prompt; prompt: tokens given, at least 1.
+        lengths [B] int64: generated tokens that count; None for all T - prompt.
+
+    Raises:
+        ValueError: nothing was given, or nothing generated.
+    """
+    if not 1 <= prompt < sequences.shape[1]:
+        raise ValueError(f"prompt is {prompt} of {sequences.shape[1]} tokens; want at least one given, one generated")
+    logits = model(sequences[:, :-1].to(model.device)).logits[:, prompt - 1 :]
+    rows = logits.log_softmax(dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    found = rows.gather(-1, sequences[:, prompt:, None].to(rows.device))[..., 0]
+    if lengths is None:
+        lengths = torch.full((len(sequences),), found.shape[1])
+    counts = torch.arange(found.shape[1], device=found.device) < lengths[:, None].to(found.device)
+    return torch.exp(-(found * counts).sum(dim=1) / counts.sum(dim=1))
+
+
+def pad_rows(target_probs: Tensor, lengths: Tensor, done: list[bool]) -> Tensor:
     """Target laws [B, K, L+1, V] under which a row's drafts count as no longer than its own length.
 
     Beyond it the draft holds token 0 for sure, and so does the target here: such tokens are always kept, and the
@@ -514,15 +562,15 @@ def pad_rows(target_probs: Tensor, tokens: Tensor, lengths: Tensor, done: list[b
     the shorter draft, with `accepted` cut at the length. A row that is done has token 0 everywhere.
 
     Args:
-        lengths [B] int64: of the row's drafts, 0..L; tokens [B, K, L]: 0 beyond them.
+        target_probs [B, K, L+1, V] along the drafts; lengths [B] int64: of the row's drafts, 0..L.
     """
-    length = tokens.shape[2]
-    places = torch.arange(length + 1, device=tokens.device)
+    length = target_probs.shape[2] - 1
+    places = torch.arange(length + 1, device=lengths.device)
     last = target_probs.gather(2, lengths[:, None, None, None].expand_as(target_probs[:, :, :1]))
     sure = torch.zeros_like(last)
     sure[..., 0] = 1.0
     beyond = ((places >= lengths[:, None]) & (places < length))[:, None, :, None]
-    finished = torch.tensor(done, device=tokens.device)[:, None, None, None]
+    finished = torch.tensor(done, device=lengths.device)[:, None, None, None]
     padded = torch.where(beyond | finished, sure, target_probs)
     padded[:, :, -1:] = torch.where(finished, sure, last)
     return padded

@@ -1,60 +1,145 @@
-"""Drafting: K independent paths of L tokens per row, each token drawn from the processed law of the draft.
+"""Drafting: K independent paths of L tokens per row, or the best block of a beam search.
 
-B rows, K paths, L tokens, V vocabulary. The K paths of a row share the draft's slots of everything known; their
-drafted tokens lie behind them in the order (token 1 of paths 1..K), (token 2 of paths 1..K), ...
+B rows, K paths, L tokens, V vocabulary. All paths of a row (all beams) share the draft's slots of everything known;
+their drafted tokens lie behind them in the order (token 1 of paths 1..K), (token 2 of paths 1..K), ...
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specbound.runtime.cache import CachedModel, causal
 from specbound.runtime.draws import Draws
+from specbound.runtime.lengths import LengthPolicy
 from specbound.runtime.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Context:
+    """What drafting starts from.
+
+    Attributes:
+        known: for each row its padded prompt and the tokens after it (read by logits processors only).
+        recent [B, n] int64: the tokens the draft has not seen yet, up to the last known one.
+        place [B] int64: position of the last known token.
+    """
+
+    known: list[Tensor]
+    recent: Tensor
+    place: Tensor
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Drafted paths.
+
+    Attributes:
+        tokens [B, K, L] int64: token 0 behind a row's own length.
+        laws [B, K, L, V]: the very rows the tokens were drawn from.
+        lengths: of each row's drafts, at most L.
+        slots [B, K, L-1] int64: where the tokens but the last lie in the draft's tail.
+    """
+
+    tokens: Tensor
+    laws: Tensor
+    lengths: list[int]
+    slots: Tensor
 
 
 def draft_paths(
     model: CachedModel,
     sampler: Sampler,
     draws: Draws,
-    known: list[Tensor],
-    recent: Tensor,
-    place: Tensor,
+    context: Context,
     paths: int,
     lengths: list[int],
-) -> tuple[Tensor, Tensor]:
-    """Draw `paths` drafts of L = max(lengths) tokens; each token is drawn from the very row returned for it.
+    policy: LengthPolicy,
+) -> Drafts:
+    """Draw `paths` drafts per row, each token from the processed law of the draft after the tokens before it.
 
     Args:
-        model: the draft; holds all known tokens except the last ones of `recent`.
-        known: for each row its padded prompt and the tokens after it (read by processors only).
-        recent [B, n]: the tokens the draft has not seen yet, up to the last known one.
-        place [B]: position of the last known token.
-        lengths: for each row how many tokens are drawn from the draft; the others are token 0 for sure.
-    Returns:
-        tokens [B, K, L] int64 and draft_probs [B, K, L, V].
+        lengths: of each row, at most; an adaptive policy may stop earlier (single paths only).
     """
-    count, length = recent.shape[1], max(lengths)
-    positions = place[:, None] - torch.arange(count - 1, -1, -1, device=place.device)
-    tail = None if count == 1 and len(recent) == 1 else causal(count, place.device)
-    logits = model.extend(recent, positions, tail, last_only=True)[:, -1:]
-    model.forget_tail([base + count for base in model.base])
-    logits = logits.expand(-1, paths, -1)
-    tokens = recent.new_empty(len(recent), paths, length)
-    laws = []
+    logits = _last_logits(model, context).expand(-1, paths, -1)
+    place, longest, lengths = context.place, max(lengths), list(lengths)
+    tokens = context.recent.new_zeros(len(place), paths, longest)
     own = torch.eye(paths, dtype=torch.bool, device=place.device)
-    for i in range(length):
-        law = sampler.next_laws(logits, known, tokens[:, :, :i])
-        if min(lengths) <= i:
-            short = torch.tensor([own_length <= i for own_length in lengths], device=law.device)
-            law = torch.where(
-                short[:, None, None], torch.eye(1, law.shape[-1], dtype=law.dtype, device=law.device), law
-            )
+    laws: list[Tensor] = []
+    state = None
+    for i in range(longest):
+        law = sampler.next_laws(logits, context.known, tokens[:, :, :i])
+        law = _sure_beyond(law, lengths, i)
         tokens[:, :, i] = draws.choose(law)
         laws.append(law)
+        if policy.adaptive:
+            hidden = None if model.hidden is None else model.hidden[:, -1].to(law.device)
+            stop, state = policy.should_stop(
+                state, draft_row=law[:, 0], hidden=hidden, token=tokens[:, 0, i], drafted=i + 1
+            )
+            lengths = [
+                min(length, i + 1) if ends else length for length, ends in zip(lengths, stop.tolist(), strict=True)
+            ]
+        if i + 1 >= max(lengths):
+            break
+        tail = None if paths == 1 and len(place) == 1 else own.repeat(1, i + 1)
+        logits = model.extend(tokens[:, :, i], (place + 1 + i)[:, None].expand(-1, paths), tail)
+    steps = torch.arange(len(laws) - 1, device=place.device) * paths
+    slots = (steps + torch.arange(paths, device=place.device)[:, None]).expand(len(place), -1, -1)
+    return Drafts(tokens[:, :, : len(laws)], torch.stack(laws, dim=2), lengths, slots)
+
+
+def draft_beam(model: CachedModel, sampler: Sampler, context: Context, beams: int, length: int) -> Drafts:
+    """The most probable block that a beam search of the given width finds; ties go to the earlier beam and token.
+
+    Each step keeps the `beams` continuations of largest joint draft probability; the best one is the draft.
+    """
+    logits = _last_logits(model, context)
+    rows, vocab, place = len(context.place), sampler.vocab, context.place
+    tokens = context.recent.new_zeros(rows, 1, 0)
+    slots = tokens
+    laws = logits.new_zeros(rows, 1, 0, vocab).to(place.device)
+    joint = torch.zeros(rows, 1, dtype=torch.float64, device=place.device)
+    sees = torch.zeros(rows, 1, 0, dtype=torch.bool, device=place.device)
+    end = 0
+    for i in range(length):
+        law = sampler.next_laws(logits, context.known, tokens)
+        grown = (joint[:, :, None] + law.double().log()).flatten(1)
+        joint, chosen = grown.sort(dim=1, descending=True, stable=True)
+        joint, chosen = joint[:, :beams], chosen[:, :beams]
+        parent, token, width = chosen // vocab, chosen % vocab, chosen.shape[1]
+        row = torch.arange(rows, device=place.device)[:, None]
+        laws = torch.cat([laws[row, parent], law[row, parent][:, :, None]], dim=2)
+        tokens = torch.cat([tokens[row, parent], token[:, :, None]], dim=2)
         if i + 1 < length:
-            positions = (place + 1 + i)[:, None].expand(-1, paths)
-            tail = None if paths == 1 and len(recent) == 1 else own.repeat(1, i + 1)
-            logits = model.extend(tokens[:, :, i], positions, tail)
-    return tokens, torch.stack(laws, dim=2)
+            own = torch.eye(width, dtype=torch.bool, device=place.device).expand(rows, -1, -1)
+            sees = torch.cat([sees[row, parent], own], dim=2)
+            here = (end + torch.arange(width, device=place.device)).expand(rows, -1)
+            slots = torch.cat([slots[row, parent], here[:, :, None]], dim=2)
+            end += width
+            logits = model.extend(token, (place + 1 + i)[:, None].expand(-1, width), sees)
+        else:
+            slots = slots[row, parent]
+    return Drafts(tokens[:, :1], laws[:, :1], [length] * rows, slots[:, :1])
+
+
+def _last_logits(model: CachedModel, context: Context) -> Tensor:
+    """Feed and commit the tokens the draft has not seen; the logits [B, 1, V] after the last of them."""
+    count = context.recent.shape[1]
+    behind = torch.arange(count - 1, -1, -1, device=context.place.device)
+    tail = None if count == 1 and len(context.recent) == 1 else causal(count, context.place.device)
+    logits = model.extend(context.recent, context.place[:, None] - behind, tail, last_only=True)[:, -1:]
+    model.forget_tail([base + count for base in model.base])
+    return logits
+
+
+def _sure_beyond(law: Tensor, lengths: list[int], drafted: int) -> Tensor:
+    """`law` [B, K, V], token 0 for sure in rows that have `drafted` tokens or fewer to draft."""
+    if min(lengths) > drafted:
+        return law
+    ended = torch.tensor([length <= drafted for length in lengths], device=law.device)
+    sure = torch.zeros_like(law)
+    sure[..., 0] = 1.0
+    return torch.where(ended[:, None, None], sure, law)

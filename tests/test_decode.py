@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,10 +25,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from specbound.proofs_checks.law import ReplayDraws
+from specbound.runtime import decode
 from specbound.runtime.cache import CachedModel
-from specbound.runtime.decode import Generation, generate, speculative
+from specbound.runtime.decode import Generation, generate, pad_rows, perplexity, speculative
+from specbound.runtime.lengths import ConfidenceLength, EntropyLength, FixedLength
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import registry
+from specbound.runtime.verifiers.mjsd import mjsd
 
 FAMILIES = ("llama", "qwen2", "gpt2")
 LOSSLESS = [name for name in registry.names() if registry.get(name).lossless and name != "table"]
@@ -68,6 +73,15 @@ def tiny(family: str, seed: int, vocab: int, layers: int = 1) -> PreTrainedModel
 def on_a_grid(module: torch.nn.Module, inputs: object, logits: Tensor) -> Tensor:
     """Logits in steps of 2^-30: then a row's laws are the same to the last bit whatever its neighbours are."""
     return (logits * 2**30).round() / 2**30
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[PreTrainedModel, PreTrainedModel]:
+    return tiny("llama", 0, vocab=20, layers=2), tiny("llama", 1, vocab=20)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def target_law(model: PreTrainedModel, prompt: list[int], new: int) -> dict[tuple[int, ...], float]:
@@ -159,6 +173,104 @@ def test_the_whole_loop_has_the_law_of_the_target_in_other_families(family):
 def test_the_whole_loop_has_the_law_of_the_target_with_three_tokens(pair):
     models = tiny("llama", 4, vocab=3), tiny("gpt2", 5, vocab=3)
     assert loop_distance(models, 3, verifier="block", length=2) < 1e-12
+
+
+@dataclass(frozen=True)
+class HiddenLength(FixedLength):
+    """Stops where the first hidden unit is negative: a policy that reads hidden states and token both."""
+
+    adaptive = True
+    needs_hidden = True
+
+    def should_stop(self, state, *, draft_row, hidden, token, drafted):
+        return (hidden[:, 0] < 0) ^ (token == 1), state
+
+
+@pytest.mark.parametrize("verifier", ["token", "block"])
+@pytest.mark.parametrize(
+    "policy", [ConfidenceLength(0.5, maximum=3), EntropyLength(0.7, maximum=3), HiddenLength(3)], ids=repr
+)
+def test_the_whole_loop_has_the_law_of_the_target_with_adaptive_lengths(pair, verifier, policy):
+    seen: list[int] = []
+    distances = loop_distance(pair, 4, verifier=verifier, length=policy, on_call=lambda b, *_: seen.append(b.shape[2]))
+    assert distances < 1e-12
+    assert max(seen) <= 3
+
+
+def test_the_exact_law_of_the_loop_rejects_padding_without_the_moved_bonus_row(pair, monkeypatch):
+    def unmoved(target_probs: Tensor, lengths: Tensor, done: list[bool]) -> Tensor:
+        padded = pad_rows(target_probs, lengths, done)
+        padded[:, :, -1] = torch.where(torch.tensor(done)[:, None, None], padded[:, :, -1], target_probs[:, :, -1])
+        return padded
+
+    monkeypatch.setattr(decode, "pad_rows", unmoved)
+    assert loop_distance(pair, 4, verifier="block", length=ConfidenceLength(0.5, maximum=3)) > 1e-3
+
+
+@pytest.mark.parametrize("policy", [ConfidenceLength(0.1, maximum=4), HiddenLength(4)], ids=repr)
+def test_adaptive_drafts_end_where_the_policy_says(models, policy):
+    batches: list[Batch] = []
+    output = generate(
+        *models, torch.tensor([[1, 2, 3], [4, 5, 6]]), length=policy, generator=seeded(0), max_new_tokens=20,
+        on_call=lambda batch, *_: batches.append(batch), **EXACT,
+    )  # fmt: skip
+    drafted = output.statistics.drafted
+    assert len(set(drafted[:-3][output.statistics.active[:-3]].tolist())) > 1
+    if isinstance(policy, ConfidenceLength):
+        for batch, lengths in zip(batches[:3], drafted[:3].tolist(), strict=True):
+            for row, length in enumerate(lengths):
+                given = batch.draft_probs[row, 0, range(length), batch.tokens[row, 0, :length]]
+                assert (given[:-1] >= 0.1).all()
+                assert length == 4 or given[-1] < 0.1
+
+
+# ---- beams and joint acceptance -------------------------------------------------------------------------------------
+
+
+def beam_without_cache(model: PreTrainedModel, prompt: list[int], beams: int, length: int) -> tuple[list[int], float]:
+    """The best block of a beam search by plain forward passes, and the logarithm of its probability."""
+    kept = [(0.0, prompt)]
+    for _ in range(length):
+        with torch.no_grad():
+            rows = model(torch.tensor([block for _, block in kept])).logits[:, -1].log_softmax(dim=-1).tolist()
+        grown = [(j + p, [*block, y]) for (j, block), row in zip(kept, rows, strict=True) for y, p in enumerate(row)]
+        kept = sorted(grown, key=lambda entry: -entry[0])[:beams]
+    return kept[0][1][len(prompt) :], kept[0][0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beams", [1, 3, 64])
+def test_joint_decoding_keeps_the_blocks_of_a_plain_beam_search(family, beams):
+    target, draft = tiny(family, 0, vocab=6, layers=2), tiny(family, 1, vocab=6)
+    joint = replace(registry.get("mjsd"), verify=mjsd(0.02, token="argmax"))
+    ids, mask = torch.tensor([[0, 0, 3], [4, 5, 1]]), torch.tensor([[0, 0, 1], [1, 1, 1]])
+    output = generate(
+        target, draft, ids, mask, verifier=joint, beams=beams, length=3, max_new_tokens=12, pad_token_id=0, **EXACT
+    )
+    kept = set()
+    for row, prompt in enumerate([[3], [4, 5, 1]]):
+        text = list(prompt)
+        while len(text) < len(prompt) + 12:
+            block, _ = beam_without_cache(draft, text, beams, 3)
+            with torch.no_grad():
+                ours, theirs = (m(torch.tensor([text + block])).logits[0].log_softmax(-1) for m in (target, draft))
+            rows = range(len(text) - 1, len(text) + 2)
+            ratio = (ours[rows, block] - theirs[rows, block]).cumsum(0)
+            count = max((i + 1 for i in range(3) if ratio[i] >= math.log(0.02)), default=0)
+            kept.add(count)
+            text += [*block[:count], int(ours[len(text) - 1 + count].argmax())]
+        assert output.sequences[row, 3:].tolist() == text[len(prompt) : len(prompt) + 12]
+    assert len(kept) > 1
+
+
+def test_perplexity_is_that_of_the_chain_rule():
+    model = tiny("llama", 0, vocab=6)
+    sequences = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 5]])
+    laws = [target_law(model, [1, 2], 2), target_law(model, [1, 2], 1)]
+    expected = [laws[0][3, 4] ** (-1 / 2), laws[1][0,] ** -1]
+    assert perplexity(model, sequences, 2, torch.tensor([2, 1])).tolist() == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="prompt is 4 of 4"):
+        perplexity(model, sequences, 4)
 
 
 def drop_one(self: CachedModel, base: list[int]) -> None:
@@ -292,11 +404,6 @@ def test_every_setting_gives_the_law_of_plain_sampling_in_transformers(settings,
         assert distance(law, other) > 1e-3
 
 
-@pytest.fixture(scope="module")
-def models() -> tuple[PreTrainedModel, PreTrainedModel]:
-    return tiny("llama", 0, vocab=20, layers=2), tiny("llama", 1, vocab=20)
-
-
 def test_transformers_custom_generation_gives_the_same_tokens(models):
     target, draft = models
     ids = torch.randint(20, (2, 5), generator=torch.Generator().manual_seed(0))
@@ -311,10 +418,6 @@ def test_transformers_custom_generation_gives_the_same_tokens(models):
     )
     assert isinstance(whole, Generation)
     assert whole.statistics.calls > 0
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_a_seed_fixes_the_output_and_another_seed_changes_it(models):
@@ -436,6 +539,9 @@ REFUSED = [
     ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams is 3"),
     ({"attention_mask": torch.zeros(1, 2)}, "row 0 of input_ids is empty"),
     ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "no tokens"),
+    ({"beams": 2}, "beams is 2"),
+    ({"length": ConfidenceLength(), "verifier": "greedy-block"}, "wants one sampled path"),
+    ({"length": ConfidenceLength(), "verifier": "two-level", "paths": 2}, "wants one sampled path"),
     ({"input_ids": torch.ones(2, 2, dtype=torch.int64), "streamer": Recorder()}, "a streamer wants 1"),
 ]
 
