@@ -89,11 +89,12 @@ def test_the_cost_is_the_length_less_the_common_prefix_of_tokens():
 
 def test_a_wrong_plan_is_not_certified():
     tree = INSTANCES["I1"].as_float()
-    a, b, _ = block_transport.to_transport(tree)
+    problem = block_transport.to_transport(tree)
+    a, b, _ = problem
     with pytest.raises(CertificateError, match="the gap"):
-        block_transport._certified_plan(tree, 1, np.outer(a, b), np.zeros(4), "independent coupling", 0.0)
+        block_transport._certified_plan(tree, 1, problem, np.outer(a, b), np.zeros(4), "independent coupling", 0.0)
     with pytest.raises(CertificateError, match="phi fails the transport constraints"):
-        block_transport._certified_plan(tree, 1, np.diag(a), np.zeros(4), "identity, wrong marginal", 0.0)
+        block_transport._certified_plan(tree, 1, problem, np.diag(a), np.zeros(4), "identity, wrong marginal", 0.0)
 
 
 def test_too_many_tuples_are_refused():

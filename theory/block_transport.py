@@ -132,7 +132,7 @@ def transport_optimum(tree: PrefixTree, paths: int = 1) -> Solution:
         plan, log = ot.emd(a / a.sum(), b / b.sum(), cost, numItermax=10_000_000, log=True)
     if log["warning"] is not None:
         raise CertificateError("POT emd", str(log["warning"]), "use a smaller tree, or `antichain.optimum`")
-    return _certified_plan(tree, paths, plan, log["u"], "POT emd", start)
+    return _certified_plan(tree, paths, (a, b, cost), plan, log["u"], "POT emd", start)
 
 
 def linear_optimum(tree: PrefixTree, paths: int = 1) -> Solution:
@@ -151,12 +151,21 @@ def linear_optimum(tree: PrefixTree, paths: int = 1) -> Solution:
     # The marginals add up to the same total on both sides: the last one is redundant, and rounding would make it false.
     marginals = linear_program.Rows(sparse.vstack([per_source, per_target], format="csr")[:-1], limits[:-1])
     answer = linear_program.maximise(-cost.ravel(), {}, equal=marginals)
-    return _certified_plan(tree, paths, answer.x.reshape(cost.shape), -answer.equal_multipliers[:rows], "HiGHS", start)
+    plan, potential = answer.x.reshape(cost.shape), -answer.equal_multipliers[:rows]
+    return _certified_plan(tree, paths, (a, b, cost), plan, potential, "HiGHS", start)
 
 
-def _certified_plan(tree: PrefixTree, paths: int, plan: Array, potential: Array, solver: str, start: float) -> Solution:
+def _certified_plan(
+    tree: PrefixTree,
+    paths: int,
+    problem: tuple[Array, Array, Array],
+    plan: Array,
+    potential: Array,
+    solver: str,
+    start: float,
+) -> Solution:
     """phi(w) of the plan: pairs whose shared prefix passes through w; bound: the c-transform of the potential."""
-    a, b, cost = to_transport(tree, paths)
+    a, b, cost = problem
     ends = duality.childless(tree)
     phi = np.zeros(tree.size)
     line = _ancestors(tree, ends)
