@@ -12,6 +12,7 @@ from specbound.commands.audit import audit
 from specbound.commands.check import check
 from specbound.commands.decode import decode
 from specbound.commands.demo import demo
+from specbound.commands.report import report
 from specbound.commands.solve import solve
 from specbound.commands.verifiers import verifiers
 
@@ -22,7 +23,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, audit, verifiers, decode, demo):
+for command in (solve, check, audit, verifiers, decode, demo, report):
     cli.add_command(command)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_DRAWN = 400
 LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+COLOURS = [*TABLEAU_COLORS.values()]
+MARKERS = "osD^v<>PXphd*"
 INK, ACCEPTED, DRAFTED = "#333333", "#2f8046", "#b9cdea"
 
 
@@ -76,12 +79,12 @@ def _depth_first(tree: PrefixTree, shown: Array) -> list[int]:
 
 def draw_curves(axes: Axes, xs: Sequence[int], curves: Mapping[str, Sequence[float]], xlabel: str) -> None:
     """Lines of expected acceptance length; names that end in "optimum" are drawn as bounds, black and dashed."""
-    for name, values in curves.items():
+    for number, (name, values) in enumerate(curves.items()):
         bound = name.endswith("optimum")
-        style: dict[str, Any] = (
-            {"color": "black", "linestyle": "--" if name.startswith("lossless") else ":"} if bound else {}
-        )
-        axes.plot(xs, values, marker="" if bound else "o", markersize=3, linewidth=1.3, label=name, **style)
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        if bound:
+            style = {"color": "black", "linestyle": "--" if name.startswith("lossless") else ":"}
+        axes.plot(xs, values, markersize=4, linewidth=1.3, label=name, **style)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("drafted tokens kept per call")
     axes.set_xticks(list(xs))

@@ -1,0 +1,156 @@
+"""`specbound report`: one HTML page with everything that can be shown about the verifiers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specbound.commands.instance import write_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from specbound.report import Section
+    from specbound.theory.prefix_tree import PrefixTree
+
+CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
+
+
+@click.command(
+    epilog="Example:  specbound report out.html   "
+    "or, with figures you already have:  specbound report out.html --findings check.json --decoding demo.json"
+)
+@click.argument("out", type=click.Path(dir_okay=False))
+@click.option(
+    "--findings", type=click.Path(dir_okay=False), help="Output of `check --json`; checked anew if not given."
+)
+@click.option("--decoding", type=click.Path(dir_okay=False), help="Output of `demo --json` or `bench --json`.")
+@click.option(
+    "--random", "random_count", type=click.IntRange(min=1), default=60, show_default=True, help="Random trees."
+)
+@click.option(
+    "--contexts", type=click.IntRange(min=0), default=12, show_default=True, help="Trees of the shipped pair."
+)
+def report(out: str, findings: str | None, decoding: str | None, random_count: int, contexts: int) -> None:
+    """Write OUT, a self-contained HTML page: claims, curves, optimality gaps, a prefix tree, decoding results."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from specbound.report import decoding_section, page
+
+    decoded = None if decoding is None else _read_json("--decoding", decoding, "decoding")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        known = _findings(progress) if findings is None else _read_json("--findings", findings, "findings")["findings"]
+        sections = [_curves(progress), *_gaps(progress, random_count, contexts)]
+    if decoded is not None:
+        sections.append(decoding_section(decoded))
+    write_text(out, page(known, sections))
+    click.echo(f"wrote {out}")
+
+
+def _read_json(option: str, file: str, field: str) -> dict[str, Any]:
+    try:
+        data = json.loads(Path(file).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} {file}: not JSON: {error}") from None
+    if not isinstance(data, dict) or field not in data:
+        raise ValueError(f'{option} {file}: want a JSON object with "{field}"')
+    return data
+
+
+def _findings(progress: Progress) -> list[dict[str, Any]]:
+    from specbound.proofs_checks import ledger
+
+    entries = ledger.select([])
+    task = progress.add_task("checking claims", total=len(entries))
+    found = []
+    for finding in ledger.run(entries):
+        found.append(finding.to_dict())
+        progress.advance(task)
+    return found
+
+
+def _values(tree: PrefixTree, paths: int, by_law: Iterable[str] = ()) -> dict[str, float]:
+    """Acceptance length of each lossless stateless verifier, then the lossless optimum."""
+    from specbound.commands.solve import optimum
+    from specbound.proofs_checks.law import exact_law
+    from specbound.theory.known_values import known_values
+
+    values = {name: exact_law(name, tree, paths).acceptance_length for name in by_law}
+    values |= {known.name: known.value for known in known_values(tree, paths) if not known.stateful}
+    return values | {"lossless optimum": optimum(tree, paths, "lossless", 1e-6).value}
+
+
+def _curves(progress: Progress) -> Section:
+    """The published example against K (L = 3) and against L (K = 2)."""
+    from fractions import Fraction
+
+    from specbound.report import curves_section
+    from specbound.theory.prefix_tree import PrefixTree
+
+    third = Fraction(1, 3)
+    task = progress.add_task("curves", total=len(CURVE_PATHS) + len(CURVE_LENGTHS))
+
+    def values(length: int, paths: int) -> dict[str, float]:
+        tree = PrefixTree.iid([third, 2 * third], [2 * third, third], length)
+        found = _values(tree, paths, by_law=("traversal", "single-step-optimal"))
+        progress.advance(task)
+        return found
+
+    over_paths = {paths: values(3, paths) for paths in CURVE_PATHS}
+    over_lengths = {length: values(length, 2) for length in CURVE_LENGTHS}
+    return curves_section("two tokens, target (1/3, 2/3), draft (2/3, 1/3)", over_paths, over_lengths)
+
+
+def _gaps(progress: Progress, random_count: int, contexts: int) -> list[Section]:
+    """Fractions of the optimum on random trees and on trees of the shipped pair, and one such tree drawn."""
+    from specbound.proofs_checks.ledger import random_instances
+    from specbound.report import gaps_section, tree_section
+    from specbound.theory import single_path
+
+    task = progress.add_task("random trees", total=random_count)
+    fractions = _fractions(progress, task, random_instances(random_count))
+    text = "Unrelated random models, V 2..3, L 1..3, two drafted paths."
+    sections = [gaps_section("Optimality gaps, random trees", "random", text, fractions)]
+    if contexts:
+        trees = _model_trees(contexts)
+        task = progress.add_task("trees of the shipped pair", total=contexts)
+        text = "The shipped pair at held-out prompts, top-k 3, draft length 3, two drafted paths."
+        fractions = _fractions(progress, task, iter(trees))
+        sections.append(gaps_section("Optimality gaps, real models", "models", text, fractions))
+        drawn = min(trees, key=lambda tree: tree.size)
+        sections.append(tree_section("The shipped pair at a held-out prompt", drawn, single_path.optimum(drawn).phi))
+    return sections
+
+
+def _fractions(progress: Progress, task: Any, trees: Iterable[PrefixTree]) -> dict[str, list[float]]:
+    fractions: dict[str, list[float]] = {}
+    for tree in trees:
+        values = _values(tree, 2)
+        best = values.pop("lossless optimum")
+        for name, value in values.items():
+            fractions.setdefault(name, []).append(value / best if best > 0 else 1.0)
+        progress.advance(task)
+    count = max(map(len, fractions.values()))
+    return {name: values for name, values in fractions.items() if len(values) == count}
+
+
+def _model_trees(count: int) -> list[PrefixTree]:
+    from specbound.commands.pair import read_pair
+    from specbound.proofs_checks.model_trees import from_models
+    from specbound.shipped_pair import prompts
+
+    pair = read_pair(None, None)
+
+    def name_of(token: int) -> str:
+        return str(pair.tokenizer.decode([token]))
+
+    trees = []
+    for entry in prompts()[:count]:
+        context = pair.tokenizer(entry["text"], return_tensors="pt")["input_ids"][0]
+        trees.append(from_models(pair.target, pair.draft, context, length=3, top_k=3, decode=name_of))
+    return trees
