@@ -92,7 +92,7 @@ def verify_gbv(batch: Batch, draws: Draws) -> Verdict:
         token = walk.select(path, depth, target_row, law).unsqueeze(1)
         place = (order == token).long().argmax(dim=1, keepdim=True)
         total = draft_row.sum(dim=1, keepdim=True, dtype=torch.float64)
-        scale = upto.gather(1, place)
+        scale = upto.gather(1, place).clamp_min(torch.finfo(upto.dtype).tiny)
         rest, own = below.gather(1, place) / scale, own * draft_row.gather(1, token) / total / scale
     return walk.verdict(draws)
 
@@ -135,5 +135,6 @@ def verify_gbv_bucketed(batch: Batch, draws: Draws) -> Verdict:
         reached = at(upto, place)
         nothing = torch.zeros_like(drafted)
         _, further = counts_after(count, (at(below, place), nothing), ((reached - drafted).clamp_min(0), drafted))
-        count = further / at(density, place).unsqueeze(1)
+        chosen = at(density, place).unsqueeze(1)
+        count = torch.where(chosen > 0, further / chosen, count)
     return walk.verdict(draws)

@@ -87,12 +87,13 @@ def count_below(count: Tensor, level: Tensor, mass: Tensor, fails: Tensor) -> Te
     Args:
         count [B, K] at the node; level, mass [B]: level and draft probability of the chosen token; fails [B].
     Returns:
-        [B, K], rows sum to 1.
+        [B, K], rows sum to 1; `count` itself where the choice had probability 0 or below 1e-300.
     """
     high, low = level_densities(count, fails)
     failing = mass * (1 - level)
     lowest, higher = counts_after(count, ((fails - failing).clamp_min(0), failing), (1 - mass, mass))
-    return torch.lerp(lowest, higher, level.unsqueeze(1)) / torch.lerp(low, high, level).unsqueeze(1)
+    density = torch.lerp(low, high, level).unsqueeze(1)
+    return torch.where(density > 0, torch.lerp(lowest, higher, level.unsqueeze(1)) / density, count)
 
 
 @register(
