@@ -18,6 +18,11 @@ was read, with its SHA-256, so the same text can be asked for again (torch 2.9 o
 
     python examples/train_pair.py --out pair                       # the manifest's files, else refuse
     python examples/train_pair.py --out pair --corpus installed    # whatever this Python carries
+
+The shipped pair came from two runs, as its manifest says; the second trained the first's weights further:
+
+    python examples/train_pair.py --out first --target-steps 600 --draft-steps 600
+    python examples/train_pair.py --out pair --start first --seed 1 --target-steps 520 --draft-steps 400
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import sysconfig
 import time
@@ -42,6 +48,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 PAIR = Path(__file__).parent / "pair"
 VOCAB = 2048
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
+TOKENIZER_SETTINGS: dict[str, Any] = {
+    "bos_token": END_OF_TEXT,
+    "eos_token": END_OF_TEXT,
+    "pad_token": PAD,
+    "model_max_length": 1024,
+    "clean_up_tokenization_spaces": False,
+}
 TARGET_SHAPE = {"num_hidden_layers": 12, "hidden_size": 192, "intermediate_size": 640, "num_attention_heads": 3}
 DRAFT_SHAPE = {"num_hidden_layers": 1, "hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 3}
 TOKENS_PER_STEP = 2048
@@ -113,11 +126,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        model_max_length=1024,
-        clean_up_tokenization_spaces=False,
+        **TOKENIZER_SETTINGS,
     )
 
 
@@ -361,7 +370,9 @@ def train(root: Path, files: list[str], out: Path, start: Path | None, run: dict
         tokenizer = train_tokenizer(iter(texts))
         target, draft = new_model(TARGET_SHAPE, tokenizer), new_model(DRAFT_SHAPE, tokenizer)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(start / "target", local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(start / "target" / "tokenizer.json"), **TOKENIZER_SETTINGS
+        )
         target, draft = load(start / "target"), load(start / "draft")
     stream = token_stream(tokenizer, texts)
     fit("target", target, next_token_loss(target), stream, run["target_steps"], run["seed"])
@@ -404,6 +415,7 @@ def measure(root: Path, held_out: list[str], out: Path, prompts: list[dict[str, 
             for dtype in (torch.bfloat16, torch.float32)
             for n in (1, 2)
         },
+        "load_average": getattr(os, "getloadavg", lambda: (None,))()[0],
     }
     torch.set_num_threads(threads)
     return results

@@ -31,7 +31,8 @@ def manifest() -> dict[str, Any]:
     "results" holds perplexity, bits per byte and acceptance: "acceptance" is the mean of
     sum_x min(target(x), draft(x)) at temperature 1, the probability that token verification keeps one drafted
     token, over held-out files ("held_out"), over the prompts ("prompts") and along texts that the target
-    continues from the prompts ("generated"). "forward_ms" is the median time of one cached one-token forward.
+    continues from the prompts ("generated"). "forward_ms" is the shortest time of one cached
+    one-token forward, on a machine whose run queue was as long as "load_average" says.
     "training_files" and "held_out_files" map each file of the standard library to its SHA-256.
     """
     return json.loads((_FOLDER / "manifest.json").read_text(encoding="utf-8"))
