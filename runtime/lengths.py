@@ -12,10 +12,11 @@ B requests, V vocabulary, D width of the draft's hidden state. "Drafted" counts 
 
 Where each policy is lossless. A policy whose decision depends on drafted tokens (`adaptive = True`) is a stopping
 rule: with one path and a stateless verifier ("token", "block") the output law is unchanged, because what happens at
-a prefix depends on that prefix alone. It is NOT safe with several paths (the paths that go on are no longer
-independent draws of the draft) nor with a stateful verifier (the carried layers must know where the rule would have
-stopped on branches that were never drafted). Use `FixedLength` there; a length that changes between rounds without
-looking at the drafted tokens is fine.
+a prefix depends on that prefix alone. With several paths it is not safe: the paths that go on are no longer
+independent draws of the draft, and "two-level" and "gbv" then emit a wrong law. Nor with a stateful verifier: its
+carried layers must know where the rule would have stopped on branches that were never drafted. Use `FixedLength`
+there; a length that changes between rounds without looking at the drafted tokens is fine. All this is measured in
+the tests of this module.
 
 [SD++] SpecDec++, arXiv:2405.19715, Section 3; the entropy bound is AdaEDL, arXiv:2410.18351, Eq. (7).
 """
