@@ -8,6 +8,7 @@ The names below are loaded when first used, so that `import specbound` stays lig
     verify          run a registered verifier on a batch of tensors
     Batch, Draws, Verdict   what a verifier reads, asks and returns
     generate, load_pair     decode a language model with a draft model
+    speculative     the same as `target.generate(..., custom_generate=speculative(draft))`
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _HOMES = {
     "Verdict": "specbound.runtime.verdict",
     "Draws": "specbound.runtime.draws",
     "generate": "specbound.runtime.decode",
+    "speculative": "specbound.runtime.decode",
     "load_pair": "specbound.runtime.models",
 }
 __all__ = ["__version__", *_HOMES]

@@ -9,6 +9,7 @@ import click
 
 import specbound
 from specbound.commands.audit import audit
+from specbound.commands.bench import bench
 from specbound.commands.check import check
 from specbound.commands.decode import decode
 from specbound.commands.demo import demo
@@ -23,7 +24,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, audit, verifiers, decode, demo, report):
+for command in (solve, check, audit, verifiers, decode, bench, demo, report):
     cli.add_command(command)
 
 

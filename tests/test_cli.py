@@ -204,3 +204,22 @@ def test_audit_clears_a_right_verifier_and_tells_the_story_of_a_wrong_one(run):
     assert code == 1
     assert "not lossless" in out
     assert "smallest counterexample" in out
+
+
+def test_bench_recommends_a_candidate_and_says_how_sure(run):
+    code, out, _ = run("bench", "--count", "2", "--lengths", "2", "--paths", "1,2", "--new-tokens", "8", "--json")
+    report = json.loads(out)
+    assert code == 0
+    methods = [entry["method"] for entry in report["decoding"]]
+    assert methods == ["plain", "token K=1 L=2", "block K=1 L=2", "two-level K=2 L=2"]
+    assert report["recommendation"]["name"] in methods
+    assert 0 <= report["recommendation"]["confidence"] <= 1
+
+
+def test_decode_marks_every_token_with_its_origin(run):
+    code, out, _ = run("decode", "--prompt", "def main(", "--max-new-tokens", "12", "--top-k", "4", "--json")
+    (output,) = json.loads(out)["outputs"]
+    assert code == 0
+    assert output["tokens"] == len(output["origins"]) == 12
+    assert output["origins"].count("correction") <= output["calls"]
+    assert output["origins"].count("draft") <= sum(output["accepted"])

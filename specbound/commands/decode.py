@@ -58,7 +58,7 @@ def decode(
     as_json: bool,
 ) -> None:
     """Continue prompts with a target model; drafted tokens that were kept are green, the verifier's own magenta."""
-    prompts = _prompts(prompt, prompts_file)
+    prompts = read_prompts(prompt, prompts_file)
 
     import torch
     from rich.console import Console
@@ -145,7 +145,12 @@ class MarkedStream:
             self.console.print(text, style=style, end="", markup=False, soft_wrap=True)
 
 
-def _prompts(given: tuple[str, ...], file: str | None) -> list[str]:
+def read_prompts(given: tuple[str, ...], file: str | None) -> list[str]:
+    """The prompts given, those of a file (JSON list, or one a line), or standard input as one prompt.
+
+    Raises:
+        ValueError: two sources, an empty prompt, or a file that holds no prompts.
+    """
     if given and file:
         raise ValueError("--prompt and --prompts are both given; use one of them")
     if file:

@@ -1,0 +1,95 @@
+"""Which verifier, how many paths, how long a draft? Measured costs and acceptance statistics, put together.
+
+For one path the probability c_i that the first i drafted tokens are kept, given the draft, does not depend on how
+many more are drafted. So one run with long drafts gives, for every shorter length L, an unbiased and low-noise
+estimate of the acceptance length at its calls:
+
+    A_L = mean over calls of c_1 + .. + c_L          tokens per second = (1 + A_L) / seconds per call
+
+(the mean is over the contexts where that run's calls began; shorter drafts begin their calls at other places of the
+same text). Letters: K paths, L draft length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specbound.runtime.verdict import Batch
+from specbound.runtime.verifiers.block import block_ratios
+from specbound.runtime.verifiers.single_path import only_path
+from specbound.runtime.verifiers.token import token_acceptance
+
+
+def kept_probabilities(verifier: str, batch: Batch) -> Tensor:
+    """[B, L] Pr(at least i tokens of the given draft are kept), i = 1..L, for "token" or "block".
+
+    Raises:
+        ValueError: another verifier, or a batch of several paths.
+    """
+    if batch.shape[1] != 1:
+        raise ValueError(f"the batch has {batch.shape[1]} paths; want 1")
+    if verifier == "block":
+        return block_ratios(*only_path(batch))[:, 1:]
+    if verifier == "token":
+        return token_acceptance(*only_path(batch)).cumprod(dim=1)
+    raise ValueError(f"verifier is {verifier!r}; want 'token' or 'block'")
+
+
+def predicted_speed(kept: Tensor, length: int, seconds_per_call: float) -> float:
+    """Tokens per second of drafts of `length` tokens: (1 + A_L) / seconds per call.
+
+    Args:
+        kept [C, L'] of `kept_probabilities`, L' >= length.
+
+    Raises:
+        ValueError: if `kept` covers shorter drafts only.
+    """
+    if not 1 <= length <= kept.shape[1]:
+        raise ValueError(f"length is {length}; the run drafted {kept.shape[1]} tokens")
+    return float(1 + kept[:, :length].sum(dim=1, dtype=torch.float64).mean()) / seconds_per_call
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The candidate with the largest measured speed.
+
+    Attributes:
+        name: the candidate.
+        confidence: share of bootstrap samples (over prompts) in which it is the fastest, in [0, 1].
+        rivals: candidates that are the fastest in at least 5 % of them, itself included, most frequent first.
+    """
+
+    name: str
+    confidence: float
+    rivals: tuple[str, ...]
+
+
+def recommend(
+    tokens: Mapping[str, Sequence[int]], seconds: Mapping[str, Sequence[float]], samples: int = 2000, seed: int = 0
+) -> Recommendation:
+    """The fastest candidate, and how sure that is: prompts are drawn anew with replacement.
+
+    Args:
+        tokens, seconds: for each candidate one entry per prompt, the same prompts in the same order.
+
+    Raises:
+        ValueError: no candidates, or unequal numbers of prompts.
+    """
+    counts = {len(values) for entries in (tokens, seconds) for values in entries.values()}
+    if tokens.keys() != seconds.keys() or len(counts) != 1 or 0 in counts:
+        raise ValueError("tokens and seconds want the same candidates, each with one entry per prompt")
+    names = list(tokens)
+    made, spent = (np.array([entries[name] for name in names], dtype=float) for entries in (tokens, seconds))
+    drawn = np.random.default_rng(seed).integers(made.shape[1], size=(samples, made.shape[1]))
+    speeds = made[:, drawn].sum(axis=2) / spent[:, drawn].sum(axis=2)
+    wins = np.bincount(speeds.argmax(axis=0), minlength=len(names)) / samples
+    best = int((made.sum(axis=1) / spent.sum(axis=1)).argmax())
+    order = np.argsort(-wins, kind="stable")
+    return Recommendation(
+        names[best], float(wins[best]), tuple(names[i] for i in order if wins[i] >= 0.05 or i == best)
+    )

@@ -1,0 +1,238 @@
+"""`specbound bench`: which verifier, how many paths and how long a draft are fastest for this pair on this machine?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specbound.commands.decode import read_prompts
+from specbound.commands.instance import print_json
+from specbound.commands.pair import pair_options, read_pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from specbound.runtime.decode import Generation
+    from specbound.runtime.models import Pair
+
+
+@dataclass
+class Run:
+    """One candidate decoded on every prompt.
+
+    Attributes:
+        verifier, paths, length: the candidate; verifier "plain" decodes without a draft.
+        tokens, seconds: per prompt, prefill included.
+        accepted: drafted tokens kept, for each target call.
+        parts: seconds by part of the loop.
+    """
+
+    verifier: str
+    paths: int
+    length: int
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.verifier if self.verifier == "plain" else f"{self.verifier} K={self.paths} L={self.length}"
+
+    @property
+    def speed(self) -> float:
+        return sum(self.tokens) / sum(self.seconds)
+
+
+@click.command(epilog="Example:  specbound bench --lengths 2,4,8 --paths 1,2 --new-tokens 64")
+@pair_options
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(dir_okay=False),
+    help="Prompts, as for `decode`; held-out ones if not given.",
+)
+@click.option(
+    "--count", type=click.IntRange(min=2), default=8, show_default=True, help="How many of the prompts to use."
+)
+@click.option("--lengths", default="2,4,8", show_default=True, help="Draft lengths L to try.")
+@click.option("--paths", default="1,2,4", show_default=True, help="Numbers of paths K to try.")
+@click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(
+    target: str | None,
+    draft: str | None,
+    device: str | None,
+    dtype: str | None,
+    prompts_file: str | None,
+    count: int,
+    lengths: str,
+    paths: str,
+    new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Time plain decoding and every candidate on the same prompts, and recommend one.
+
+    Candidates: token and block verification with one path, two-level with several, at every length. Beside each
+    measured speed stands the one that theory expects from the acceptance statistics of the longest drafts.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from specbound.runtime.tuning import recommend
+
+    sizes, counts = _numbers("--lengths", lengths), _numbers("--paths", paths)
+    texts = _texts(prompts_file)[:count]
+    pair = read_pair(target, draft, device, dtype)
+    sampling: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "top_p": 1.0}
+    if temperature:
+        sampling |= {"temperature": temperature, "top_k": top_k}
+    runs = [Run("plain", 1, 0)]
+    for number in counts:
+        names = ("token", "block") if number == 1 else ("two-level",)
+        runs += [Run(name, number, size) for name in names for size in sizes]
+    for run in track(runs, "decoding", console=Console(stderr=True), transient=True):
+        for place, text in enumerate([texts[0], *texts]):
+            _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
+    kept = {
+        name: _kept(pair, Run(name, 1, max(sizes)), texts, new_tokens, sampling, seed)
+        for name in ("token", "block")
+        if 1 in counts
+    }
+    found = recommend({run.name: run.tokens for run in runs}, {run.name: run.seconds for run in runs})
+    report = {
+        "settings": sampling | {"new_tokens": new_tokens, "prompts": len(texts), "seed": seed},
+        "decoding": [_described(run, runs[0], kept) for run in runs],
+        "recommendation": {"name": found.name, "confidence": found.confidence, "rivals": list(found.rivals)},
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print_table(report)
+
+
+def _decode(
+    pair: Pair, run: Run, text: str, new_tokens: int, sampling: dict[str, Any], seed: int, warm_up: bool
+) -> None:
+    """Decode one prompt; what the warm-up measures is thrown away."""
+    import torch
+
+    inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
+    begin = time.perf_counter()
+    if run.verifier == "plain":
+        torch.manual_seed(seed)
+        sequences = pair.target.generate(**inputs, **sampling, max_new_tokens=new_tokens)
+        seconds, statistics = time.perf_counter() - begin, None
+    else:
+        output = _generate(pair, run, inputs, new_tokens, sampling, seed)
+        seconds, sequences, statistics = time.perf_counter() - begin, output.sequences, output.statistics
+    if warm_up:
+        return
+    run.tokens.append(sequences.shape[1] - inputs["input_ids"].shape[1])
+    run.seconds.append(seconds)
+    if statistics is not None:
+        run.accepted += statistics.accepted[:, 0].tolist()
+        for part, value in statistics.seconds.items():
+            run.parts[part] = run.parts.get(part, 0.0) + value
+
+
+def _generate(
+    pair: Pair, run: Run, inputs: Any, new_tokens: int, sampling: dict[str, Any], seed: int, on_call: Any = None
+) -> Generation:
+    import torch
+
+    from specbound.runtime.decode import generate
+
+    generator = torch.Generator(pair.target.device).manual_seed(seed)
+    chosen: dict[str, Any] = {"verifier": run.verifier, "paths": run.paths, "length": run.length, "on_call": on_call}
+    settings: dict[str, Any] = {**inputs, **chosen, **sampling}
+    return generate(pair.target, pair.draft, **settings, generator=generator, max_new_tokens=new_tokens)
+
+
+def _kept(pair: Pair, run: Run, texts: list[str], new_tokens: int, sampling: dict[str, Any], seed: int) -> Tensor:
+    """[C, L] kept probabilities of the calls with a full draft; an untimed pass over all prompts."""
+    import torch
+
+    from specbound.runtime.tuning import kept_probabilities
+
+    found: list[Tensor] = []
+
+    def on_call(batch: Any, verdict: Any, starts: list[int]) -> None:
+        if batch.shape[2] == run.length:
+            found.append(kept_probabilities(run.verifier, batch))
+
+    for place, text in enumerate(texts, start=1):
+        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
+        _generate(pair, run, inputs, new_tokens, sampling, seed + place, on_call)
+    return torch.cat(found)
+
+
+def _described(run: Run, plain: Run, kept: dict[str, Tensor]) -> dict[str, Any]:
+    from specbound.runtime.tuning import predicted_speed
+
+    entry: dict[str, Any] = {"method": run.name, "verifier": run.verifier, "paths": run.paths, "length": run.length}
+    entry |= {"tokens_per_second": run.speed, "speedup": run.speed / plain.speed, "seconds": run.parts}
+    if run.accepted:
+        entry["block_efficiency"] = 1 + sum(run.accepted) / len(run.accepted)
+    if run.accepted and run.verifier in kept:
+        per_call = sum(run.seconds) / len(run.accepted)
+        entry["predicted_tokens_per_second"] = predicted_speed(kept[run.verifier], run.length, per_call)
+    return entry
+
+
+def _texts(prompts_file: str | None) -> list[str]:
+    if prompts_file is not None:
+        texts = read_prompts((), prompts_file)
+    else:
+        from specbound.shipped_pair import prompts
+
+        texts = [entry["text"] for entry in prompts()]
+    if len(texts) < 2:
+        raise ValueError(f"--prompts {prompts_file}: {len(texts)} prompts; want at least 2 to say how sure a result is")
+    return texts
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) >= 1 for part in parts):
+        raise ValueError(f"{option} is {text!r}; want positive integers separated by commas, e.g. 2,4,8")
+    return sorted({int(part) for part in parts})
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption="by theory: from the acceptance statistics of the longest drafts and the measured call time")
+    table.add_column("candidate", no_wrap=True)
+    for column in ("tokens/s", "x plain", "tokens per call", "tokens/s by theory", "verify + overhead"):
+        table.add_column(column, justify="right")
+    for entry in report["decoding"]:
+        parts = entry["seconds"]
+        share = (parts["verify"] + parts["overhead"]) / sum(parts.values()) if parts else None
+        table.add_row(
+            entry["method"],
+            f"{entry['tokens_per_second']:.1f}",
+            f"{entry['speedup']:.2f}",
+            f"{entry['block_efficiency']:.3f}" if "block_efficiency" in entry else "1",
+            f"{entry['predicted_tokens_per_second']:.1f}" if "predicted_tokens_per_second" in entry else "",
+            "" if share is None else f"{100 * share:.0f} %",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    found = report["recommendation"]
+    share = 100 * found["confidence"]
+    console.print(
+        f"[bold]{found['name']}[/] is the fastest here; it stays so in {share:.0f} % of resampled prompt sets."
+    )
+    if len(found["rivals"]) > 1:
+        console.print(f"Also in the running: {', '.join(name for name in found['rivals'] if name != found['name'])}.")
