@@ -517,9 +517,12 @@ def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
     Raises:
         ValueError: a row has no token.
     """
+    if input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids of shape {tuple(input_ids.shape)} has no tokens; give at least one row and one token "
+            "(a beginning-of-text token, say)"
+        )
     if attention_mask is None:
-        if input_ids.shape[1] == 0:
-            raise ValueError("input_ids has no tokens; give at least one (a beginning-of-text token, say)")
         return _Prompt(input_ids, [0] * len(input_ids))
     real = attention_mask.to(input_ids.device).bool()
     if real.shape != input_ids.shape:

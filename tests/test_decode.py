@@ -34,7 +34,8 @@ from specbound.runtime.verifiers import registry
 from specbound.runtime.verifiers.mjsd import mjsd
 
 FAMILIES = ("llama", "qwen2", "gpt2")
-LOSSLESS = [name for name in registry.names() if registry.get(name).lossless and name != "table"]
+WANTS_A_TABLE = {"table"}  # a verifier solved for one tree, not for a language model
+LOSSLESS = [name for name in registry.names() if registry.get(name).lossless and name not in WANTS_A_TABLE]
 EXACT = {"do_sample": True, "top_k": 0, "temperature": 1.0}
 
 
