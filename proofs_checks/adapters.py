@@ -110,21 +110,18 @@ class Foreign:
         return block
 
 
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "tokens": (
-        "tokens draft_tokens draft_token_ids draft_ids candidate_tokens candidate_input_ids candidate_ids "
-        "proposed_tokens input_ids x drafts"
-    ),
+_PARAMETERS = {
+    "tokens": "tokens draft_tokens draft_token_ids draft_ids candidate_tokens candidate_input_ids x drafts",
     "draft_probs": "draft_probs draft_probabilities draft_dist q q_probs draft_p candidate_probs proposal_probs",
     "target_probs": "target_probs target_probabilities target_dist p p_probs target_p model_probs",
     "draft_logits": "draft_logits candidate_logits q_logits assistant_logits",
     "target_logits": "target_logits new_logits p_logits model_logits",
-    "length": "length draft_length candidate_length gamma num_draft_tokens num_speculative_tokens n_draft",
+    "length": "length draft_length candidate_length gamma num_draft_tokens num_speculative_tokens",
     "vocab": "vocab vocab_size n_vocab",
     "paths": "paths num_paths n_paths num_drafts n_drafts",
     "rng": "rng generator random_state",
 }
-PARAMETERS = {noun: tuple(names.split()) for noun, names in PARAMETERS.items()}  # type: ignore[attr-defined]
+PARAMETERS = {noun: tuple(names.split()) for noun, names in _PARAMETERS.items()}
 ARRAYS = ("tokens", "draft_probs", "target_probs", "draft_logits", "target_logits")
 
 
@@ -158,11 +155,8 @@ def foreign(
             raise ValueError(f"{noun}={parameter!r}; want one of {', '.join(PARAMETERS)} = a parameter of the function")
         nouns[parameter] = noun
     taken = {name: nouns[name] for name in signature.parameters if name in nouns}
-    for name, parameter in signature.parameters.items():
-        required = parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        )
+    for name, about in signature.parameters.items():
+        required = about.default is about.empty and about.kind not in (about.VAR_POSITIONAL, about.VAR_KEYWORD)
         if required and name not in taken:
             raise ValueError(
                 f"parameter {name!r} of {function.__name__} is of unknown meaning; write foreign(function, "

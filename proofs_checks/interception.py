@@ -205,7 +205,7 @@ class PythonSampler(_Sampler):
 class NumpySampler(_Sampler):
     """The samplers of `numpy.random`, of its legacy functions and of `Generator`."""
 
-    __class__ = property(lambda self: np.random.Generator)  # type: ignore[assignment]
+    __class__ = property(lambda self: np.random.Generator)
 
     def random(self, size: Any = None, *_: Any, **__: Any) -> Any:
         return lazy_array(self._questions.uniform, size)

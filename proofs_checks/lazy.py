@@ -14,7 +14,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ class NotExact(Exception):
     """The code used a random number in a way whose law cannot be enumerated."""
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """A recorded answer and the probability it had when it was first met."""
 
     answer: int
@@ -51,21 +50,21 @@ class Questions:
         self.refusal: NotExact | None = None
         self.intervals: list[tuple[float, float] | None] = []
 
-    def ask(self, weights: Sequence[float]) -> int:
+    def ask(self, weights: Sequence[float] | np.ndarray) -> int:
         """An index drawn with probability weights / their sum; answers below 1e-13 count as impossible.
 
         Raises:
             ValueError: if the weights are negative, not finite or all zero, as the real samplers do.
             NotExact: if the same earlier answers led to another question before.
         """
-        values = np.asarray(weights, dtype=float)
-        total = values.sum()
-        if not np.isfinite(values).all() or (values < 0).any() or not total > 0:
-            raise ValueError(f"a draw was asked for from the weights {values.tolist()}")
-        law = values / total
-        options = np.flatnonzero(law > NEGLIGIBLE)
+        values = [float(weight) for weight in weights]
+        total = sum(values)
+        if not (0 < total < math.inf) or min(values) < 0:
+            raise ValueError(f"a draw was asked for from the weights {values}")
+        law = [value / total for value in values]
+        options = [place for place, probability in enumerate(law) if probability > NEGLIGIBLE]
         if len(options) == 1:
-            return int(options[0])
+            return options[0]
         if self.asked < len(self.decisions):
             decision = self.decisions[self.asked]
             if decision.answer >= len(law) or abs(law[decision.answer] - decision.probability) > SAME:
@@ -74,7 +73,7 @@ class Questions:
                     "it keeps state between calls or uses randomness that is not intercepted"
                 )
         else:
-            made = [Decision(int(option), float(law[option])) for option in options]
+            made = [Decision(option, law[option]) for option in options]
             self.alternatives += [(*self.decisions, other) for other in made[1:]]
             decision = made[0]
             self.decisions = (*self.decisions, decision)

@@ -58,7 +58,8 @@ class Sandbox:
         loader: "package.module:function", called in the process with `argument`; it returns the function.
         argument: passed to the loader; picklable.
         seconds: time allowed per request, or between two signs of progress (`alive`).
-        memory: MiB that the process may allocate beyond what it has when it starts loading.
+        memory: MiB that the process may allocate beyond what it has when it starts loading; None sets no limit
+            (CUDA reserves far more addresses than it uses).
         files: open files allowed.
 
     Use as a context manager. Needs a POSIX system for the limits on memory and files.
@@ -67,8 +68,8 @@ class Sandbox:
     loader: str
     argument: Any
     seconds: float = 60.0
-    memory: int = 4096
-    files: int = 256
+    memory: int | None = 4096
+    files: int = 1024
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Sandbox:
@@ -239,13 +240,15 @@ def _try(answers: int, handler: Callable[..., Any], request: tuple[Any, ...]) ->
     return False
 
 
-def _limit(memory: int, files: int) -> None:
+def _limit(memory: int | None, files: int) -> None:
     try:
         import resource
     except ImportError:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if memory is None:
+        return
     with contextlib.suppress(OSError), open("/proc/self/statm") as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
         limit = used + memory * MEBIBYTE

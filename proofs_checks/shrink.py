@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
@@ -65,8 +66,8 @@ def rows_of(tree: PrefixTree) -> Rows:
     return Rows(tree.vocab, tree.length, target, draft)
 
 
-def _normalised(row: object) -> Row:
-    entries = [Fraction(entry) for entry in row]  # type: ignore[attr-defined]
+def _normalised(row: Any) -> Row:
+    entries = [Fraction(entry) for entry in row]
     total = sum(entries)
     return tuple(entry / total for entry in entries)
 
@@ -148,7 +149,7 @@ class _Search:
 
 def textbook_pairs(vocab: int) -> list[tuple[Row, Row]]:
     """Pairs (target row, draft row) with small denominators, simplest first; a fixed choice per vocabulary size."""
-    pool = {
+    pools: dict[int, list[tuple[int, ...]]] = {
         1: [(1,)],
         2: [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 0), (0, 1)],
         3: [
@@ -163,7 +164,8 @@ def textbook_pairs(vocab: int) -> list[tuple[Row, Row]]:
             (2, 1, 0),
             (1, 0, 0),
         ],
-    }.get(vocab, [(1,) * vocab, tuple(range(1, vocab + 1)), tuple(range(vocab, 0, -1))])
+    }
+    pool = pools.get(vocab, [(1,) * vocab, tuple(range(1, vocab + 1)), tuple(range(vocab, 0, -1))])
     rows = [tuple(Fraction(part, sum(parts)) for part in parts) for parts in pool]
     pairs = list(itertools.product(rows, rows))
     return sorted(pairs, key=lambda pair: (sum(entry.denominator for row in pair for entry in row), pair[0] == pair[1]))
@@ -233,8 +235,8 @@ def _simpler(rows: Rows) -> Iterator[Rows]:
         yield Rows(rows.vocab, rows.length, {**rows.target, prefix: row}, rows.draft)
     for old in {*rows.target.values(), *rows.draft.values()}:
         for new in _rounded(old):
-            target, draft = ({w: new if row == old else row for w, row in t.items()} for t in (rows.target, rows.draft))
-            yield Rows(rows.vocab, rows.length, target, draft)
+            tables = ({w: new if row == old else row for w, row in t.items()} for t in (rows.target, rows.draft))
+            yield Rows(rows.vocab, rows.length, *tables)
     for prefix, row in rows.target.items():
         uniform = tuple(Fraction(1, rows.vocab) for _ in row)
         for new in {uniform, *rows.target.values(), *_rounded(row)} - {row}:

@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 
-from specbound.proofs_checks.adapters import KNOWN, Foreign, InvalidResult, foreign, foreign_law
+from specbound.proofs_checks.adapters import KNOWN, Foreign, InvalidResult, call_of, foreign, foreign_law
 from specbound.proofs_checks.law import Verify, batch_of, exact_law, replay
+from specbound.proofs_checks.sandbox import alive
 from specbound.proofs_checks.stream_law import ModelPair, stream_law
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers import registry
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
 MORE_TOKENS = 2
+BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,9 @@ class Subject(Protocol):
     def evidence(self, tree: PrefixTree, paths: int, thorough: bool = True) -> Evidence:
         """Its exact law on an instance; `thorough` also looks for requests that influence each other."""
 
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Counts of the blocks emitted in `count` calls on drafts drawn from the draft law."""
+
 
 @dataclass(frozen=True)
 class TensorSubject:
@@ -79,6 +90,27 @@ class TensorSubject:
         stream = stream_law(self.verify, pair, tree.length, tokens, paths)
         return Evidence(stream.tokens, pair.target_law(tokens), law.acceptance_length, law.outcomes)
 
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Run in batches with a generator on the device, as in production; the drafts are drawn on the CPU.
+
+        Raises:
+            ValueError: for a stateful verifier, whose later calls one sampled call says nothing about.
+        """
+        if self.stateful:
+            raise ValueError("the sampled audit looks at one call; a stateful verifier wants the exact audit")
+        generator = torch.Generator(device).manual_seed(seed)
+        counts: Counter[Prefix] = Counter()
+        for leaves in _drafts(tree, paths, count, seed):
+            batch = batch_of(tree, leaves)
+            moved = Batch(*(part.to(device) for part in (batch.tokens, batch.draft_probs, batch.target_probs)))
+            verdict = self.verify(moved, Draws(generator))
+            winner = batch.tokens.numpy()[np.arange(len(leaves)), verdict.path.cpu().numpy()]
+            for path, kept, token in zip(
+                winner.tolist(), verdict.accepted.tolist(), verdict.token.tolist(), strict=True
+            ):
+                counts[(*path[:kept], token)] += 1
+        return dict(counts)
+
 
 @dataclass(frozen=True)
 class ForeignSubject:
@@ -98,6 +130,28 @@ class ForeignSubject:
         """Exact law by interception (see `foreign_law`)."""
         law = foreign_law(self.code, tree, paths)
         return Evidence(law.blocks, tree.target_law(), law.acceptance_length, law.outcomes)
+
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Call it once per draft with its own randomness; the global generators are seeded first."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the code under audit may use it
+        torch.manual_seed(seed)
+        counts: Counter[Prefix] = Counter()
+        call = cache(lambda *leaves: call_of(tree, leaves))
+        for leaves in _drafts(tree, paths, count, seed):
+            for row in leaves.tolist():
+                alive()
+                counts[self.code(call(*row))] += 1
+        return dict(counts)
+
+
+def _drafts(tree: PrefixTree, paths: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Leaves [N, K] drawn from the draft law, in batches."""
+    rng = np.random.default_rng(seed)
+    law = tree.draft_joint[tree.leaves].astype(float)
+    for first in range(0, count, BATCH):
+        size = min(BATCH, count - first)
+        yield rng.choice(len(law), size=(size, paths), p=law / law.sum()) + tree.leaves.start
 
 
 def looped_pair(tree: PrefixTree) -> ModelPair:
@@ -198,12 +252,12 @@ def _keeps_state(verify: Verify) -> bool:
 
 
 def serve(target: str) -> Callable[..., Any]:
-    """What a sandbox asks of a target: `("facts",)`, or `("evidence", tree, paths)`."""
+    """What a sandbox asks of a target: `("facts",)`, `("evidence", ...)` or `("sample", ...)`."""
     subject = load(target)
 
     def answer(request: str, *arguments: Any) -> Any:
         if request == "facts":
             return subject.way, subject.paths, subject.lossless, subject.stateful
-        return subject.evidence(*arguments)
+        return subject.sample(*arguments) if request == "sample" else subject.evidence(*arguments)
 
     return answer

@@ -10,7 +10,6 @@ import ctypes
 import math
 import os
 import random
-import sys
 import time
 from dataclasses import dataclass
 from random import random as uniform_number
@@ -333,20 +332,12 @@ def segfault(draft_tokens, q, p):
     ctypes.string_at(0)
 
 
-def exits(draft_tokens, q, p):
-    sys.exit(3)
-
-
 def dies(draft_tokens, q, p):
     os._exit(7)
 
 
 def hungry(draft_tokens, q, p):
     return bytearray(1 << 36)
-
-
-def opens_files(draft_tokens, q, p):
-    return [open(os.devnull) for _ in range(100_000)]
 
 
 def token_out_of_range(draft_tokens, q, p):
