@@ -3,8 +3,8 @@
     python benchmarks/verifiers.py [--vocab 32000] [--length 8] [--paths 4] [--quick]
 
 Two plain versions are timed: `plain`, the pseudocode on Python floats, and `per row`, the pseudocode on one NumPy row
-of V numbers at a time. The floor is the time of one sum over both models' rows. All figures of a table come from one run
-on one machine, in CPU seconds of one thread, so that other work on the machine does not enter; results go to
+of V numbers at a time. The floor is the time of one sum over both models' rows. All figures of a table come from one
+run on one machine, in CPU seconds of one thread, so that other work on the machine does not enter; results go to
 benchmarks/results/verifiers.json.
 """
 

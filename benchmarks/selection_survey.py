@@ -1,0 +1,111 @@
+"""How close multi-path verifiers come to the certified optimum: exact laws on many small random instances.
+
+    python benchmarks/selection_survey.py [--instances 504] [--output benchmarks/results/selection_survey.json]
+
+Instances: random target and draft rows of vocabulary 2..4 and length 1..3, rows close to each other, moderately and
+far apart, and K = 2 or 3 paths. For every verifier the fraction value / certified optimum (the lossless optimum of K
+paths, gap at most 1e-6), and every instance on which `two-level` keeps less than block, kseq or traversal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specbound.proofs_checks.law import exact_law
+from specbound.theory import antichain
+from specbound.theory.prefix_tree import PrefixTree
+
+RESULTS = Path(__file__).parent / "results" / "selection_survey.json"
+SIZES = ((2, 1, 2), (2, 1, 3), (3, 1, 2), (3, 1, 3), (4, 1, 2), (2, 2, 2), (2, 2, 3), (3, 2, 2), (2, 3, 2))
+FAMILIES = {"close": 0.25, "middle": 0.75, "far": 2.5}
+VERIFIERS = ("block", "kseq", "traversal", "gbv", "gbv-bucketed", "single-step-optimal", "two-level")
+RIVALS = ("block", "kseq", "traversal")
+
+
+def instance(vocab: int, length: int, spread: float, seed: int) -> PrefixTree:
+    """Target rows Dirichlet(1); draft rows the target's times lognormal noise of standard deviation `spread`."""
+    rng = np.random.default_rng(seed)
+    rows: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def both(prefix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        if prefix not in rows:
+            target = rng.dirichlet(np.ones(vocab))
+            draft = target * np.exp(spread * rng.standard_normal(vocab))
+            rows[prefix] = target, draft / draft.sum()
+        return rows[prefix]
+
+    return PrefixTree.from_conditionals(lambda prefix: both(prefix)[0], lambda prefix: both(prefix)[1], vocab, length)
+
+
+def survey(instances: int) -> list[dict[str, Any]]:
+    """One record per instance: its size, family, seed, certified optimum and the exact value of every verifier."""
+    records = []
+    for number in range(instances):
+        vocab, length, paths = SIZES[number % len(SIZES)]
+        family = list(FAMILIES)[number // len(SIZES) % len(FAMILIES)]
+        tree = instance(vocab, length, FAMILIES[family], seed=number)
+        optimum = antichain.optimum(tree, paths, tolerance=1e-6)
+        values = {name: exact_law(name, tree, 1 if name == "block" else paths).acceptance_length for name in VERIFIERS}
+        records.append(
+            {
+                "vocab": vocab,
+                "length": length,
+                "paths": paths,
+                "family": family,
+                "seed": number,
+                "optimum": optimum.value,
+                "bound": optimum.bound,
+                "values": values,
+            }
+        )
+    return records
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and minimum fraction of the optimum per verifier, and the instances on which two-level loses."""
+    fractions = {
+        name: [record["values"][name] / record["optimum"] for record in records if record["optimum"] > 0]
+        for name in VERIFIERS
+    }
+    losses = [
+        {**record, "below": rival}
+        for record in records
+        for rival in RIVALS
+        if record["values"]["two-level"] < record["values"][rival] - 1e-9
+    ]
+    above = [record for record in records if max(record["values"].values()) > record["bound"] + 1e-9]
+    return {
+        "instances": len(records),
+        "fraction_of_optimum": {
+            name: {"mean": float(np.mean(values)), "min": min(values)} for name, values in fractions.items()
+        },
+        "two_level_below": losses,
+        "above_the_bound": above,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instances", type=int, default=504)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.instances < 1:
+        parser.error(f"instances is {options.instances}; want at least 1")
+    result = summary(survey(options.instances))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{result['instances']} instances; fraction of the certified optimum")
+    for name, values in result["fraction_of_optimum"].items():
+        print(f"{name:22} mean {values['mean']:.4f}  min {values['min']:.4f}")
+    print(
+        f"two-level below a rival: {len(result['two_level_below'])}; above the bound: {len(result['above_the_bound'])}"
+    )
+
+
+if __name__ == "__main__":
+    main()
