@@ -143,7 +143,7 @@ def test_every_known_phi_is_possible_and_no_better_than_the_optimum(seed, paths)
     "name", ["token", "block", "naive", "specinfer", "kseq", "gbv", "gbv-bucketed", "two-level", "key-race"]
 )
 def test_the_verifiers_themselves_reach_these_values(name):
-    for tree in (INSTANCES["I5"], INSTANCES["I7"], PrefixTree.random(3, 2, 8, 0.7), ragged(3, 3, 2)):
+    for tree in (INSTANCES["I3"], INSTANCES["I5"], INSTANCES["I7"], PrefixTree.random(3, 2, 8, 0.7), ragged(3, 3, 2)):
         paths = 1 if name in ("token", "block") else 2
         known = value_of(tree, paths, name)
         law = exact_law(name, tree, paths)
