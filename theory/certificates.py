@@ -7,12 +7,12 @@ full drafts (leaves), g(t) = 1 - (1-t)^K. kappa is the law of ONE selected draft
     primal       lossless          max over B of sum phi,  phi(wy) = min(kappa(wy), p(y|w) phi(w)),  phi(root) = 1
                  block-transport   max over B of sum phi,  phi(w)  = min(kappa(w), P(w))
     dual         for any C >= 0 on nodes, C(root) = 0, growing along every path (leaf values C(X)):
-                 lossless          E[max_k C(X_k)] + sup over stopping times s of E_P[s - C(Y_1..Y_s)]
+                 lossless          E[max_k C(X_k)] + sup over times s, one token ahead, of E_P[s - C(Y_1..Y_s)]
                  block-transport   E[max_k C(X_k)] + E_P[max over d of d - C(Y_1..Y_d)]
 
-Weak duality: the accepted prefix W lies on some draft, so E[C(W)] <= E[max_k C(X_k)]; and W is a stopping time of
-the target stream (lossless), or some prefix of the target block (block transport). So any kappa gives a lower and
-any C an upper bound, and both are evaluated exactly: a solver can be wrong only by being too far apart.
+Weak duality: the accepted prefix W lies on some draft, so E[C(W)] <= E[max_k C(X_k)]; and W is a prefix of the
+target stream: known once the token after it is (lossless: phi(wy) <= p(y|w) phi(w) edge by edge), or chosen knowing
+the whole block XX
 Rounding is that of float64 sums, below 1e-12 for a million nodes.
 """
 
@@ -187,7 +187,7 @@ def expected_maximum(potential: Array, draft: Array, paths: int) -> float:
 
 
 def stopping_gain(tree: PrefixTree, potential: Array) -> float:
-    """sup over stopping times s of E_P[s - C(Y_1..Y_s)], backwards from the leaves.
+    """sup of E_P[s - C(Y_1..Y_s)] over times s that look one token ahead ({s = d} is known from Y_1..Y_(d+1)).
 
     D(w) = 1 - (C(w) - C(parent)) + sum_y p(y|w) max(D(wy), 0); the answer is sum over depth 1 of p max(D, 0).
     """
