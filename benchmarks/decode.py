@@ -4,9 +4,9 @@
     python benchmarks/decode.py --target NAME --draft NAME --device cuda
 
 Every prompt and seed is decoded by all contestants, in random order, before the next, so that what else the machine
-does falls on all of them; a ratio is the median over prompts and seeds of the ratios within one such turn. "Best" is the
-setting of largest median speed among those tried, for both sides alike. Time is wall time; on the CPU the processor
-time of the process, which other work on the machine disturbs less, is recorded beside it.
+does falls on all of them; a ratio is the median over prompts and seeds of the ratios within one such turn. "Best" is
+the setting of largest median speed among those tried, for both sides alike. Time is wall time; on the CPU the
+processor time of the process, which other work on the machine disturbs less, is recorded beside it.
 """
 
 from __future__ import annotations

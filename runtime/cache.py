@@ -45,7 +45,7 @@ class SlotCache(Cache):
             if self.slots is None:
                 store[:, :, self.start : self.end] = states
             else:
-                store.scatter_(2, self.slots[:, None, :, None].expand(states.shape), states)
+                store.scatter_(2, self.slots.to(store.device)[:, None, :, None].expand(states.shape), states)
         return keys[:, :, : self.end], values[:, :, : self.end]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -57,8 +57,8 @@ class SlotCache(Cache):
         for pair in self.stores:
             for store in pair:
                 shape = (store.shape[0], store.shape[1], source.shape[1], store.shape[3])
-                kept = store.gather(2, source[:, None, :, None].expand(shape))
-                store.scatter_(2, to[:, None, :, None].expand(shape), kept)
+                kept = store.gather(2, source.to(store.device)[:, None, :, None].expand(shape))
+                store.scatter_(2, to.to(store.device)[:, None, :, None].expand(shape), kept)
 
 
 def _store(states: Tensor, end: int) -> Tensor:

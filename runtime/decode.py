@@ -10,6 +10,7 @@ calls gives the law of the target for a lossless verifier: a call's later rows o
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from specbound.runtime.cache import CachedModel, causal
@@ -140,7 +147,7 @@ def generate(
         paths: K, drafts per call.
         length: L, tokens per draft; or a policy of `specbound.runtime.lengths`.
         generation_config, logits_processor, stopping_criteria, generation_kwargs: as for `target.generate`;
-            temperature=0 means greedy.
+            temperature=0 means greedy, and stop_strings want a tokenizer.
         streamer: receives each call's tokens (one row only).
         generator: on the target's device; or a `Draws` that answers everything random.
         on_call: called as on_call(batch, verdict, starts) after each verification, starts[b] being the number of
@@ -156,6 +163,8 @@ def generate(
             raise ValueError(f"{name} is not supported by speculative decoding; leave it out")
     if generation_kwargs.get("temperature") == 0:
         generation_kwargs |= {"temperature": None, "do_sample": False}
+    generation_config, criteria = _stop_strings(generation_config, generation_kwargs)
+    stopping_criteria = StoppingCriteriaList([*(stopping_criteria or []), *criteria])
     check_settings(generation_kwargs.items())
     if generation_config is not None:
         check_settings(vars(generation_config).items())
@@ -185,7 +194,8 @@ def speculative(
     """A decoding method for transformers: `target.generate(**inputs, custom_generate=speculative(draft))`.
 
     Arguments as in `generate`. It returns token ids, or a `Generation` with `return_dict_in_generate=True`. A streamer
-    must be given here: transformers does not hand the one of `target.generate` on to a custom method.
+    must be given here, and stop strings as a `StopStringCriteria`: transformers hands neither `streamer` nor
+    `tokenizer` of `target.generate` on to a custom method.
 
     Raises:
         ValueError: unknown verifier, K or L below 1, K above 1 for a single-path verifier.
@@ -212,6 +222,25 @@ def check_settings(settings: Iterable[tuple[str, Any]]) -> None:
         if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
             allowed = UNSUPPORTED[name][-1]
             raise ValueError(f"{name} is {value!r}; speculative decoding supports only {allowed!r}")
+
+
+def _stop_strings(
+    config: GenerationConfig | None, settings: dict[str, Any]
+) -> tuple[GenerationConfig | None, list[StopStringCriteria]]:
+    """Take stop strings out of the settings, as criteria of their own.
+
+    Raises:
+        ValueError: there is no tokenizer to read them.
+    """
+    tokenizer, strings = settings.pop("tokenizer", None), settings.pop("stop_strings", None)
+    if strings is None and config is not None and config.stop_strings is not None:
+        config = copy.deepcopy(config)
+        strings, config.stop_strings = config.stop_strings, None
+    if strings is None:
+        return config, []
+    if tokenizer is None:
+        raise ValueError(f"stop_strings is {strings!r} but tokenizer is None; give the target's tokenizer too")
+    return config, [StopStringCriteria(tokenizer, strings)]
 
 
 @dataclass
@@ -261,6 +290,10 @@ class _Loop:
         past_key_values, attention_mask = (model_kwargs.get(key) for key in ("past_key_values", "attention_mask"))
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError("past_key_values holds tokens; speculative decoding keeps its own caches, leave it out")
+        if len(input_ids) * self.paths > 1 and any(
+            isinstance(p, PrefixConstrainedLogitsProcessor) for p in logits_processor
+        ):
+            raise ValueError("prefix_allowed_tokens_fn wants one row and one path; decode the rows one by one")
         if self.streamer is not None and len(input_ids) != 1:
             raise ValueError(f"input_ids has {len(input_ids)} rows; a streamer wants 1")
         with torch.inference_mode():

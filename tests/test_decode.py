@@ -24,11 +24,13 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from specbound import shipped_pair
 from specbound.proofs_checks.law import ReplayDraws
 from specbound.runtime import decode
 from specbound.runtime.cache import CachedModel
 from specbound.runtime.decode import Generation, generate, pad_rows, perplexity, speculative
 from specbound.runtime.lengths import ConfidenceLength, EntropyLength, FixedLength
+from specbound.runtime.models import load_pair
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import registry
 from specbound.runtime.verifiers.mjsd import mjsd
@@ -369,6 +371,7 @@ SETTINGS = [
     {"repetition_penalty": 1.8},
     {"no_repeat_ngram_size": 2},
     {"suppress_tokens": [1]},
+    {"forced_eos_token_id": 2},
     {"min_new_tokens": 2, "eos_token_id": [1, 2]},
     {"bad_words_ids": [[2, 1]]},
     {"exponential_decay_length_penalty": (1, 1.5), "eos_token_id": 1},
@@ -524,7 +527,32 @@ def test_an_interrupt_keeps_what_was_generated(models):
     assert part.sequences[0].tolist() == full.sequences[0, : part.sequences.shape[1]].tolist()
 
 
+def test_a_stop_string_ends_the_text_where_it_first_appears():
+    pair = load_pair(shipped_pair.TARGET, shipped_pair.DRAFT, device="cpu")
+    ids = pair.tokenizer(shipped_pair.prompts()[0]["text"], return_tensors="pt").input_ids
+    plain = pair.target.generate(ids, do_sample=False, max_new_tokens=60)
+    text = pair.tokenizer.decode(plain[0, ids.shape[1] :])
+    stop = next(text[i : i + 3] for i in range(10, len(text)) if text[i : i + 3] not in text[: i + 2])
+    settings = {"do_sample": False, "max_new_tokens": 60, "stop_strings": [stop], "tokenizer": pair.tokenizer}
+    wanted = pair.target.generate(ids, **settings)
+    assert generate(pair.target, pair.draft, ids, **settings).sequences.tolist() == wanted.tolist()
+    config = GenerationConfig(do_sample=False, max_new_tokens=60, stop_strings=stop, eos_token_id=0, pad_token_id=1)
+    ours = generate(pair.target, pair.draft, ids, generation_config=config, tokenizer=pair.tokenizer)
+    assert ours.sequences.tolist() == wanted.tolist()
+    assert wanted.shape[1] < plain.shape[1]
+
+
+def test_allowed_tokens_are_honoured_for_one_row(models):
+    settings = {"prefix_allowed_tokens_fn": lambda _, ids: [(int(ids[-1]) + 1) % 20, (int(ids[-1]) + 2) % 20]}
+    ids = torch.tensor([[1, 2]])
+    ours = generate(*models, ids, do_sample=False, max_new_tokens=20, **settings)
+    assert ours.sequences.tolist() == models[0].generate(ids, do_sample=False, max_new_tokens=20, **settings).tolist()
+    with pytest.raises(ValueError, match="prefix_allowed_tokens_fn wants one row"):
+        generate(*models, torch.tensor([[1], [2]]), max_new_tokens=5, **settings)
+
+
 REFUSED = [
+    ({"stop_strings": ["x"]}, "tokenizer is None"),
     ({"num_beams": 2}, "num_beams is 2"),
     ({"penalty_alpha": 0.5}, "penalty_alpha is 0.5"),
     ({"guidance_scale": 2.0}, "guidance_scale is 2.0"),
