@@ -60,7 +60,8 @@ def ranked_masses(ratio: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor, Ten
     Returns:
         order [B, V] int64; below, upto [B, V] float64, in that order and in units of the row's sum.
     """
-    order = ratio.sort(dim=1, stable=True).indices
+    bits = ratio.view(torch.int64 if ratio.dtype == torch.float64 else torch.int32)
+    order = bits.sort(dim=1, stable=True).indices  # non-negative floats sort like their bit patterns, which is faster
     upto = draft_row.gather(1, order).cumsum(dim=1, dtype=torch.float64)
     upto = upto / upto[:, -1:]
     return order, torch.cat([torch.zeros_like(upto[:, :1]), upto[:, :-1]], dim=1), upto
