@@ -70,6 +70,7 @@ def bench(
     draft: str | None,
     device: str | None,
     dtype: str | None,
+    threads: int | None,
     prompts_file: str | None,
     count: int,
     lengths: str,
@@ -92,7 +93,7 @@ def bench(
 
     sizes, counts = _numbers("--lengths", lengths), _numbers("--paths", paths)
     texts = _texts(prompts_file)[:count]
-    pair = read_pair(target, draft, device, dtype)
+    pair = read_pair(target, draft, device, dtype, threads)
     sampling: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "top_p": 1.0}
     if temperature:
         sampling |= {"temperature": temperature, "top_k": top_k}

@@ -55,6 +55,7 @@ def decode(
     seed: int,
     device: str | None,
     dtype: str | None,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Continue prompts with a target model; drafted tokens that were kept are green, the verifier's own magenta."""
@@ -68,7 +69,7 @@ def decode(
 
     name = verifier or ("block" if paths == 1 else "two-level")
     get(name)
-    pair = read_pair(target, draft, device, dtype)
+    pair = read_pair(target, draft, device, dtype, threads)
     sampling: dict[str, Any] = (
         {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
     )

@@ -74,7 +74,7 @@ def demo(
     texts = [entry["text"] for entry in shipped_prompts()]
     if prompts > len(texts):
         raise ValueError(f"--prompts is {prompts}; the pair ships {len(texts)}")
-    pair = read_pair(None, None)
+    pair = read_pair()
     settings = {"length": length, "top_k": top_k, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

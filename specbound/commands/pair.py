@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def pair_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --target, --draft, --device and --dtype."""
+    """Adds --target, --draft, --device, --dtype and --threads."""
     options = [
         click.option("--target", metavar="NAME_OR_PATH", help="Target model; the shipped one if not given."),
         click.option("--draft", metavar="NAME_OR_PATH", help="Draft model; the shipped one if not given."),
@@ -21,14 +21,27 @@ def pair_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), help="Of both models."
         ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            help="CPU threads; 1 for the shipped pair if not given, else torch's.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def read_pair(target: str | None, draft: str | None, device: str | None = None, dtype: str | None = None) -> Pair:
+def read_pair(
+    target: str | None = None,
+    draft: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    threads: int | None = None,
+) -> Pair:
     """Load the models that the options name, without the library's own progress bars.
+
+    The shipped pair is so small that a second thread costs more than it brings.
 
     Raises:
         ValueError: only one of the two models is given, or a folder does not exist.
@@ -46,5 +59,7 @@ def read_pair(target: str | None, draft: str | None, device: str | None = None, 
     from specbound.runtime.models import load_pair
 
     logging.disable_progress_bar()
+    if threads is not None or target is None:
+        torch.set_num_threads(threads or 1)
     wanted = None if dtype is None else getattr(torch, dtype)
     return load_pair(target or shipped_pair.TARGET, draft or shipped_pair.DRAFT, dtype=wanted, device=device)

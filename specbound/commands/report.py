@@ -144,7 +144,7 @@ def _model_trees(count: int) -> list[PrefixTree]:
     from specbound.proofs_checks.model_trees import from_models
     from specbound.shipped_pair import prompts
 
-    pair = read_pair(None, None)
+    pair = read_pair()
 
     def name_of(token: int) -> str:
         return str(pair.tokenizer.decode([token]))

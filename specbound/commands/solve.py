@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
     from specbound.theory.solution import Solution
 
+MAX_EXACT_NODES = 100
 OBJECTIVES = ("lossless", "block-transport", "all")
 
 
@@ -105,11 +106,13 @@ def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: floa
 
 
 def optimum(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> Solution:
-    """The certified optimum, in closed form for one path."""
-    from specbound.theory import block_transport, multi_path, single_path
+    """The certified optimum: in closed form for one path, as a fraction where a small exact tree allows it."""
+    from specbound.theory import antichain, block_transport, multi_path, single_path
 
     if paths == 1:
         return single_path.optimum(tree) if objective == "lossless" else block_transport.optimum(tree)
+    if tree.exact and tree.size <= MAX_EXACT_NODES:
+        return antichain.optimum(tree, paths, "lossless" if objective == "lossless" else "block-transport")
     solver = multi_path.lossless_optimum if objective == "lossless" else multi_path.transport_optimum
     return solver(tree, paths, tolerance)
 
@@ -179,7 +182,7 @@ def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> Non
         optimum = result["name"].endswith("optimum")
         exact = result["exact"] if result["exact"] is not None and len(result["exact"]) <= 15 else ""
         gap = f"{result['gap']:.0e}" if optimum else ""
-        source = textwrap.shorten(result["source"], 24, placeholder=" ...")
+        source = textwrap.shorten(result["source"], 20, placeholder=" ...")
         row = (result["name"], f"{result['value']:.6f}", exact, gap, source)
         table.add_row(*row, style="bold" if optimum else None)
     Console().print(table)

@@ -1,0 +1,1 @@
+"""Fused verification kernels in Triton."""
