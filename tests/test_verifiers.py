@@ -297,6 +297,7 @@ def random_batch(requests, paths, length, vocab, seed=0, dtype=torch.float64, sh
 
 REDUCTIONS = {
     "two-level": "block",
+    "many-level": "block",
     "gbv": "block",
     "gbv-bucketed": "block",
     "traversal": "block",

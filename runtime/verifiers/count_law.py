@@ -54,13 +54,13 @@ def counts_after(count: Tensor, below: tuple[Tensor, Tensor], upto: tuple[Tensor
     """
     lowest = higher = torch.zeros_like(count)
     for n in range(count.shape[1] - 1, -1, -1):
-        lowest = _times(lowest, below)
+        lowest = times(lowest, below)
         lowest[:, 0] += count[:, n]
-        higher = _times(higher, upto) + lowest
+        higher = times(higher, upto) + lowest
     return lowest, higher
 
 
-def _times(polynomial: Tensor, factor: tuple[Tensor, Tensor]) -> Tensor:
+def times(polynomial: Tensor, factor: tuple[Tensor, Tensor]) -> Tensor:
     """polynomial [B, K] times (others + s token); the degree stays below K by construction."""
     others, token = factor
     product = polynomial * others.unsqueeze(1)

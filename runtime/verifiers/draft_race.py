@@ -35,7 +35,7 @@ def hit_chance(mass: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 
 def running(values: Tensor) -> Tensor:
     """[B, M+1] sums of the first 0..M values [B, M]."""
-    return torch.cat([torch.zeros_like(values[:, :1]), values.cumsum(dim=1)], dim=1)
+    return torch.cat([values.new_zeros(len(values), 1), values.cumsum(dim=1)], dim=1)
 
 
 def optimal_slopes(wanted: Tensor, draft: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
