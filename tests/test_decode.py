@@ -282,8 +282,8 @@ def drop_one(self: CachedModel, base: list[int]) -> None:
 
 
 def late_positions(self: CachedModel, tokens: Tensor, positions: Tensor, *rest: object, **more: object) -> Tensor:
-    """Broken twin: tokens fed one by one stand one position late."""
-    return feed(self, tokens, positions + (tokens.shape[1] == 1), *rest, **more)
+    """Broken twin: the last known token and two drafted ones stand one position late in the target's pass."""
+    return feed(self, tokens, positions + (tokens.shape[1] == 3), *rest, **more)
 
 
 def late_tree_positions(self: CachedModel, tokens: Tensor, positions: Tensor, *rest: object, **more: object) -> Tensor:
