@@ -76,9 +76,17 @@ def test_iid_values_are_reproduced(length, paths, value):
 
 @pytest.mark.parametrize(
     ("name", "paths", "lossless", "transport"),
-    [("I1", 2, "131/81", "134/81"), ("I1", 3, "1351/729", "1351/729"), ("I5", 2, "79/48", "239/144")]
-    + [("I4", 3, "1", "1"), ("I6", 2, "47/32", "47/32"), ("I7", 2, "13861/7500", "37/20")]
-    + [("I7", 3, "1963/1000", "1963/1000"), ("I3", 2, "2", "2"), ("I2", 3, "5669/2187", "5776/2187")],
+    [
+        ("I1", 2, "131/81", "134/81"),
+        ("I1", 3, "1351/729", "1351/729"),
+        ("I5", 2, "79/48", "239/144"),
+        ("I4", 3, "1", "1"),
+        ("I6", 2, "47/32", "47/32"),
+        ("I7", 2, "13861/7500", "37/20"),
+        ("I7", 3, "1963/1000", "1963/1000"),
+        ("I3", 2, "2", "2"),
+        ("I2", 3, "5669/2187", "5776/2187"),
+    ],
 )
 def test_exact_fractions_lie_between_the_bounds(name, paths, lossless, transport):
     for solver, expected in ((lossless_optimum, lossless), (transport_optimum, transport)):
@@ -129,7 +137,8 @@ def test_degenerate_instances_are_certified(name, paths):
 @pytest.mark.parametrize("paths", [2, 8, 64])
 def test_sparse_and_sharp_random_instances_are_certified(paths):
     for seed in range(4):
-        tree = PrefixTree.random((2, 5, 12, 3)[seed], (4, 3, 2, 4)[seed], seed, concentration=(0.1, 0.5, 0.05, 2.0)[seed])
+        vocab, length, concentration = [(2, 4, 0.1), (5, 3, 0.5), (12, 2, 0.05), (3, 4, 2.0)][seed]
+        tree = PrefixTree.random(vocab, length, seed, concentration)
         for solver in SOLVERS.values():
             assert solver(tree, paths).gap <= 1e-6
 
