@@ -4,7 +4,7 @@
 
 Instances: random target and draft rows of vocabulary 2..4 and length 1..3, rows close to each other, moderately and
 far apart, and K = 2 or 3 paths. For every verifier the fraction value / certified optimum (the lossless optimum of K
-paths, gap at most 1e-6), and every instance on which `two-level` keeps less than block, kseq or traversal.
+paths, gap at most 1e-6), and every instance on which two-level or many-level keeps less than another verifier.
 """
 
 from __future__ import annotations
@@ -23,8 +23,18 @@ from specbound.theory.prefix_tree import PrefixTree
 RESULTS = Path(__file__).parent / "results" / "selection_survey.json"
 SIZES = ((2, 1, 2), (2, 1, 3), (3, 1, 2), (3, 1, 3), (4, 1, 2), (2, 2, 2), (2, 2, 3), (3, 2, 2), (2, 3, 2))
 FAMILIES = {"close": 0.25, "middle": 0.75, "far": 2.5}
-VERIFIERS = ("block", "kseq", "traversal", "gbv", "gbv-bucketed", "single-step-optimal", "two-level")
-RIVALS = ("block", "kseq", "traversal")
+VERIFIERS = (
+    "block",
+    "kseq",
+    "traversal",
+    "gbv",
+    "gbv-bucketed",
+    "key-race",
+    "single-step-optimal",
+    "two-level",
+    "many-level",
+)
+OURS = ("two-level", "many-level")
 
 
 def instance(vocab: int, length: int, spread: float, seed: int) -> PrefixTree:
@@ -73,18 +83,24 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         for name in VERIFIERS
     }
     losses = [
-        {**record, "below": rival}
+        {**record, "loser": ours, "below": rival}
         for record in records
-        for rival in RIVALS
-        if record["values"]["two-level"] < record["values"][rival] - 1e-9
+        for ours in OURS
+        for rival in VERIFIERS
+        if record["values"][ours] < record["values"][rival] - 1e-8
     ]
+    counts = {
+        ours: {rival: sum(loss["loser"] == ours and loss["below"] == rival for loss in losses) for rival in VERIFIERS}
+        for ours in OURS
+    }
     above = [record for record in records if max(record["values"].values()) > record["bound"] + 1e-9]
     return {
         "instances": len(records),
         "fraction_of_optimum": {
             name: {"mean": float(np.mean(values)), "min": min(values)} for name, values in fractions.items()
         },
-        "two_level_below": losses,
+        "times_below": counts,
+        "losses": losses,
         "above_the_bound": above,
     }
 
@@ -102,9 +118,11 @@ def main() -> None:
     print(f"{result['instances']} instances; fraction of the certified optimum")
     for name, values in result["fraction_of_optimum"].items():
         print(f"{name:22} mean {values['mean']:.4f}  min {values['min']:.4f}")
-    print(
-        f"two-level below a rival: {len(result['two_level_below'])}; above the bound: {len(result['above_the_bound'])}"
-    )
+    for ours, counts in result["times_below"].items():
+        print(
+            f"{ours} below", ", ".join(f"{rival} {times} times" for rival, times in counts.items() if times) or "none"
+        )
+    print(f"above the certified bound: {len(result['above_the_bound'])}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get, names, registry, verify
 from specbound.runtime.verifiers.by_level import Round, verify_by_level
 from specbound.runtime.verifiers.draft_tree import Walk, target_ratio
-from specbound.runtime.verifiers.gbv import highest
+from specbound.runtime.verifiers.gbv import highest, increasing
 from specbound.runtime.verifiers.kseq import expected_offers, offered_mass
 from specbound.runtime.verifiers.selected_path import SelectedPath
 from specbound.theory import single_path
@@ -242,6 +242,15 @@ def test_two_level_is_never_below_block_and_kseq(label):
         value = kept_by("two-level", label, paths)
         assert value > kept_by("block", label, 1) - 1e-10, paths
         assert value > kept_by("kseq", label, paths) - 1e-10, paths
+
+
+@pytest.mark.parametrize("vocab, requests", [(1, 3), (7, 4), (1000, 5)])
+def test_the_fast_order_of_gbv_is_the_stable_order(vocab, requests):
+    generator = torch.Generator().manual_seed(vocab)
+    ratio = (torch.randn(requests, vocab, generator=generator) * 2).exp().mul(4).round().div(4)
+    ratio[0, 0], ratio[-1, -1] = torch.inf, 0.0
+    assert torch.equal(increasing(ratio), ratio.sort(dim=1, stable=True).indices)
+    assert torch.equal(increasing(ratio.double()), ratio.sort(dim=1, stable=True).indices)
 
 
 # ---------------------------------------------------------------- one path

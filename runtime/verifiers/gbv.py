@@ -54,14 +54,27 @@ def highest(score: Tensor, tokens: Tensor, alive: Tensor) -> Tensor:
     return first_path(largest == largest.amax(dim=1, keepdim=True))
 
 
+def increasing(ratio: Tensor) -> Tensor:
+    """int64 [B, V] tokens of each row by increasing ratio >= 0, ties by id.
+
+    Non-negative floats sort like their bit patterns. float32 patterns leave room for the row's number above them, and
+    one sort of flat integers is several times faster than a sort of rows of floats.
+    """
+    if ratio.dtype == torch.float64:
+        return ratio.sort(dim=1, stable=True).indices
+    requests, vocab = ratio.shape
+    row = torch.arange(requests, device=ratio.device).unsqueeze(1)
+    keys = ratio.view(torch.int32).long() + (row << 32)
+    return keys.flatten().sort(stable=True).indices.view(requests, vocab) - row * vocab
+
+
 def ranked_masses(ratio: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens in increasing order of ratio (ties: by id), with the draft mass strictly below each and up to it.
 
     Returns:
         order [B, V] int64; below, upto [B, V] float64, in that order and in units of the row's sum.
     """
-    bits = ratio.view(torch.int64 if ratio.dtype == torch.float64 else torch.int32)
-    order = bits.sort(dim=1, stable=True).indices  # non-negative floats sort like their bit patterns, which is faster
+    order = increasing(ratio)
     upto = draft_row.gather(1, order).cumsum(dim=1, dtype=torch.float64)
     upto = upto / upto[:, -1:]
     return order, torch.cat([torch.zeros_like(upto[:, :1]), upto[:, :-1]], dim=1), upto
