@@ -63,7 +63,10 @@ def test_gross_errors_stop_at_the_first_look_and_impossible_blocks_too():
     assert rare.draws < planned.draws
 
 
-@pytest.mark.parametrize("verifier", ["block", zoo.correct_tensors, zoo.correct_python], ids=["block", "tensors", "python"])
+CORRECT = {"block": "block", "tensors": zoo.correct_tensors, "python": zoo.correct_python}
+
+
+@pytest.mark.parametrize("verifier", CORRECT.values(), ids=CORRECT.keys())
 def test_correct_code_is_not_rejected_and_the_report_says_what_may_be_unseen(verifier):
     report = audit(verifier, vocab=range(2, 3), length=range(1, 2), paths=range(1, 2), cases=3, resolution=0.08)
     assert (report.verdict, report.lossless, report.exit_code) == ("not rejected", None, 0)
