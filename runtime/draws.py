@@ -26,10 +26,7 @@ class Draws:
 
     def accept(self, probability: Tensor) -> Tensor:
         """bool, shape of `probability`: independent coins, True with the given probability in [0, 1]."""
-        uniform = torch.rand(
-            probability.shape, dtype=probability.dtype, device=probability.device, generator=self.generator
-        )
-        return uniform < probability
+        return self._uniform(probability) < probability
 
     def accept_while(self, probability: Tensor) -> Tensor:
         """int64 [B]: how many of L independent coins [B, L] come up before the first that does not."""
@@ -43,11 +40,13 @@ class Draws:
     def choose(self, weights: Tensor) -> Tensor:
         """int64 [...]: one index of the last axis of `weights` [..., N], with probability weights / their sum.
 
-        Weights are non-negative and need not sum to 1. An exponential race (the index with the largest
-        weight / Exp(1) wins) draws from the exact law also where weights are tiny, without reading them twice.
+        Weights are non-negative and need not sum to 1; an index of weight 0 is never chosen. One uniform per row is
+        looked up in the running sums, in float64, so that weights far below the rounding of float32 keep their share.
         """
-        noise = torch.empty_like(weights).exponential_(generator=self.generator)
-        return (weights / noise.clamp_min(torch.finfo(weights.dtype).tiny)).argmax(dim=-1)
+        sums = weights.double().cumsum(dim=-1)
+        total = sums[..., -1:]
+        point = torch.minimum(self._uniform(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(sums, point, right=True).squeeze(-1).clamp_max(weights.shape[-1] - 1)
 
     def smallest_key(self, low: Tensor, high: Tensor) -> Tensor:
         """int64 [B]: which of K independent keys, the k-th uniform on [low_k, high_k], is the smallest.
@@ -55,8 +54,7 @@ class Draws:
         Args:
             low, high [B, K] with low <= high; ties (equal degenerate keys) go to the smaller index.
         """
-        uniform = torch.rand(low.shape, dtype=low.dtype, device=low.device, generator=self.generator)
-        return (low + (high - low) * uniform).argmin(dim=-1)
+        return (low + (high - low) * self._uniform(low)).argmin(dim=-1)
 
     def smallest_image(self, like: Tensor, key: Callable[[Tensor], Tensor], knots: Callable[[], Tensor]) -> Tensor:
         """int64 [B]: which of K independent keys key_k(u_k) is the smallest, every u_k uniform on [0, 1].
@@ -69,3 +67,7 @@ class Draws:
         """
         uniform = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=self.generator)
         return key(uniform).argmin(dim=-1)
+
+    def _uniform(self, like: Tensor) -> Tensor:
+        """Uniforms on [0, 1) in float64, of the shape and on the device of `like`."""
+        return torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=self.generator)
