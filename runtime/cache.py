@@ -98,8 +98,8 @@ class CachedModel:
         self.device = model.get_input_embeddings().weight.device
         self.all_visible = torch.zeros(1, 1, 1, SLOTS_AT_FIRST, dtype=model.dtype, device=self.device)
 
-    def extend(self, tokens: Tensor, positions: Tensor, tail: Tensor | None, last_only: bool = False) -> Tensor:
-        """Feed n tokens per row behind the committed ones; logits [B, n, V] (n = 1 if `last_only`).
+    def extend(self, tokens: Tensor, positions: Tensor, tail: Tensor | None, last: int = 0) -> Tensor:
+        """Feed n tokens per row behind the committed ones; logits [B, n, V], or of the `last` tokens if not 0.
 
         Args:
             tokens, positions [B, n] int64.
@@ -117,7 +117,7 @@ class CachedModel:
             self.cache.slots = torch.tensor(self.base, device=self.device)[:, None] + places
         if self.window is not None:
             positions = positions.clamp_max(self.window - 1)
-        keep = {"logits_to_keep": 1} if last_only and self.takes_logits_to_keep else {}
+        keep = {"logits_to_keep": last} if last and self.takes_logits_to_keep else {}
         output = self.model(
             input_ids=tokens.to(self.device).clamp_max(self.vocab - 1),
             position_ids=positions.to(self.device),
@@ -127,7 +127,7 @@ class CachedModel:
             **keep,
         )
         self.hidden = output.hidden_states[-1] if output.hidden_states is not None else None
-        return output.logits
+        return output.logits[:, -last:]
 
     def forget_tail(self, base: Sequence[int]) -> None:
         """Set the number of committed tokens of each row; what lies behind is forgotten."""

@@ -78,7 +78,8 @@ class Statistics:
         emitted [C, B] int64: tokens that entered the output, accepted + 1 unless the row ended inside the block.
         active [C, B] bool.
         paths: K.
-        seconds: wall time of "prefill", "draft", "target", "verify" and "overhead" (everything else).
+        seconds: wall time of "prefill" (of prompts that could not be fed with the first drafts), "draft", "target",
+            "verify" and "overhead" (everything else).
         interrupted: generation was stopped by KeyboardInterrupt.
     """
 
@@ -365,16 +366,20 @@ class _Decoding:
         return Generation(sequences, self._statistics(interrupted))
 
     def _prefill(self) -> None:
-        """Feed both models every prompt token but the last."""
+        """Feed every prompt token but the last to the models that cannot take them with their first drafts.
+
+        Rows of one length need it only for the target's tree; rows of different lengths for both models.
+        """
         known = [self.columns - padding for padding in self.padding]
-        longest = max(known) - 1
+        longest, even = max(known) - 1, min(known) == max(known)
+        models = [] if even and self.loop.paths == 1 else [self.target] if even else [self.target, self.draft]
         if longest:
             place = torch.arange(longest, device=self.device)
             shift = torch.tensor(self.padding, device=self.device)[:, None]
             tokens = self.ids.gather(1, (shift + place).clamp_max(self.columns - 1))
-            for model in (self.target, self.draft):
-                model.extend(tokens, place.expand(self.rows, -1), causal(longest, self.device), last_only=True)
-        for model in (self.target, self.draft):
+            for model in models:
+                model.extend(tokens, place.expand(self.rows, -1), causal(longest, self.device), last=1)
+        for model in models:
             model.forget_tail([count - 1 for count in known])
 
     def _call(self) -> None:
@@ -417,17 +422,21 @@ class _Decoding:
         ]
 
     def _draft(self, starts: list[int]) -> Drafts:
-        """Drafts of every row; feeds the draft one known token, or two after a block that was kept whole."""
-        missing = max(start - base for start, base in zip(starts, self.draft.base, strict=True))
-        self.draft.forget_tail([start - missing for start in starts])
-        columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-missing, 0, device=self.device)
-        recent = self.ids.gather(1, columns)
+        """Drafts of every row, after the known tokens the draft has not read (two after a block kept whole)."""
+        recent = self._unread(self.draft, starts)
         context = Context(self._known(), recent, torch.tensor(starts, device=self.device) - 1)
         if self.loop.beams:
             drafts = draft_beam(self.draft, self.sampler, context, self.loop.beams, self.loop.policy.maximum)
             return replace(drafts, lengths=self._draft_lengths())
         lengths, policy = self._draft_lengths(), self.loop.policy
         return draft_paths(self.draft, self.sampler, self.draws, context, self.loop.paths, lengths, policy)
+
+    def _unread(self, model: CachedModel, starts: list[int]) -> Tensor:
+        """Known tokens [B, n] the model has not read, n that of the row with most; others read some again."""
+        count = max(start - base for start, base in zip(starts, model.base, strict=True))
+        model.forget_tail([start - count for start in starts])
+        columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-count, 0, device=self.device)
+        return self.ids.gather(1, columns)
 
     def _known(self) -> list[Tensor]:
         """Each row's padded prompt and the tokens after it, if a logits processor reads them."""
@@ -437,15 +446,17 @@ class _Decoding:
 
     def _target(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail."""
-        last = self.ids.gather(1, torch.tensor(self.end, device=self.device)[:, None] - 1)
+        known = self._unread(self.target, starts)
         place = torch.tensor(starts, device=self.device)[:, None] - 1
         rows, paths, length = tokens.shape
         if paths == 1:
             slots = torch.arange(length + 1, device=self.device).expand(rows, 1, -1)
-            fed = torch.cat([last, tokens[:, 0]], dim=1)
-            logits = self.target.extend(fed, place + slots[:, 0], causal(length + 1, self.device))[:, None]
+            fed = torch.cat([known, tokens[:, 0]], dim=1)
+            positions = place + torch.arange(1 - known.shape[1], length + 1, device=self.device)
+            tail = causal(fed.shape[1], self.device)
+            logits = self.target.extend(fed, positions, tail, last=length + 1)[:, None]
         else:
-            merged = merge_paths(last[:, 0], tokens)
+            merged = merge_paths(known[:, -1], tokens)
             slots = merged.place
             rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees)
             logits = rows_of_tree[torch.arange(rows, device=rows_of_tree.device)[:, None, None], slots]

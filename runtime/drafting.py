@@ -130,7 +130,7 @@ def _last_logits(model: CachedModel, context: Context) -> Tensor:
     count = context.recent.shape[1]
     behind = torch.arange(count - 1, -1, -1, device=context.place.device)
     tail = None if count == 1 and len(context.recent) == 1 else causal(count, context.place.device)
-    logits = model.extend(context.recent, context.place[:, None] - behind, tail, last_only=True)[:, -1:]
+    logits = model.extend(context.recent, context.place[:, None] - behind, tail, last=1)
     model.forget_tail([base + count for base in model.base])
     return logits
 
