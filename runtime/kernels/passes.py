@@ -1,0 +1,248 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Passes over logits that the fused verifiers share: normalisers, residual masses, the verdict.
+
+A row of V logits is cut into C chunks of BLOCK; one program handles one chunk of one row. Law of a row at temperature
+t, with m its largest logit and s the sum of exp((x - m) / t): exp((x - m) / t - log s). Logits are read
+
+    once   in `row_masses`, for m and s of every row;
+    twice  in `surplus_masses`, only the rows that can still decide: a residual max(0, c target - draft) needs m, s
+           and c, which are known only when the whole rows before it have been read;
+    and one chunk of one row per request in `emit_verdict`, for the token.
+
+The order of the launches makes every other dependency; nothing waits, allocates or returns to the host.
+
+Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks; c acceptance ratio of the kept prefix;
+REAL the dtype of the arithmetic on rows. Chunk sums are added, and tokens drawn, in float64.
+Source: [BV] arXiv:2403.10444, Algorithm 2; arXiv:2211.17192, Algorithm 1.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def read_row(rows, row, offsets, vocab, IS_LAW: tl.constexpr, REAL: tl.constexpr):
+    """Logits of row `row` at `offsets`, -inf beyond the vocabulary; logarithms if the rows hold probabilities."""
+    if IS_LAW:
+        entries = tl.log(tl.load(rows + row * vocab + offsets, mask=offsets < vocab, other=0.0).to(REAL))
+    else:
+        entries = tl.load(rows + row * vocab + offsets, mask=offsets < vocab, other=float("-inf")).to(REAL)
+    return entries
+
+
+@triton.jit
+def inverse_temperature(temperatures, request, REAL: tl.constexpr):
+    """1/t; at t = 0 so large that only the largest logits keep mass."""
+    return 1.0 / tl.maximum(tl.load(temperatures + request).to(REAL), 1e-30)
+
+
+@triton.jit
+def target_row(nodes, request, depth, paths, length):
+    """Row of the target's [B, K, L+1] rows at the request's node of this depth."""
+    return (request.to(tl.int64) * paths + tl.load(nodes + request * (length + 1) + depth)) * (length + 1) + depth
+
+
+@triton.jit
+def draft_row(nodes, request, depth, paths, length):
+    """Row of the draft's [B, K, L] rows at the request's node of this depth."""
+    return (request.to(tl.int64) * paths + tl.load(nodes + request * (length + 1) + depth)) * length + depth
+
+
+@triton.jit
+def law(entries, inverse, norms, slot, REAL: tl.constexpr):
+    """exp((x - m) / t - log s) of logits, with m and log s of the row at `norms[slot]`."""
+    largest = tl.load(norms + 2 * slot).to(REAL)
+    return tl.exp((entries - largest) * inverse - tl.load(norms + 2 * slot + 1).to(REAL))
+
+
+@triton.jit
+def row_masses(
+    target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum,
+    start, paths, length, vocab, chunks,
+    BLOCK: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Largest logit of each chunk, and the sum of exp((x - largest) / t): the first read of every row.
+
+    Grid (C, 2 N, B): N depths from `start`, for the target's rows and then for the draft's.
+    """
+    chunk, place, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    depths = tl.num_programs(1) // 2
+    model = place // depths
+    depth = start + place % depths
+    if depth + model > tl.load(lengths + request):
+        return
+    offsets = chunk * BLOCK + tl.arange(0, BLOCK)
+    if model == 0:
+        entries = read_row(target, target_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
+    else:
+        entries = read_row(draft, draft_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
+    largest = tl.max(entries, axis=0)
+    shift = tl.where(largest == float("-inf"), 0.0, largest)
+    scaled = (entries - shift) * inverse_temperature(temperatures, request, REAL)
+    slot = ((request * 2 + model) * (length + 1) + depth) * chunks + chunk
+    tl.store(chunk_max + slot, largest)
+    tl.store(chunk_sum + slot, tl.sum(tl.exp(scaled), axis=0))
+
+
+@triton.jit
+def row_norms(
+    temperatures, lengths, chunk_max, chunk_sum, norms, valid,
+    start, length, chunks,
+    CHUNKS: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """m and log s of each row from its chunks; a row without a law (NaN, no finite logit) makes the request invalid.
+
+    Grid (2 N, B) as for `row_masses`.
+    """
+    place, request = tl.program_id(0), tl.program_id(1)
+    depths = tl.num_programs(0) // 2
+    model = place // depths
+    depth = start + place % depths
+    if depth + model > tl.load(lengths + request):
+        return
+    slot = (request * 2 + model) * (length + 1) + depth
+    chunk = tl.arange(0, CHUNKS)
+    largest = tl.load(chunk_max + slot * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
+    sums = tl.load(chunk_sum + slot * chunks + chunk, mask=chunk < chunks, other=0.0)
+    shift = tl.max(largest, axis=0)
+    inverse = inverse_temperature(temperatures, request, REAL).to(tl.float64)
+    log_sum = tl.log(tl.sum(tl.where(sums == 0, 0.0, sums * tl.exp((largest - shift) * inverse)), axis=0))
+    tl.store(norms + 2 * slot, shift)
+    tl.store(norms + 2 * slot + 1, log_sum)
+    if (log_sum - log_sum != 0) | (shift - shift != 0):
+        tl.store(valid + request, 0)
+
+
+@triton.jit
+def selected_law(target, draft, ratio, selection, TINY: tl.constexpr, REAL: tl.constexpr):
+    """Law of the selected path, draft (level k1' + (1 - level) k2'), level = clip((c target/draft - k2) / (k1 - k2)).
+
+    `selection` points to k1, k2 (which set the levels) and k1', k2' (the densities at level 1 and 0).
+    """
+    low = tl.load(selection + 1).to(REAL)
+    span = tl.maximum(tl.load(selection).to(REAL) - low, TINY)
+    level = tl.minimum(tl.maximum((ratio * (target / tl.maximum(draft, TINY)) - low) / span, 0.0), 1.0)
+    base = tl.load(selection + 3).to(REAL)
+    return draft * (level * (tl.load(selection + 2).to(REAL) - base) + base)
+
+
+@triton.jit
+def surplus(
+    target, draft, temperatures, nodes, norms, ratios, selection,
+    request, depth, offsets, paths, length, vocab,
+    SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """max(0, c target - draft) at `offsets` of the node at `depth`; the selected path's law for the draft's."""
+    inverse = inverse_temperature(temperatures, request, REAL)
+    slot = request * 2 * (length + 1) + depth
+    ahead = read_row(target, target_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
+    drawn = read_row(draft, draft_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
+    target_law = law(ahead, inverse, norms, slot, REAL)
+    draft_law = law(drawn, inverse, norms, slot + length + 1, REAL)
+    ratio = tl.load(ratios + request * (length + 1) + depth).to(REAL)
+    if SELECTED:
+        draft_law = selected_law(target_law, draft_law, ratio, selection + (request * length + depth) * 4, TINY, REAL)
+    return tl.maximum(ratio * target_law - draft_law, 0.0)
+
+
+@triton.jit
+def surplus_masses(
+    target, draft, temperatures, nodes, norms, ratios, selection, first, stop, masses,
+    paths, length, vocab, chunks,
+    BLOCK: tl.constexpr, SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Residual mass of each chunk, for the depths first <= i < stop of each request: the second read of those rows.
+
+    Grid (C, N, B), N the largest number of such depths.
+    """
+    chunk, request = tl.program_id(0), tl.program_id(2)
+    depth = tl.load(first + request) + tl.program_id(1)
+    if depth >= tl.load(stop + request):
+        return
+    weights = surplus(
+        target, draft, temperatures, nodes, norms, ratios, selection,
+        request, depth, chunk * BLOCK + tl.arange(0, BLOCK), paths, length, vocab,
+        SELECTED, IS_LAW, TINY, REAL,
+    )  # fmt: skip
+    tl.store(masses + (request * (length + 1) + depth) * chunks + chunk, tl.sum(weights, axis=0))
+
+
+@triton.jit
+def last_accepted(
+    coins, ratios, masses, request, first, last, length, chunks, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr
+):
+    """The largest i in first..last whose coin is below h_i: h_last = c_last, h_i = s_i / (s_i + 1 - c_i), 0/0 = 1."""
+    depth = tl.arange(0, DEPTHS)
+    chunk = tl.arange(0, CHUNKS)
+    inner = (depth >= first) & (depth < last)
+    places = masses + (request * (length + 1) + depth[:, None]) * chunks + chunk[None, :]
+    parts = tl.load(places, mask=inner[:, None] & (chunk[None, :] < chunks), other=0.0).to(tl.float64)
+    left = tl.sum(parts, axis=1)
+    reached = (depth >= first) & (depth <= last)
+    ratio = tl.load(ratios + request * (length + 1) + depth, mask=reached, other=0.0)
+    total = left + (1.0 - ratio)
+    threshold = tl.where(depth == last, ratio, tl.where(total > 0, left / tl.where(total > 0, total, 1.0), 1.0))
+    coin = tl.load(coins + request * length + depth - 1, mask=reached & (depth > 0), other=1.0)
+    return tl.maximum(tl.max(tl.where(reached & (coin < threshold), depth, 0), axis=0), first)
+
+
+@triton.jit
+def first_above(weights, goal, SIZE: tl.constexpr):
+    """Smallest index whose running sum of `weights` exceeds `goal`; the last with any weight if rounding left none."""
+    index = tl.arange(0, SIZE)
+    above = (tl.cumsum(weights, axis=0) > goal) & (weights > 0)
+    found = tl.min(tl.where(above, index, SIZE), axis=0)
+    return tl.where(found < SIZE, found, tl.max(tl.where(weights > 0, index, 0), axis=0))
+
+
+@triton.jit
+def emit_verdict(
+    target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum, norms, ratios, selection, first, valid, masses,
+    coins, choice, path, accepted, token,
+    paths, length, vocab, chunks,
+    DECIDED: tl.constexpr, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Accepted length and the token after it, by inversion: first the chunk, then the token inside it. Grid (B,).
+
+    DECIDED: `first` is the accepted length. An invalid request gets accepted 0 and token -1.
+    """
+    request = tl.program_id(0)
+    if tl.load(valid + request) == 0:
+        tl.store(path + request, 0)
+        tl.store(accepted + request, 0)
+        tl.store(token + request, -1)
+        return
+    last = tl.load(lengths + request)
+    kept = tl.load(first + request)
+    if not DECIDED:
+        kept = last_accepted(coins, ratios, masses, request, kept, last, length, chunks, DEPTHS, CHUNKS)
+
+    chunk = tl.arange(0, CHUNKS)
+    inverse = inverse_temperature(temperatures, request, REAL)
+    slot = request * 2 * (length + 1) + kept
+    residual = (kept < last) & (chunk < chunks)
+    weights = tl.load(masses + (request * (length + 1) + kept) * chunks + chunk, mask=residual, other=0.0)
+    corrected = tl.sum(weights, axis=0) > 0
+    if not corrected:
+        largest = tl.load(chunk_max + slot * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
+        sums = tl.load(chunk_sum + slot * chunks + chunk, mask=chunk < chunks, other=0.0)
+        weights = tl.where(sums == 0, 0.0, sums * law(largest, inverse, norms, slot, REAL))
+    weights = weights.to(tl.float64)
+    goal = tl.load(choice + request).to(tl.float64) * tl.sum(weights, axis=0)
+    chosen = first_above(weights, goal, CHUNKS)
+    goal -= tl.sum(tl.where(chunk < chosen, weights, 0.0), axis=0)
+
+    offsets = chosen * BLOCK + tl.arange(0, BLOCK)
+    if corrected:
+        inside = surplus(
+            target, draft, temperatures, nodes, norms, ratios, selection,
+            request, kept, offsets, paths, length, vocab,
+            SELECTED, IS_LAW, TINY, REAL,
+        )  # fmt: skip
+    else:
+        entries = read_row(target, target_row(nodes, request, kept, paths, length), offsets, vocab, IS_LAW, REAL)
+        inside = law(entries, inverse, norms, slot, REAL)
+    tl.store(path + request, tl.load(nodes + request * (length + 1) + last).to(tl.int64))
+    tl.store(accepted + request, kept.to(tl.int64))
+    tl.store(token + request, (chosen * BLOCK + first_above(inside.to(tl.float64), goal, BLOCK)).to(tl.int64))

@@ -1,0 +1,271 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Block and token verification of one path, from logits, in five launches.
+
+B requests, L drafted tokens, V vocabulary. `passes` says what is read when. Token verification reads one row of each
+model twice; block verification the rows between the longest prefix of ratio 1, which is always kept, and the end of
+the draft, and none if the whole draft is kept.
+Source: [BV] arXiv:2403.10444, Algorithm 2; Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specbound.runtime.kernels.passes import (
+    emit_verdict,
+    inverse_temperature,
+    read_row,
+    row_masses,
+    row_norms,
+    surplus_masses,
+)
+from specbound.runtime.kernels.workspace import Workspace, check_arguments, workspace
+from specbound.runtime.verdict import Verdict
+
+
+@triton.jit
+def log_law_at(
+    rows, row, token, norms, slot, mask, inverse, vocab,
+    IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Logarithm of the law of `row` at `token`, float64; tensors of one shape, -inf where masked."""
+    entries = read_row(rows, row, tl.where(mask, token, vocab), vocab, IS_LAW, REAL).to(tl.float64)
+    largest = tl.load(norms + 2 * slot, mask=mask, other=0.0)
+    return (entries - largest) * inverse - tl.load(norms + 2 * slot + 1, mask=mask, other=0.0)
+
+
+@triton.jit
+def log_steps(
+    target, draft, temperatures, lengths, norms, tokens, valid, request, depth, length, vocab,
+    IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """log target(x) - log draft(x) of the drafted tokens at `depth`; 0 where the draft cannot have drawn x.
+
+    A token outside the vocabulary makes the request invalid.
+    """
+    drafted = depth < tl.load(lengths + request)
+    token = tl.load(tokens + request.to(tl.int64) * length + depth, mask=drafted, other=0)
+    known = (token >= 0) & (token < vocab)
+    if tl.sum((drafted & ~known).to(tl.int32), axis=0) > 0:
+        tl.store(valid + request, 0)
+    mask = drafted & known
+    row, slot = request.to(tl.int64) * (length + 1) + depth, request * 2 * (length + 1) + depth
+    inverse = inverse_temperature(temperatures, request, REAL).to(tl.float64)
+    target_log = log_law_at(target, row, token, norms, slot, mask, inverse, vocab, IS_LAW, REAL)
+    draft_log = log_law_at(draft, row - request, token, norms, slot + length + 1, mask, inverse, vocab, IS_LAW, REAL)
+    drawn = mask & (draft_log > float("-inf"))
+    return tl.where(drawn, target_log - tl.where(drawn, draft_log, 0.0), 0.0)
+
+
+@triton.jit
+def block_ratios(
+    target, draft, temperatures, lengths, norms, tokens, coins, valid, ratios, log_keys, first, stop,
+    length, vocab,
+    DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """c_i = min(1, c_{i-1} target(x_i)/draft(x_i)), and the depths whose residual mass can matter. Grid (B,).
+
+    A prefix with c_i = 1 is kept whatever its coin (h_i = s_i / s_i), so nothing shorter can be the last one kept;
+    if the last coin comes up the whole draft is kept, and no residual matters.
+    log_keys: logarithm of prod min(1, draft / (c target)), what the key of the prefix must not exceed (key race).
+    """
+    request = tl.program_id(0)
+    depth = tl.arange(0, DEPTHS)
+    steps = log_steps(
+        target, draft, temperatures, lengths, norms, tokens, valid, request, depth, length, vocab, IS_LAW, REAL
+    )
+    log_ratios = tl.full([DEPTHS], 0.0, tl.float64)
+    keys = log_ratios
+    ratio = tl.sum(log_ratios, axis=0)
+    key = ratio
+    for i in range(DEPTHS - 1):
+        raised = ratio + tl.sum(tl.where(depth == i, steps, 0.0), axis=0)
+        ratio = tl.minimum(raised, 0.0)
+        key -= tl.maximum(raised, 0.0)
+        log_ratios = tl.where(depth == i + 1, ratio, log_ratios)
+        keys = tl.where(depth == i + 1, key, keys)
+    places = request * (length + 1) + depth
+    tl.store(ratios + places, tl.exp(log_ratios), mask=depth <= length)
+    tl.store(log_keys + places, keys, mask=depth <= length)
+
+    last = tl.load(lengths + request)
+    coin = tl.load(coins + request * length + last - 1, mask=last > 0, other=1.0).to(tl.float64)
+    whole = coin < tl.exp(tl.sum(tl.where(depth == last, log_ratios, 0.0), axis=0))
+    sure = tl.max(tl.where((depth < last) & (log_ratios == 0), depth, 0), axis=0)
+    tl.store(first + request, tl.where(whole, last, sure))
+    tl.store(stop + request, last)
+
+
+@triton.jit
+def token_acceptance(
+    target, draft, temperatures, lengths, norms, tokens, coins, valid, ratios, first, stop,
+    length, vocab,
+    DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Tokens kept until the first coin at or above min(1, target/draft); the residual there has scale 1. Grid (B,)."""
+    request = tl.program_id(0)
+    depth = tl.arange(0, DEPTHS)
+    steps = log_steps(
+        target, draft, temperatures, lengths, norms, tokens, valid, request, depth, length, vocab, IS_LAW, REAL
+    )
+    last = tl.load(lengths + request)
+    drafted = depth < last
+    coin = tl.load(coins + request * length + depth, mask=drafted, other=0.0).to(tl.float64)
+    kept = tl.min(tl.where(drafted & (coin >= tl.exp(steps)), depth, last), axis=0)
+    tl.store(ratios + request * (length + 1) + depth, tl.full([DEPTHS], 1.0, tl.float64), mask=depth <= length)
+    tl.store(first + request, kept)
+    tl.store(stop + request, tl.minimum(kept + 1, last))
+
+
+def verify_block_logits(
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    temperatures: Tensor,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    coin_uniforms: Tensor,
+    choice_uniforms: Tensor,
+    out: Workspace | None = None,
+    laws: bool = False,
+) -> Verdict:
+    """Block verification from logits: softmax at each request's temperature, ratios, residuals and the draw.
+
+    At least i tokens are kept if the i-th uniform is below h_i (see `specbound.runtime.verifiers.block`); the token is
+    the first in vocabulary order whose cumulative weight exceeds the choice uniform times the total.
+
+    Args:
+        target_logits [B, L+1, V], draft_logits [B, L, V]: bfloat16, float16, float32 or float64 (then the arithmetic
+            is in float64, else in float32), contiguous; -inf has probability 0. Rows behind a request's length are
+            not read.
+        temperatures [B]: float; 0 means uniform over the largest logits.
+        tokens [B, L] int64.
+        lengths [B] int32: drafted tokens of each request, 0..L; None for L.
+        coin_uniforms [B, L], choice_uniforms [B]: in [0, 1), float64 (a float32 uniform cannot reach rare tokens).
+        out: buffers, whose verdict is overwritten and returned; with it a call allocates nothing and may be captured
+            in a CUDA graph.
+        laws: the rows are probabilities, not logits; they need not be normalised.
+    Returns:
+        the verdict, path 0. Values are not checked on the way, which would wait for the device: a request with a row
+        without a finite logit, a NaN or a token outside 0..V-1 gets accepted 0 and token -1.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or layout.
+    """
+    arguments = (target_logits, draft_logits, temperatures, tokens, lengths, coin_uniforms, choice_uniforms)
+    return _verify("block", *arguments, out, laws)
+
+
+def verify_token_logits(
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    temperatures: Tensor,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    coin_uniforms: Tensor,
+    choice_uniforms: Tensor,
+    out: Workspace | None = None,
+    laws: bool = False,
+) -> Verdict:
+    """Token verification from logits: token i is kept, after all before it, if its uniform is below target/draft.
+
+    Arguments, result and errors as for `verify_block_logits`.
+    """
+    arguments = (target_logits, draft_logits, temperatures, tokens, lengths, coin_uniforms, choice_uniforms)
+    return _verify("token", *arguments, out, laws)
+
+
+def _verify(
+    rule: str,
+    target: Tensor,
+    draft: Tensor,
+    temperatures: Tensor,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    coins: Tensor,
+    choice: Tensor,
+    out: Workspace | None,
+    laws: bool,
+) -> Verdict:
+    if draft.ndim != 3:
+        raise ValueError(f"draft_logits has shape {tuple(draft.shape)}; want [B, L, V]")
+    requests, length, vocab = draft.shape
+    if out is None:
+        out = workspace(requests, 1, length, vocab, draft.device, torch.promote_types(target.dtype, draft.dtype))
+    lengths = out.lengths if lengths is None else lengths
+    others = {
+        "temperatures": (temperatures, (requests,)),
+        "lengths": (lengths, (requests,)),
+        "coin_uniforms": (coins, (requests, length)),
+        "choice_uniforms": (choice, (requests,)),
+    }
+    check_arguments(target.unsqueeze(1), draft.unsqueeze(1), tokens.unsqueeze(1), others, out)
+    if requests == 0:
+        return out.verdict
+    compiled = out.constants | {"IS_LAW": laws}
+    depths = triton.next_power_of_2(length + 1)
+    out.valid.fill_(1)
+    normalise_rows(target, draft, temperatures, lengths, out, 0, length + 1, laws)
+    rows = (target, draft, temperatures, lengths, out.norms, tokens, coins, out.valid, out.ratios)
+    if rule == "block":
+        kept = (out.log_keys, out.first, out.stop, length, vocab)
+        block_ratios[(requests,)](*rows, *kept, DEPTHS=depths, num_warps=1, **compiled)
+    else:
+        token_acceptance[(requests,)](*rows, out.first, out.stop, length, vocab, DEPTHS=depths, num_warps=1, **compiled)
+    finish(target, draft, temperatures, lengths, coins, choice, out, rule == "token", False, laws)
+    return out.verdict
+
+
+def normalise_rows(
+    target: Tensor,
+    draft: Tensor,
+    temperatures: Tensor,
+    lengths: Tensor,
+    out: Workspace,
+    start: int,
+    depths: int,
+    laws: bool,
+) -> None:
+    """Fill `chunk_max`, `chunk_sum` and `norms` of the rows at `depths` depths from `start`."""
+    requests, paths, length, vocab = out.shape
+    partial = (out.chunk_max, out.chunk_sum)
+    row_masses[(out.chunks, 2 * depths, requests)](
+        target, draft, temperatures, lengths, out.nodes, *partial, start, paths, length, vocab, out.chunks,
+        BLOCK=out.block, IS_LAW=laws, num_warps=8, **out.constants,
+    )  # fmt: skip
+    row_norms[(2 * depths, requests)](
+        temperatures, lengths, *partial, out.norms, out.valid, start, length, out.chunks,
+        CHUNKS=triton.next_power_of_2(out.chunks), num_warps=1, **out.constants,
+    )  # fmt: skip
+
+
+def finish(
+    target: Tensor,
+    draft: Tensor,
+    temperatures: Tensor,
+    lengths: Tensor,
+    coins: Tensor,
+    choice: Tensor,
+    out: Workspace,
+    decided: bool,
+    selected: bool,
+    laws: bool,
+) -> None:
+    """Residual masses where they matter, then the verdict.
+
+    Args:
+        decided: `out.first` is the accepted length; selected: residuals against the selected path's law.
+    """
+    requests, paths, length, vocab = out.shape
+    compiled = out.constants | {"SELECTED": selected, "IS_LAW": laws, "TINY": out.tiny, "BLOCK": out.block}
+    rows = (out.norms, out.ratios, out.selection, out.first)
+    surplus_masses[(out.chunks, 1 if decided else length, requests)](
+        target, draft, temperatures, out.nodes, *rows, out.stop, out.masses, paths, length, vocab, out.chunks,
+        num_warps=8, **compiled,
+    )  # fmt: skip
+    emit_verdict[(requests,)](
+        target, draft, temperatures, lengths, out.nodes, out.chunk_max, out.chunk_sum, *rows, out.valid, out.masses,
+        coins, choice, out.verdict.path, out.verdict.accepted, out.verdict.token, paths, length, vocab, out.chunks,
+        DECIDED=decided, DEPTHS=triton.next_power_of_2(length + 1), CHUNKS=triton.next_power_of_2(out.chunks),
+        num_warps=8, **compiled,
+    )  # fmt: skip

@@ -1,0 +1,164 @@
+"""Buffers of the fused verifiers, and the checks on their arguments that need no look at the data.
+
+B requests, K paths, L drafted tokens, V vocabulary, C = ceil(V / BLOCK) chunks of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specbound.runtime.verdict import Verdict
+
+BLOCK = 4096  # entries of a row per program
+LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything a fused verifier writes, for one shape on one device; reuse it to allocate nothing.
+
+    Attributes:
+        verdict: path, accepted, token [B] int64, overwritten by every call.
+        shape: (B, K, L, V).
+        block: entries of a row per program.
+        dtype: of the arithmetic on rows, float32, or float64 for float64 logits.
+        chunk_max, chunk_sum [B, 2, L+1, C]: per chunk of the target's and the draft's rows.
+        norms [B, 2, L+1, 2] float64: largest logit and log of the sum of each row.
+        masses [B, L+1, C]: residual mass per chunk.
+        ratios [B, L+1] float64: acceptance ratios; log_keys [B, L+1] float64: logarithms of the key bounds.
+        first, stop, valid [B] int32: depths that still need residual masses; 0 where a row is no law.
+        nodes [B, L+1] int32: a path through the node reached at each depth.
+        lengths [B] int32: L everywhere, for calls without lengths.
+        alive, count [B, K], selection [B, L, 4], brackets [B, steps + 1, 2], sums [2, B, C, 16]: of the walk down
+            several paths; float64, but `alive` int32.
+    """
+
+    verdict: Verdict
+    shape: tuple[int, int, int, int]
+    block: int
+    dtype: torch.dtype
+    chunk_max: Tensor
+    chunk_sum: Tensor
+    norms: Tensor
+    masses: Tensor
+    ratios: Tensor
+    log_keys: Tensor
+    first: Tensor
+    stop: Tensor
+    valid: Tensor
+    nodes: Tensor
+    lengths: Tensor
+    alive: Tensor
+    count: Tensor
+    selection: Tensor
+    brackets: Tensor
+    sums: Tensor
+
+    @property
+    def chunks(self) -> int:
+        """C."""
+        return -(-self.shape[3] // self.block)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Compile-time arguments of every kernel that works on rows."""
+        double = self.dtype == torch.float64
+        return {"REAL": tl.float64 if double else tl.float32}
+
+    @property
+    def tiny(self) -> float:
+        """Smallest normal number of the arithmetic."""
+        return torch.finfo(self.dtype).tiny
+
+    @property
+    def steps(self) -> int:
+        """Passes that narrow the success mass 16-fold each."""
+        return self.brackets.shape[1] - 1
+
+
+def workspace(
+    requests: int,
+    paths: int,
+    length: int,
+    vocab: int,
+    device: torch.device | str,
+    logits: torch.dtype = torch.bfloat16,
+    block: int = BLOCK,
+) -> Workspace:
+    """Allocate a `Workspace`.
+
+    Args:
+        requests, paths, length, vocab: B, K, L, V.
+        logits: dtype of the logits.
+        block: entries of a row per program, a power of two.
+    """
+    block = min(block, max(16, triton.next_power_of_2(vocab)))
+    chunks = -(-vocab // block)
+    real = torch.float64 if logits == torch.float64 else torch.float32
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    integer = torch.int32
+    steps = 12 if real == torch.float64 else 4
+    return Workspace(
+        verdict=Verdict(*(empty(requests, dtype=torch.int64) for _ in range(3))),
+        shape=(requests, paths, length, vocab),
+        block=block,
+        dtype=real,
+        chunk_max=empty(requests, 2, length + 1, chunks, dtype=real),
+        chunk_sum=empty(requests, 2, length + 1, chunks, dtype=real),
+        norms=empty(requests, 2, length + 1, 2),
+        masses=empty(requests, length + 1, chunks, dtype=real),
+        ratios=empty(requests, length + 1),
+        log_keys=empty(requests, length + 1),
+        first=empty(requests, dtype=integer),
+        stop=empty(requests, dtype=integer),
+        valid=empty(requests, dtype=integer),
+        nodes=empty(requests, length + 1, dtype=integer).zero_(),
+        lengths=empty(requests, dtype=integer).fill_(length),
+        alive=empty(requests, paths, dtype=integer),
+        count=empty(requests, paths),
+        selection=empty(requests, length, 4),
+        brackets=empty(requests, steps + 1, 2),
+        sums=empty(2, requests, chunks, 16),
+    )
+
+
+def check_arguments(
+    target: Tensor, draft: Tensor, tokens: Tensor, others: dict[str, tuple[Tensor, tuple[int, ...]]], out: Workspace
+) -> None:
+    """Raise ValueError for a wrong shape, dtype, device or layout; values are not read (the device goes on).
+
+    Args:
+        target [B, K, L+1, V], draft [B, K, L, V], tokens [B, K, L]; others: name -> (tensor, its shape).
+    """
+    requests, paths, length, vocab = out.shape
+    wanted = {
+        "target_logits": (target, (requests, paths, length + 1, vocab)),
+        "draft_logits": (draft, (requests, paths, length, vocab)),
+        "tokens": (tokens, (requests, paths, length)),
+    } | others
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; want {shape} (paths before positions)")
+        if tensor.device != target.device or tensor.device != out.valid.device:
+            raise ValueError(f"{name} is on {tensor.device}; want {target.device}, as target_logits and out")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} is not contiguous; pass {name}.contiguous()")
+    for name in ("target_logits", "draft_logits"):
+        if wanted[name][0].dtype not in LOGIT_DTYPES:
+            raise ValueError(f"{name} has dtype {wanted[name][0].dtype}; want bfloat16, float16, float32 or float64")
+    if min(length, paths, vocab) < 1:
+        raise ValueError(f"draft_logits has shape {tuple(draft.shape)}; K, L and V want at least 1")
+    if tokens.dtype != torch.int64:
+        raise ValueError(f"tokens has dtype {tokens.dtype}; want torch.int64")
+    real = torch.float64 if torch.float64 in (target.dtype, draft.dtype) else torch.float32
+    if real != out.dtype:
+        raise ValueError(f"out computes in {out.dtype}, the logits want {real}; make it with their dtype")
