@@ -194,8 +194,8 @@ def _print_tables(report: dict[str, Any]) -> None:
     console = Console()
     settings = report["settings"]
     speed = Table(
-        title=f"{settings['prompts']} held-out prompts x {settings['new_tokens']} tokens, top-k {settings['top_k']}, "
-        f"temperature {settings['temperature']:g}, draft length {settings['length']}",
+        title=f"{settings['prompts']} prompts x {settings['new_tokens']} tokens, top-k {settings['top_k']}, "
+        f"temperature {settings['temperature']:g}, L = {settings['length']}",
         caption="block efficiency: tokens per target call, with its 95 % interval",
     )
     speed.add_column("method")
@@ -213,7 +213,7 @@ def _print_tables(report: dict[str, Any]) -> None:
     console.print(speed)
     theory = Table(
         title="what theory says of these very calls",
-        caption="tokens per target call, correction token counted; the interval is exact theory's own, 99.9 %",
+        caption="tokens per target call, correction token counted; +- 99.9 % interval of the mean under the exact laws",
     )
     theory.add_column("")
     rows: list[list[str]] = [["calls solved exactly"], ["measured there"], ["predicted by the exact law"], ["agree"]]
