@@ -50,8 +50,10 @@ class Contestant:
     outputs: list[Any] = field(default_factory=list)
 
 
-def contestants(pair: Pair, sampling: dict[str, Any], length: int, paths: int) -> list[Contestant]:
-    """Plain, assisted at several settings, every lossless verifier at one length and block at all lengths."""
+def contestants(
+    pair: Pair, sampling: dict[str, Any], length: int, paths: int, verifiers: list[str]
+) -> list[Contestant]:
+    """Plain, assisted at several settings, the verifiers at one length and block at all lengths."""
 
     def assisted(tokens: int, schedule: str, threshold: float) -> Callable[[Tensor], Tensor]:
         def run(ids: Tensor) -> Tensor:
@@ -75,12 +77,10 @@ def contestants(pair: Pair, sampling: dict[str, Any], length: int, paths: int) -
         settings = {"length": 20 if threshold else 5, "schedule": schedule, "threshold": threshold}
         name = f"assisted {schedule} {threshold}"
         found.append(Contestant(name, "assisted", settings, assisted(*settings.values())))
-    for name in registry.names():
-        facts = registry.get(name)
-        if facts.lossless and name != "table":  # a table is solved for one tree
-            for count in {1} if facts.paths == "single" else {paths}:
-                settings = {"verifier": name, "paths": count, "length": length}
-                found.append(Contestant(f"{name} K={count} L={length}", name, settings, ours(name, count, length)))
+    for name in verifiers:
+        count = 1 if registry.get(name).paths == "single" else paths
+        settings = {"verifier": name, "paths": count, "length": length}
+        found.append(Contestant(f"{name} K={count} L={length}", name, settings, ours(name, count, length)))
     for other in LENGTHS:
         if other != length:
             settings = {"verifier": "block", "paths": 1, "length": other}
@@ -167,10 +167,11 @@ def machine(device: str) -> dict[str, Any]:
 @click.option("--new-tokens", default=96, show_default=True)
 @click.option("--length", default=5, show_default=True, help="L of the comparison at equal settings.")
 @click.option("--paths", default=2, show_default=True, help="K of the many-path verifiers.")
+@click.option("--verifiers", default=None, help="Names with commas between; every lossless one if not given.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
     target: str | None, draft: str | None, device: str, threads: int, prompts: int, seeds: int, new_tokens: int,
-    length: int, paths: int, out: Path,
+    length: int, paths: int, verifiers: str | None, out: Path,
 ) -> None:  # fmt: skip
     """Run the comparison, print it and write it as JSON."""
     if length not in LENGTHS:
@@ -182,7 +183,8 @@ def main(
     ids = [pair.tokenizer(text, return_tensors="pt").input_ids.to(device) for text in texts]
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     sampling |= {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0}
-    found = contestants(pair, sampling, length, paths)
+    known = [name for name in registry.names() if registry.get(name).lossless and name != "table"]  # solved for a tree
+    found = contestants(pair, sampling, length, paths, verifiers.split(",") if verifiers else known)
     began, order = time.time(), random.Random(0)
     for contestant in found:
         contestant.run(ids[0])
