@@ -37,6 +37,7 @@ TO_BOUNDARY = 0.995
 CENTRALITY = 0.01
 EXTRA_CORRECTORS = 4
 RESIDUAL = 1e-7
+SHORT = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -400,15 +401,17 @@ def solve(layout: Layout, point: Point, gap: float, max_steps: int = 200) -> int
 
     Stops early, without an error, when no further progress is possible: the caller certifies whatever was reached.
     """
-    weights = path_weights(layout)
+    weights, length = path_weights(layout), 1.0
     for count in range(max_steps):
         if complementarity(point) <= gap and np.abs(leaf_residual(layout, point)).max() <= RESIDUAL:
             return count
+        before = length
         try:
             with np.errstate(all="ignore"):
-                if not _advance(layout, point, weights):
-                    return count
+                length = _advance(layout, point, weights, centre=before < SHORT)
         except Stalled:
+            return count
+        if max(before, length) < SHORT:
             return count
     return max_steps
 
@@ -445,8 +448,8 @@ def leaf_residual(layout: Layout, point: Point) -> Array:
     return residual
 
 
-def _advance(layout: Layout, point: Point, weights: Weights) -> bool:
-    """One predictor-corrector step; False if it leads nowhere."""
+def _advance(layout: Layout, point: Point, weights: Weights, centre: bool = False) -> float:
+    """One predictor-corrector step, or one towards the centre only; the longer of its two step lengths."""
     newton = Newton(layout, point)
     mu = complementarity(point) / weights.total
     affine = newton.step(_sides(point, layout, weights, 0.0, leaf_residual(layout, point)))
@@ -454,10 +457,11 @@ def _advance(layout: Layout, point: Point, weights: Weights) -> bool:
     ahead = sum(
         _moved_product(pair, step, primal, dual) for pair, step in zip(_pairs(point), _pairs(affine), strict=True)
     )
-    aim = mu * float(np.clip((ahead / (mu * weights.total)) ** 3, 1e-6, 0.7))
+    aim = mu if centre else mu * float(np.clip((ahead / (mu * weights.total)) ** 3, 1e-6, 0.7))
     sides = _sides(point, layout, weights, aim, leaf_residual(layout, point))
-    for side, (x, y) in zip(_targets(sides), _pairs(affine), strict=True):
-        side -= x * y
+    if not centre:
+        for side, (x, y) in zip(_targets(sides), _pairs(affine), strict=True):
+            side -= x * y
     step = newton.step(sides)
     primal, dual = _longest(point, step)
     for _ in range(EXTRA_CORRECTORS):
@@ -472,7 +476,7 @@ def _advance(layout: Layout, point: Point, weights: Weights) -> bool:
         raise Stalled("a step is not finite")
     primal, dual = _kept_central(point, step, weights, TO_BOUNDARY * primal, TO_BOUNDARY * dual)
     point.move(step, primal, dual)
-    return max(primal, dual) > 1e-4
+    return max(primal, dual)
 
 
 def _pairs(point: Point) -> list[tuple[Array, Array]]:
@@ -580,7 +584,7 @@ def start(layout: Layout, guess: Guess) -> Point:
         values[0] = 1.0
     s, v, spare = _shared_slack(layout, kappa, mix)
     point = Point(phi, r, m, D, Z, kappa, s, v, v.copy(), s.copy(), np.empty(count), spare)
-    least = 0.2 * mix * (len(work.levels) - 1) / count
+    least = mix * (0.2 * (len(work.levels) - 1) + 0.1 / layout.tangents.height) / count
     point.mu[:] = (_multipliers(layout, point) if guess.mu is None else guess.mu) + least
     for part in layout.parts:
         mu = point.mu[part.first : part.first + layout.width, None]

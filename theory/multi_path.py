@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +33,9 @@ SMALLEST_TANGENT = 1e-6
 SMALLEST_GAP = 1e-9
 WIDTH = 8
 TIE = 0.02
+UNUSED = 1e-5
 FARTHEST, NEAREST = 0.1, 0.003
+RETREATS = (0.03, 0.1, 0.3, 1.0)
 SOLVER = "interior point on tangents"
 
 
@@ -201,8 +203,11 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
     for _ in range(max_rounds):
         tangents = tangents_at(points, bounds.paths)
         layout = interior_point.plan(work, tangents, density, width)
-        point = interior_point.start(layout, guess)
-        steps = interior_point.solve(layout, point, aim)
+        for mix in (guess.mix, *RETREATS):
+            point = interior_point.start(layout, replace(guess, mix=mix))
+            steps = interior_point.solve(layout, point, aim)
+            if steps >= 3:
+                break
         kappa, potential = np.empty(len(work.leaves)), interior_point.potential(layout, point)
         kappa[layout.order] = point.kappa
         bounds.offer(*_on_tree(bounds.tree, work, kappa, potential))
@@ -212,9 +217,9 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
         if bounds.gap <= tol:
             return
         density, width = located(kappa / work.draft, potential[work.leaves], tangents, point.mu), WIDTH
-        points = _refined(work, kappa, points, point.mu, bounds.paths)
+        points = _refined(work, kappa, points[point.mu > min(UNUSED, bounds.gap)], bounds.paths)
         mu = np.where(np.isin(points, tangents.t), np.interp(points, tangents.t, point.mu), 0.0)
-        mix = FARTHEST if steps < 3 else float(np.clip(3 * np.sqrt(bounds.gap), NEAREST, FARTHEST))
+        mix = float(np.clip(3 * np.sqrt(bounds.gap), NEAREST, FARTHEST))
         guess = Guess(selectable(np.maximum(kappa, 0.0), work.draft, bounds.paths), mix, point.Z, point.D, mu)
         aim = max(SMALLEST_GAP, min(2e-4, 0.03 * bounds.gap, max(0.3 * tol, 0.02 * bounds.gap)))
 
@@ -241,8 +246,9 @@ def tangents_at(points: Array, paths: int) -> Tangents:
     return Tangents(points, slope, coverage(points, paths) - points * slope)
 
 
-def _refined(work: WorkTree, kappa: Array, points: Array, mu: Array, paths: int) -> Array:
-    """New tangent points: those with a multiplier, plus the worst violation of g in every arc between two points."""
+def _refined(work: WorkTree, kappa: Array, points: Array, paths: int) -> Array:
+    """These tangent points and 1, and in every arc between two of them the worst violation of g."""
+    points = np.union1d(points, 1.0)
     order = np.argsort(-kappa / work.draft, kind="stable")
     mass = np.minimum(np.cumsum(work.draft[order]), 1.0)
     violation = np.cumsum(kappa[order]) - coverage(mass, paths)
@@ -250,8 +256,7 @@ def _refined(work: WorkTree, kappa: Array, points: Array, mu: Array, paths: int)
     worst = np.full(len(points), -np.inf)
     np.maximum.at(worst, arc, violation)
     bad = (violation == worst[arc]) & (violation > max(0.1 * violation.max(), 0.0))
-    kept = points[(mu > 1e-5) | (points == 1.0)]
-    return np.unique(np.concatenate([kept, np.maximum(mass[bad], SMALLEST_TANGENT)]))
+    return np.union1d(points, np.maximum(mass[bad], SMALLEST_TANGENT))
 
 
 def located(density: Array, potential: Array, tangents: Tangents, mu: Array) -> Array:
