@@ -78,7 +78,8 @@ def demo(
     settings = {"length": length, "top_k": top_k, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        runs = [_decode(pair, name, texts[:prompts], settings, progress) for name in ("plain", *VERIFIERS)]
+        runs = [Run(name) for name in ("plain", *VERIFIERS)]
+        _decode_all(pair, runs, texts[:prompts], settings, progress)
         checks = [_check(pair, run, contexts, settings, progress) for run in runs[1:]]
     report = _report(runs, checks, settings | {"prompts": prompts})
     if as_json:
@@ -88,46 +89,41 @@ def demo(
     return 0 if all(entry["agrees"] and entry["lossless"] for entry in report["checks"]) else 1
 
 
-def _decode(pair: Pair, name: str, texts: list[str], settings: dict[str, Any], progress: Progress) -> Run:
-    """Decode every prompt, one at a time; the first is decoded once more before the clock starts."""
+def _decode_all(pair: Pair, runs: list[Run], texts: list[str], settings: dict[str, Any], progress: Progress) -> None:
+    """Decode every prompt in every way, the ways in turn, so that a busy moment of the machine hits all alike."""
+    task = progress.add_task("decoding", total=len(texts))
+    for run in runs:
+        _decode(pair, Run(run.name), texts[0], settings | {"new_tokens": 8})
+    for number, text in enumerate(texts):
+        for run in runs:
+            _decode(pair, run, text, settings | {"seed": settings["seed"] + number})
+        progress.advance(task)
+
+
+def _decode(pair: Pair, run: Run, text: str, settings: dict[str, Any]) -> None:
+    """Decode one prompt and add what happened to the run."""
     import torch
 
     from specbound.runtime.decode import generate
 
-    run = Run(name)
-    task = progress.add_task(f"decoding, {name}", total=len(texts))
-    sampling = {name: settings[name] for name in ("top_k", "temperature")} | {"do_sample": True, "top_p": 1.0}
-    for number, text in enumerate([texts[0], *texts]):
-        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
-        wanted = {"max_new_tokens": settings["new_tokens"] if number else 8, **sampling}
-        start = time.perf_counter()
-        if name == "plain":
-            torch.manual_seed(settings["seed"] + number)
-            sequences = pair.target.generate(**inputs, **wanted)
-        else:
-            generator = torch.Generator().manual_seed(settings["seed"] + number)
-            output = generate(
-                pair.target,
-                pair.draft,
-                **inputs,
-                verifier=name,
-                length=settings["length"],
-                generator=generator,
-                **wanted,
-            )
-            sequences = output.sequences
-        seconds = time.perf_counter() - start
-        if number == 0:
-            continue
-        run.seconds += seconds
-        run.tokens += sequences.shape[1] - inputs["input_ids"].shape[1]
-        if name != "plain":
-            statistics = output.statistics
-            full = statistics.drafted[:, 0] == settings["length"]
-            starts, accepted = statistics.start[full, 0].tolist(), statistics.accepted[full, 0].tolist()
-            run.calls += [(sequences[0, :begin], kept) for begin, kept in zip(starts, accepted, strict=True)]
-        progress.advance(task)
-    return run
+    inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    sampling = {"do_sample": True, "top_k": settings["top_k"], "top_p": 1.0, "temperature": settings["temperature"]}
+    sampling |= {"max_new_tokens": settings["new_tokens"]}
+    start = time.perf_counter()
+    if run.name == "plain":
+        torch.manual_seed(settings["seed"])
+        sequences = pair.target.generate(**inputs, **sampling)
+        run.seconds += time.perf_counter() - start
+    else:
+        chosen: dict[str, Any] = {**inputs, **sampling, "verifier": run.name, "length": settings["length"]}
+        generator = torch.Generator().manual_seed(settings["seed"])
+        output = generate(pair.target, pair.draft, **chosen, generator=generator)
+        run.seconds += time.perf_counter() - start
+        sequences, statistics = output.sequences, output.statistics
+        full = statistics.drafted[:, 0] == settings["length"]
+        starts, accepted = statistics.start[full, 0].tolist(), statistics.accepted[full, 0].tolist()
+        run.calls += [(sequences[0, :begin], kept) for begin, kept in zip(starts, accepted, strict=True)]
+    run.tokens += sequences.shape[1] - inputs["input_ids"].shape[1]
 
 
 def _check(pair: Pair, run: Run, contexts: int, settings: dict[str, Any], progress: Progress) -> dict[str, Any]:
