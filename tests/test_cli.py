@@ -223,3 +223,30 @@ def test_decode_marks_every_token_with_its_origin(run):
     assert output["tokens"] == len(output["origins"]) == 12
     assert output["origins"].count("correction") <= output["calls"]
     assert output["origins"].count("draft") <= sum(output["accepted"])
+
+
+@pytest.mark.parametrize(
+    "options", [("--adaptive", "entropy"), ("--verifier", "mjsd", "--beams", "2", "--threshold", "0.2")]
+)
+def test_decode_takes_adaptive_lengths_and_joint_acceptance(run, options):
+    code, out, _ = run("decode", "--prompt", "def main(", "--max-new-tokens", "10", *options, "--json")
+    (output,) = json.loads(out)["outputs"]
+    assert code == 0
+    assert output["tokens"] == 10
+    assert ("perplexity" in output) == ("mjsd" in options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--beams", "2"), "only --verifier mjsd takes a beam draft"),
+        (("--threshold", "0.5"), "belongs to --adaptive and to --verifier mjsd"),
+        (("--adaptive", "head"), "--head is missing"),
+        (("--head", "x"), "belongs to --adaptive head"),
+        (("--paths", "2", "--adaptive", "entropy"), "wants one sampled path"),
+    ],
+)
+def test_decode_refuses_settings_that_do_not_go_together(run, options, message):
+    code, _, err = run("decode", "--prompt", "x", *options)
+    assert code == 2
+    assert message in err

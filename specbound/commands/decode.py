@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from specbound.runtime.decode import Generation
+    from specbound.runtime.lengths import LengthPolicy
     from specbound.runtime.verdict import Batch, Verdict
+    from specbound.runtime.verifiers import Verifier
 
+ADAPTIVE = ("head", "entropy", "confidence")
 DRAFTED, CORRECTED = "green", "bold magenta"
 
 
@@ -29,7 +33,11 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @pair_options
 @click.option("--verifier", default=None, help="Name of a verifier; block for one path, two-level for several.")
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K per call.")
-@click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L.")
+@click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
+@click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
+@click.option("--head", type=click.Path(dir_okay=False), help="Acceptance head (safetensors) of --adaptive head.")
+@click.option("--beams", type=click.IntRange(min=1), help="Beam width of the draft, for --verifier mjsd.")
 @click.option("--prompt", multiple=True, help="A prompt; may be repeated. Standard input if none is given.")
 @click.option(
     "--prompts", "prompts_file", type=click.Path(dir_okay=False), help="File of prompts: JSON list, or lines."
@@ -46,6 +54,10 @@ def decode(
     verifier: str | None,
     paths: int,
     length: int,
+    adaptive: str | None,
+    threshold: float | None,
+    head: str | None,
+    beams: int | None,
     prompt: tuple[str, ...],
     prompts_file: str | None,
     max_new_tokens: int,
@@ -64,18 +76,20 @@ def decode(
     import torch
     from rich.console import Console
 
-    from specbound.runtime.decode import generate
-    from specbound.runtime.verifiers import get
+    from specbound.runtime.decode import generate, perplexity
 
     name = verifier or ("block" if paths == 1 else "two-level")
-    get(name)
+    entry = _verifier(name, threshold if adaptive is None else None)
+    if beams is not None and name != "mjsd":
+        raise ValueError(f"--beams is {beams}; only --verifier mjsd takes a beam draft")
+    policy = _length(length, adaptive, threshold, head)
     pair = read_pair(target, draft, device, dtype, threads)
     sampling: dict[str, Any] = (
         {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
     )
     if temperature:
         sampling |= {"top_k": top_k, "top_p": top_p}
-    settings: dict[str, Any] = {"verifier": name, "paths": paths, "length": length}
+    chosen: dict[str, Any] = {"verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
     console, outputs = Console(highlight=False), []
     for number, text in enumerate(prompts):
         inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
@@ -84,7 +98,7 @@ def decode(
             pair.target,
             pair.draft,
             **inputs,
-            **settings,
+            **chosen,
             **sampling,
             streamer=marked,
             on_call=marked.on_call,
@@ -92,14 +106,16 @@ def decode(
             max_new_tokens=max_new_tokens,
         )
         outputs.append(_described(text, marked, output))
+        if not entry.lossless and marked.tokens:
+            outputs[-1]["perplexity"] = float(perplexity(pair.target, output.sequences, inputs["input_ids"].shape[1]))
         if not as_json:
             _print_summary(console, outputs[-1])
         if output.statistics.interrupted:
             break
     if as_json:
-        print_json(
-            {"settings": settings | sampling | {"seed": seed, "max_new_tokens": max_new_tokens}, "outputs": outputs}
-        )
+        settings = {"verifier": name, "paths": paths, "length": length, "adaptive": adaptive, "threshold": threshold}
+        settings |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
+        print_json({"settings": settings, "outputs": outputs})
 
 
 class MarkedStream:
@@ -146,6 +162,38 @@ class MarkedStream:
             self.console.print(text, style=style, end="", markup=False, soft_wrap=True)
 
 
+def _verifier(name: str, threshold: float | None) -> Verifier:
+    """The registry's entry, with another threshold for mjsd."""
+    from specbound.runtime.verifiers import get
+    from specbound.runtime.verifiers.mjsd import mjsd
+
+    entry = get(name)
+    if threshold is None:
+        return entry
+    if name != "mjsd":
+        raise ValueError(f"--threshold is {threshold}; it belongs to --adaptive and to --verifier mjsd")
+    return replace(entry, verify=mjsd(threshold))
+
+
+def _length(length: int, adaptive: str | None, threshold: float | None, head: str | None) -> int | LengthPolicy:
+    """The draft length, or the policy that stops drafts early."""
+    from specbound.runtime import lengths
+    from specbound.runtime.acceptance_head import AcceptanceHead
+
+    if head is not None and adaptive != "head":
+        raise ValueError(f"--head is {head}; it belongs to --adaptive head")
+    if adaptive is None:
+        return length
+    bounds: dict[str, Any] = {"maximum": length} if threshold is None else {"maximum": length, "threshold": threshold}
+    if adaptive == "entropy":
+        return lengths.EntropyLength(**bounds)
+    if adaptive == "confidence":
+        return lengths.ConfidenceLength(**bounds)
+    if head is None:
+        raise ValueError("--head is missing; --adaptive head wants the file of a trained acceptance head")
+    return lengths.AcceptanceHeadLength(AcceptanceHead.load(head), **bounds)
+
+
 def read_prompts(given: tuple[str, ...], file: str | None) -> list[str]:
     """The prompts given, those of a file (JSON list, or one a line), or standard input as one prompt.
 
@@ -183,7 +231,7 @@ def _described(prompt: str, marked: MarkedStream, output: Generation) -> dict[st
         "origins": marked.origins,
         "calls": statistics.calls,
         "accepted": statistics.accepted[:, 0].tolist() if statistics.calls else [],
-        "drafted": int(statistics.drafted.sum()) * statistics.paths,
+        "drafted": statistics.discarded + int(statistics.accepted.sum()),
         "discarded": statistics.discarded,
         "block_efficiency": statistics.block_efficiency,
         "tokens_per_second": len(marked.tokens) / seconds,
@@ -196,9 +244,10 @@ def _print_summary(console: Console, output: dict[str, Any]) -> None:
     parts = ", ".join(
         f"{name} {100 * value / sum(output['seconds'].values()):.0f} %" for name, value in output["seconds"].items()
     )
+    perplexity = f"; perplexity {output['perplexity']:.2f}" if "perplexity" in output else ""
     console.print(
         f"{output['tokens']} tokens in {output['calls']} target calls: {output['block_efficiency']:.2f} per call, "
         f"{output['tokens_per_second']:.1f} tokens/s ({parts}); {output['discarded']} of {output['drafted']} drafted "
-        f"tokens discarded{'; interrupted' if output['interrupted'] else ''}",
+        f"tokens discarded{perplexity}{'; interrupted' if output['interrupted'] else ''}",
         style="dim",
     )
