@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .contexts import Number
-from .joint_decoding import JointSpeculation, accepted_length, most_probable_block
-from .token_model import Tokens
+from specbound.theory.contexts import Number
+from specbound.theory.joint_decoding import JointSpeculation, accepted_length, most_probable_block
+from specbound.theory.token_model import Tokens
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from .contexts import Number
-from .stopping_conditions import (
+from specbound.theory.contexts import Number
+from specbound.theory.stopping_conditions import (
     Condition,
     StopWitness,
     certified_stop_share,
@@ -31,11 +31,11 @@ from .stopping_conditions import (
     thresholds_are_optimal,
     worst_stop,
 )
-from .stopping_horizon import HorizonPlan, evaluate_horizon, plan_horizon
-from .stopping_instance import StoppingInstance
-from .stopping_leaves import best_by_enumeration, horizon_by_enumeration
-from .stopping_lp import LP_NODE_LIMIT, count_nodes, occupancy_problem, solve_by_lp
-from .stopping_optimum import (
+from specbound.theory.stopping_horizon import HorizonPlan, evaluate_horizon, plan_horizon
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_leaves import best_by_enumeration, horizon_by_enumeration
+from specbound.theory.stopping_lp import LP_NODE_LIMIT, count_nodes, occupancy_problem, solve_by_lp
+from specbound.theory.stopping_optimum import (
     RuleValue,
     StoppingSolution,
     continuation_gain,
@@ -45,9 +45,9 @@ from .stopping_optimum import (
     solve,
     solve_by_dinkelbach,
 )
-from .stopping_rounds import DraftState, Rule, constant_length, rejection_threshold, round_quantities
-from .stopping_rules import best_of, constant_length_rates, one_step_rule, threshold_rates
-from .stopping_thresholds import gain_functions, stop_thresholds
+from specbound.theory.stopping_rounds import DraftState, Rule, constant_length, rejection_threshold, round_quantities
+from specbound.theory.stopping_rules import best_of, constant_length_rates, one_step_rule, threshold_rates
+from specbound.theory.stopping_thresholds import gain_functions, stop_thresholds
 
 REPORT_VERSION = 1
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .contexts import Number, stationary_law
-from .stopping_instance import StoppingInstance
-from .stopping_optimum import FLOAT_TOLERANCE, StoppingSolution, continuation_gain, evaluate
-from .stopping_rounds import DraftState, continues, drafted_states
-from .stopping_rules import best_of, constant_length_rates, one_step_gain, threshold_rates
-from .stopping_thresholds import gain_functions
+from specbound.theory.contexts import Number, stationary_law
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_optimum import FLOAT_TOLERANCE, StoppingSolution, continuation_gain, evaluate
+from specbound.theory.stopping_rounds import DraftState, continues, drafted_states
+from specbound.theory.stopping_rules import best_of, constant_length_rates, one_step_gain, threshold_rates
+from specbound.theory.stopping_thresholds import gain_functions
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .contexts import Number, magnitude, read_count
-from .stopping_instance import StoppingInstance
-from .stopping_optimum import FLOAT_TOLERANCE
-from .stopping_rounds import check_state_count
+from specbound.theory.contexts import Number, magnitude, read_count
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_optimum import FLOAT_TOLERANCE
+from specbound.theory.stopping_rounds import check_state_count
 
 HorizonRule: TypeAlias = Callable[[int, int, int, Number], bool]
 HorizonState: TypeAlias = tuple[int, int, Number]

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal, cast
 
-from .contexts import (
+from specbound.theory.contexts import (
     Number,
     Rows,
     all_exact,

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TypeAlias
 
-from .contexts import Number
-from .stopping_instance import StoppingInstance
-from .stopping_optimum import RuleValue, evaluate_rounds
-from .stopping_rounds import Round
+from specbound.theory.contexts import Number
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_optimum import RuleValue, evaluate_rounds
+from specbound.theory.stopping_rounds import Round
 
 Block: TypeAlias = tuple[int, ...]
 Outcome: TypeAlias = tuple[int, int, Number]

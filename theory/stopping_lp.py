@@ -16,8 +16,8 @@ import cvxpy as cp
 import numpy as np
 from scipy.sparse import lil_array
 
-from .stopping_instance import StoppingInstance
-from .stopping_leaves import Block, leaf_law
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_leaves import Block, leaf_law
 
 LP_NODE_LIMIT = 10_000
 _ADVICE = "rescale the times so that target_time is near 1"

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .contexts import Number, closed_classes, magnitude, solve_linear
-from .stopping_instance import StoppingInstance
-from .stopping_rounds import (
+from specbound.theory.contexts import Number, closed_classes, magnitude, solve_linear
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_rounds import (
     DraftState,
     Round,
     Rule,
@@ -30,7 +30,7 @@ from .stopping_rounds import (
     drafted_states,
     round_quantities,
 )
-from .stopping_rounds import continues as rule_continues
+from specbound.theory.stopping_rounds import continues as rule_continues
 
 Gain: TypeAlias = Callable[[int, Number, int], Number]
 

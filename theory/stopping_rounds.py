@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from .contexts import Number
-from .stopping_instance import StoppingInstance
+from specbound.theory.contexts import Number
+from specbound.theory.stopping_instance import StoppingInstance
 
 STATE_LIMIT = 1_000_000
 

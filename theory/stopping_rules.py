@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .contexts import Number
-from .stopping_instance import StoppingInstance
-from .stopping_optimum import evaluate_rounds
-from .stopping_rounds import DraftState, Rule, check_state_count, round_from_sums
+from specbound.theory.contexts import Number
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_optimum import evaluate_rounds
+from specbound.theory.stopping_rounds import DraftState, Rule, check_state_count, round_from_sums
 
 
 def constant_length_rates(instance: StoppingInstance) -> dict[int, Number]:

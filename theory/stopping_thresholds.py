@@ -12,9 +12,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .contexts import Number
-from .stopping_instance import StoppingInstance
-from .stopping_rounds import check_state_count
+from specbound.theory.contexts import Number
+from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping_rounds import check_state_count
 
 
 @dataclass(frozen=True)

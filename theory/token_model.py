@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import TypeAlias, cast
 
-from .contexts import (
+from specbound.theory.contexts import (
     Number,
     Rows,
     all_exact,
