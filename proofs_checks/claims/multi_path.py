@@ -257,6 +257,29 @@ def two_level_against_kseq(deep: bool) -> Outcome:
 
 
 @claim(
+    "TWO-LEVEL-at-least-traversal",
+    source="specbound (own), observed in a survey",
+    statement="Two-level selection never keeps fewer tokens than traversal verification.",
+    tested="closed-form value against the exact law of the runtime verifier `traversal`, three paths",
+)
+def two_level_against_traversal(deep: bool) -> Outcome:
+    def traversal(tree: PrefixTree, paths: int) -> float:
+        return exact_law("traversal", tree, paths).acceptance_length
+
+    def fails(tree: PrefixTree, paths: int) -> bool:
+        return paths > 1 and two_level_value(tree, paths) < traversal(tree, paths) - 1e-6
+
+    for seed in range(3):
+        tree = PrefixTree.random(2, 3, seed, concentration=0.3)
+        if fails(tree, 3):
+            found = shrink(tree, 3, fails, max_trials=1000)
+            low, high = two_level_value(found.tree, found.paths), traversal(found.tree, found.paths)
+            evidence = f"seed {seed}, shrunk: two-level keeps {low:.9f}, traversal {high:.9f}"
+            return Outcome("refuted", evidence, f"{described(found.tree)}, K={found.paths}")
+    return Outcome("undecided", "no failure on the three trees tried")
+
+
+@claim(
     "TWO-LEVEL-monotone",
     source="specbound (own), a conjecture",
     statement="The acceptance length of two-level selection does not fall when a path is added.",
