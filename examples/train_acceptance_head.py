@@ -51,9 +51,9 @@ def training_windows(tokenizer: Any, count: int, length: int, seed: int) -> torc
     while len(windows) < count:
         text = pick.choice(files).read_text(encoding="utf-8", errors="replace")
         start = text.rfind("\n", 0, pick.randrange(len(text))) + 1
-        tokens = tokenizer(text[start : start + 12 * length])["input_ids"]
-        if len(tokens) >= length:
-            windows.append(tokens[:length])
+        tokens = tokenizer(text[start:], truncation=True, max_length=length)["input_ids"]
+        if len(tokens) == length:
+            windows.append(tokens)
     return torch.tensor(windows)
 
 
