@@ -1,9 +1,8 @@
 """Audit code whose randomness cannot be intercepted (a kernel, a service): sampled, with a stated resolution.
 
 The number of calls follows from the total variation that must be found and the false-alarm rate; gross errors stop
-the audit early, and the report says what could have passed unseen. On a GPU: `device="cuda"`.
-
-    specbound audit examples.audit_opaque_code:opaque --vocab 2..3 --length 1..1 --resolution 0.05
+the audit early, and the report says what could have passed unseen. Tensor verifiers and kernels that take a batch
+and `Draws` are sampled in the same way, on a GPU with `device="cuda"`.
 """
 
 import numpy as np

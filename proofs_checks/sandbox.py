@@ -55,7 +55,8 @@ class Sandbox:
     """A process that holds `loader(argument)`, a function, and applies it to requests.
 
     Args:
-        loader: "package.module:function", called in the process with `argument`; it returns the function.
+        loader: "package.module:function", found as from the current directory; called in the process with `argument`,
+            it returns the function.
         argument: passed to the loader; picklable.
         seconds: time allowed per request, or between two signs of progress (`alive`).
         memory: MiB that the process may allocate beyond what it has when it starts loading; None sets no limit
@@ -119,7 +120,7 @@ class Sandbox:
             start_new_session=True,
         )
         assert self.process.stdin is not None
-        settings = (sys.path, self.loader, self.argument, self.memory, self.files)
+        settings = ([os.getcwd(), *sys.path], self.loader, self.argument, self.memory, self.files)
         _write(self.process.stdin.fileno(), pickle.dumps(settings))
         try:
             self._answer(START_SECONDS)
