@@ -226,7 +226,8 @@ def test_decode_marks_every_token_with_its_origin(run):
 
 
 @pytest.mark.parametrize(
-    "options", [("--adaptive", "entropy"), ("--verifier", "mjsd", "--beams", "2", "--threshold", "0.2")]
+    "options",
+    [("--adaptive", "entropy"), ("--adaptive", "head"), ("--verifier", "mjsd", "--beams", "2", "--threshold", "0.2")],
 )
 def test_decode_takes_adaptive_lengths_and_joint_acceptance(run, options):
     code, out, _ = run("decode", "--prompt", "def main(", "--max-new-tokens", "10", *options, "--json")
@@ -241,7 +242,7 @@ def test_decode_takes_adaptive_lengths_and_joint_acceptance(run, options):
     [
         (("--beams", "2"), "only --verifier mjsd takes a beam draft"),
         (("--threshold", "0.5"), "belongs to --adaptive and to --verifier mjsd"),
-        (("--adaptive", "head"), "--head is missing"),
+        (("--adaptive", "head", "--target", "gpt2", "--draft", "gpt2"), "--head is missing"),
         (("--head", "x"), "belongs to --adaptive head"),
         (("--paths", "2", "--adaptive", "entropy"), "wants one sampled path"),
     ],

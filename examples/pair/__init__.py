@@ -11,13 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DRAFT", "TARGET", "manifest", "prompts"]
+__all__ = ["DRAFT", "HEAD", "TARGET", "manifest", "prompts"]
 
 _FOLDER = Path(__file__).parent
 TARGET: Path = _FOLDER / "target"
 """Folder of the target model and its tokenizer."""
 DRAFT: Path = _FOLDER / "draft"
 """Folder of the draft model and the same tokenizer."""
+HEAD: Path = _FOLDER / "head" / "head.safetensors"
+"""The draft's acceptance head (SpecDec++), trained by examples/train_acceptance_head.py."""
 
 
 def prompts() -> list[dict[str, str]]:

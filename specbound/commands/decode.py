@@ -36,7 +36,11 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
 @click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
-@click.option("--head", type=click.Path(dir_okay=False), help="Acceptance head (safetensors) of --adaptive head.")
+@click.option(
+    "--head",
+    type=click.Path(dir_okay=False),
+    help="Acceptance head (safetensors) of --adaptive head; the shipped pair has one.",
+)
 @click.option("--beams", type=click.IntRange(min=1), help="Beam width of the draft, for --verifier mjsd.")
 @click.option("--prompt", multiple=True, help="A prompt; may be repeated. Standard input if none is given.")
 @click.option(
@@ -82,6 +86,10 @@ def decode(
     entry = _verifier(name, threshold if adaptive is None else None)
     if beams is not None and name != "mjsd":
         raise ValueError(f"--beams is {beams}; only --verifier mjsd takes a beam draft")
+    if adaptive == "head" and head is None and target is None:
+        from specbound.shipped_pair import HEAD
+
+        head = str(HEAD)
     policy = _length(length, adaptive, threshold, head)
     pair = read_pair(target, draft, device, dtype, threads)
     sampling: dict[str, Any] = (
