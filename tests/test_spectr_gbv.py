@@ -467,3 +467,32 @@ def test_the_registry_declares_which_of_the_two_is_lossless():
     assert (get("spectr-gbv").lossless, get("spectr-gbv").stateful, get("spectr-gbv").paths) == (True, True, "many")
     entry = get("spectr-gbv-published")
     assert (entry.lossless, entry.stateful, entry.paths) == (False, False, "many")
+
+
+# ---- production draws -----------------------------------------------------------------------------------------
+
+REQUESTS = 200_000
+
+
+def largest_deviation(verify_one):
+    """Of the frequency of each kept prefix in 200,000 production calls from its exact probability F."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, target, draft, weight = drafts_of(PUBLISHED)
+    chosen = torch.multinomial(torch.as_tensor(weight), 2 * REQUESTS, replacement=True, generator=generator)
+    bonus = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64).expand(len(tokens), 1, 1, 2)
+    rows = [part[chosen, 0].unflatten(0, (REQUESTS, 2)) for part in (tokens, draft, torch.cat([target, bonus], dim=2))]
+    verdict = verify_one(Batch(*rows), Draws(generator))
+    winner = rows[0][torch.arange(REQUESTS), verdict.path]
+    worst = 0.0
+    for node, exact in profile_of(PUBLISHED, 2).items():
+        inside = (winner[:, : len(node)] == torch.tensor(node)).all(dim=1) & (verdict.accepted >= len(node))
+        worst = max(worst, abs(inside.double().mean().item() - exact))
+    return worst
+
+
+def test_production_draws_keep_prefixes_as_often_as_the_exact_law_says():
+    """Hoeffding: six prefixes, 2e5 calls, false alarm below 1e-9 at a deviation of 0.0076; the twin is far above."""
+    bound = float(np.sqrt(np.log(2 * 6 / 1e-9) / (2 * REQUESTS)))
+    assert bound == pytest.approx(0.0076, abs=1e-4)
+    assert largest_deviation(verify_spectr_gbv) < bound
+    assert largest_deviation(lambda batch, draws: verify_spectr_gbv(batch, FirstPathWins(draws))) > 2 * bound
