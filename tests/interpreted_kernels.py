@@ -4,6 +4,7 @@ Letters: B requests, K paths, L drafted tokens, V vocabulary. Every buffer is po
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from specbound.proofs_checks.law import exact_law
 from specbound.runtime.draws import Draws
-from specbound.runtime.kernels import Workspace, passes, verify_block_logits, verify_token_logits, workspace
+from specbound.runtime.kernels import (
+    Workspace,
+    passes,
+    two_level,
+    verify_block_logits,
+    verify_laws,
+    verify_token_logits,
+    verify_two_level_logits,
+    workspace,
+)
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
@@ -38,16 +48,21 @@ class GivenDraws(Draws):
     """Answers a tensor verifier from given uniforms, as the kernels do; remembers how near they came to a threshold.
 
     Args:
-        coins [B, L]: one per coin; choices: one [B] per draw of an index, in order; keys [B, K].
+        coins [B, L]: one per coin; choices: one [B] per draw of an index, in order.
+
+    Attributes:
+        margin [B]: distance of the nearest threshold; thresholds [B, L]: of the coins.
     """
 
-    def __init__(self, coins: Tensor, choices: list[Tensor], keys: Tensor | None = None) -> None:
+    def __init__(self, coins: Tensor, choices: list[Tensor]) -> None:
         super().__init__(None)
-        self.coins, self.choices, self.keys = coins, list(choices), keys
+        self.coins, self.choices = coins, list(choices)
         self.margin = torch.full((len(coins),), math.inf, dtype=torch.float64)
+        self.thresholds = coins
 
     def accept(self, probability: Tensor) -> Tensor:
         """Coin i comes up if its uniform is below its probability."""
+        self.thresholds = probability
         self.margin = self.margin.minimum((self.coins - probability).abs().amin(dim=1))
         return self.coins < probability
 
@@ -55,11 +70,8 @@ class GivenDraws(Draws):
         """The first index whose cumulative weight exceeds the uniform times the total."""
         uniform = self.choices.pop(0)[:, None]
         cumulative = weights.cumsum(dim=1) / weights.sum(dim=1, keepdim=True)
-        self.margin = (
-            self.margin.minimum((uniform - cumulative[:, :-1]).abs().amin(dim=1, keepdim=True)[:, 0])
-            if (weights.shape[1] > 1)
-            else self.margin
-        )
+        gaps = torch.cat([(uniform - cumulative[:, :-1]).abs(), self.margin[:, None]], dim=1)
+        self.margin = gaps.amin(dim=1)
         return ((cumulative > uniform) & (weights > 0)).long().argmax(dim=1)
 
 
@@ -102,25 +114,31 @@ class Stratum(Draws):
 Kernel = Callable[[Batch, Tensor, list[Tensor]], Verdict]
 
 
-def stratified(name: str, kernel: Kernel, inset: float = 1e-6) -> Callable[[Batch, Draws], Verdict]:
-    """A verifier for `exact_law` that decides with the kernel, near both ends of every stratum of the uniforms.
+def stratified(name: str, kernel: Kernel, places: tuple[float, ...] = (1 - 1e-3,)) -> Callable[[Batch, Draws], Verdict]:
+    """A verifier for `exact_law` that decides with the kernel, at given places inside every stratum of the uniforms.
 
-    The strata are those of the tensor verifier, with their exact probabilities; the kernel must decide the same at
-    both ends, `inset` of the stratum's width inside. So each threshold of the kernel is located to that resolution.
+    The strata are those of the tensor verifier, with their exact probabilities, so that the law is integrated exactly
+    if every stratum of the kernel is the same; places near 0 and 1 locate the thresholds to that part of a stratum.
     """
 
     def verify(batch: Batch, draws: Draws) -> Verdict:
         strata = Stratum(draws)
         get(name).verify(batch, strata)
-        ends = []
-        for place in (inset, 1 - inset):
+        verdicts = []
+        for place in places:
             coins, *choices = [low + (high - low) * place for low, high in (strata.coins, *strata.choices)]
-            ends.append(kernel(batch, coins, choices))
-        first, second = ends
-        same = (first.accepted == second.accepted) & (first.token == second.token) & (first.path == second.path)
-        return dataclasses.replace(first, token=torch.where(same, first.token, (first.token + 1) % batch.shape[3]))
+            verdicts.append(kernel(batch, coins, choices))
+        first, *others = [(v.path.clone(), v.accepted.clone(), v.token.clone()) for v in verdicts]
+        path, accepted, token = first
+        for other in others:
+            same = torch.stack([one == two for one, two in zip(first, other, strict=True)]).all(dim=0)
+            token = torch.where(same, token, (first[2] + 1) % batch.shape[3])
+        return Verdict(path, accepted, token)
 
     return verify
+
+
+NEAR_BOTH_ENDS = (1e-6, 1 - 1e-6)
 
 
 def single_path_kernel(name: str, dtype: torch.dtype = torch.float64, laws: bool = False) -> Kernel:
@@ -142,23 +160,24 @@ def single_path_kernel(name: str, dtype: torch.dtype = torch.float64, laws: bool
 
 
 TREES = [
-    PrefixTree.random(vocab=3, length=2, seed=1),
+    PrefixTree.iid([0.6, 0.25, 0.15], [0.8, 0.1, 0.1], 2),
     PrefixTree.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3], 2),
     PrefixTree.iid([0.5, 0.0, 0.5], [0.5, 0.5, 0.0], 1),
 ]
 
 
-@pytest.mark.parametrize("tree", TREES, ids=["random", "two-tokens", "zeros"])
+@pytest.mark.parametrize("tree", TREES, ids=["three-tokens", "two-tokens", "zeros"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_exact_law_through_the_kernel_is_the_targets(name: str, tree: PrefixTree) -> None:
-    law = exact_law(stratified(name, single_path_kernel(name)), tree)
+    places = NEAR_BOTH_ENDS if tree is TREES[1] else (1 - 1e-3,)
+    law = exact_law(stratified(name, single_path_kernel(name), places), tree)
     assert law.total_variation(tree.target_law()) < 1e-12
     assert abs(law.acceptance_length - exact_law(name, tree).acceptance_length) < 1e-12
 
 
 def test_probabilities_and_single_precision_give_the_same_law() -> None:
     for kernel in (single_path_kernel("block", torch.float32), single_path_kernel("block", laws=True)):
-        law = exact_law(stratified("block", kernel, inset=1e-4), TREES[1])
+        law = exact_law(stratified("block", kernel), TREES[1])
         assert law.total_variation(TREES[1].target_law()) < 1e-12
 
 
@@ -186,8 +205,8 @@ def test_the_law_check_rejects_coins_in_the_wrong_order() -> None:
     def swapped(batch: Batch, coins: Tensor, choices: list[Tensor]) -> Verdict:
         return single_path_kernel("block")(batch, coins.flip(1).contiguous(), choices)
 
-    law = exact_law(stratified("block", swapped), TREES[0])
-    assert law.total_variation(TREES[0].target_law()) > 1e-3
+    law = exact_law(stratified("block", swapped), TREES[1])
+    assert law.total_variation(TREES[1].target_law()) > 1e-3
 
 
 @dataclasses.dataclass
@@ -258,7 +277,7 @@ def undecided(got: Verdict, want: Verdict, margin: Tensor, resolution: float) ->
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_decisions_equal_the_tensor_versions_in_double_precision(name: str, dtype: torch.dtype) -> None:
-    case = random_case(requests=24, length=3, vocab=127, dtype=dtype)
+    case = random_case(requests=12, length=3, vocab=127, dtype=dtype)
     assert undecided(case.kernel(name, block=64), *case.tensor(name), resolution=1e-5) <= 2
 
 
@@ -370,3 +389,144 @@ def test_wrong_arguments_are_named(field: str, change: Callable[[Tensor], Tensor
     rest = (case.temperatures, case.tokens, None, case.coins, case.choice)
     with pytest.raises(ValueError, match=message):
         verify_block_logits(case.target, case.draft, *rest, out=poisoned(2, 1, 2, 5, torch.float32))
+
+
+def many_paths(requests: int, paths: int, length: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Target logits [B, K, L+1, V], draft logits [B, K, L, V], drafted tokens [B, K, L]; a row has one prefix."""
+    target = torch.empty(requests, paths, length + 1, vocab, dtype=dtype)
+    draft = torch.empty(requests, paths, length, vocab, dtype=dtype)
+    tokens = torch.empty(requests, paths, length, dtype=torch.int64)
+    sampler = torch.Generator().manual_seed(0)
+    for request, path in itertools.product(range(requests), range(paths)):
+        seed = request + 1
+        for depth in range(length + 1):
+            row = torch.randn(2, vocab, generator=torch.Generator().manual_seed(seed))
+            target[request, path, depth] = 1.5 * row[0]
+            if depth < length:
+                draft[request, path, depth] = row[0] + 1.5 * row[1]
+                law = draft[request, path, depth].double().softmax(dim=-1)
+                token = int(torch.multinomial(law, 1, generator=sampler))
+                tokens[request, path, depth] = token
+                seed = seed * 1009 + token + 1
+    return target, draft, tokens
+
+
+def uniforms(requests: int, length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Selection [B, L], coin [B, L] and choice [B] uniforms."""
+    generator = torch.Generator().manual_seed(seed)
+    select, coins = torch.rand(2, requests, length, dtype=torch.float64, generator=generator)
+    return select, coins, torch.rand(requests, dtype=torch.float64, generator=generator)
+
+
+def two_level_both(
+    paths: int, vocab: int, dtype: torch.dtype, requests: int = 4
+) -> tuple[Verdict, Verdict, Tensor, float]:
+    """Verdicts of kernel and tensor version for L = 2, the margin, and the largest difference of the last threshold."""
+    target, draft, tokens = many_paths(requests, paths, 2, vocab, dtype)
+    select, coins, choice = uniforms(requests, 2)
+    out = poisoned(requests, paths, 2, vocab, dtype, block=16)
+    ones = torch.ones(requests)
+    got = verify_two_level_logits(target, draft, ones, tokens, None, select, coins, choice, out=out)
+    draws = GivenDraws(coins, [*(select.unbind(dim=1) if paths > 1 else []), choice])
+    batch = Batch(tokens, draft.double().softmax(dim=-1), target.double().softmax(dim=-1))
+    want = get("two-level").verify(batch, draws)
+    return got, want, draws.margin, float((out.ratios[:, -1] - draws.thresholds[:, -1]).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("paths", "vocab", "dtype", "resolution"),
+    [(3, 5, torch.float64, 1e-7), (2, 40, torch.float32, 1e-3), (1, 17, torch.bfloat16, 1e-3)],
+)
+def test_two_level_decides_as_the_tensor_version(paths: int, vocab: int, dtype: torch.dtype, resolution: float) -> None:
+    got, want, margin, difference = two_level_both(paths, vocab, dtype)
+    assert undecided(got, want, margin, resolution) <= 1
+    assert difference < resolution
+    assert paths == 1 or len(set(got.path.tolist())) > 1
+
+
+@triton.jit
+def same_count(counts, level, mass, fails, high, low, PATHS: tl.constexpr):
+    """A walk that forgets that paths drop out."""
+    return counts
+
+
+def test_the_two_level_comparison_rejects_a_walk_that_forgets_how_many_paths_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(two_level, "count_below", same_count)
+    assert two_level_both(3, 5, torch.float32)[-1] > 1e-2
+
+
+SKEWED = PrefixTree.iid([0.1, 0.5, 0.4], [0.8, 0.1, 0.1], 1)
+
+
+def two_level_kernel(batch: Batch, coins: Tensor, choices: list[Tensor]) -> Verdict:
+    """The kernel on the batch's laws, in float32."""
+    *select, choice = choices
+    requests, paths, length, vocab = batch.shape
+    out = poisoned(requests, paths, length, vocab, torch.float32)
+    target, draft = (probs.log().float() for probs in (batch.target_probs, batch.draft_probs))
+    stacked = torch.stack(select, dim=1)
+    return verify_two_level_logits(
+        target, draft, torch.ones(requests), batch.tokens, None, stacked, coins, choice, out=out
+    )
+
+
+def test_the_exact_law_through_the_two_level_kernel_is_the_targets() -> None:
+    law = exact_law(stratified("two-level", two_level_kernel), SKEWED, paths=2)
+    assert law.total_variation(SKEWED.target_law()) < 1e-12
+    assert abs(law.acceptance_length - exact_law("two-level", SKEWED, paths=2).acceptance_length) < 1e-12
+
+
+@triton.jit
+def draft_law_only(target, draft, ratio, selection, TINY: tl.constexpr, REAL: tl.constexpr):
+    """The selected path verified as if it had not been selected."""
+    return draft
+
+
+def test_the_law_check_rejects_a_selected_path_verified_against_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "selected_law", draft_law_only)
+    law = exact_law(stratified("two-level", two_level_kernel), SKEWED, paths=2)
+    assert law.total_variation(SKEWED.target_law()) > 1e-3
+
+
+def test_rows_off_the_selected_path_are_not_read_and_shorter_drafts_end_earlier() -> None:
+    requests, paths, length, vocab = 3, 3, 2, 6
+    target, draft, tokens = many_paths(requests, paths, length, vocab, torch.float32)
+    lengths = torch.tensor([2, 1, 0], dtype=torch.int32)
+    drawn = uniforms(requests, length, seed=1)
+    out = poisoned(requests, paths, length, vocab, torch.float32)
+    first = verify_two_level_logits(target, draft, torch.ones(requests), tokens, lengths, *drawn, out=out)
+    want = [getattr(first, name).tolist() for name in ("path", "accepted", "token")]
+    on_walk = torch.zeros(requests, paths, length + 1, dtype=torch.bool)
+    for request, depth in itertools.product(range(requests), range(length + 1)):
+        on_walk[request, out.nodes[request, depth], depth] = depth <= lengths[request]
+    target[~on_walk] = math.nan
+    draft[~(on_walk[:, :, :-1] & (torch.arange(length) < lengths[:, None])[:, None])] = math.nan
+    again = verify_two_level_logits(target, draft, torch.ones(requests), tokens, lengths, *drawn, out=out)
+    assert [getattr(again, name).tolist() for name in ("path", "accepted", "token")] == want
+    assert want[1][2] == 0
+    assert min(want[2]) >= 0
+
+
+def test_two_level_flags_a_row_without_a_law_on_the_walk() -> None:
+    target, draft, tokens = many_paths(2, 2, 1, 5, torch.float32)
+    target[0, :, 0] = -torch.inf
+    tokens[1, 1, 0] = 5
+    got = verify_two_level_logits(
+        target, draft, torch.ones(2), tokens, None, *uniforms(2, 1), out=poisoned(2, 2, 1, 5, torch.float32)
+    )
+    assert got.token.tolist() == [-1, -1]
+    assert got.accepted.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("name", "paths"), [("block", 1), ("token", 1), ("two-level", 2)])
+def test_a_batch_of_probabilities_is_verified_with_uniforms_of_its_generator(name: str, paths: int) -> None:
+    target, draft, tokens = many_paths(3, paths, 1, 6, torch.float32)
+    batch = Batch(tokens, draft.softmax(dim=-1), target.softmax(dim=-1))
+    drawn = torch.Generator().manual_seed(11)
+    coins, choice, select = (torch.rand(shape, dtype=torch.float64, generator=drawn) for shape in ((3, 1), (3,), (3,)))
+    draws = GivenDraws(coins, [select, choice] if paths > 1 else [choice])
+    want = get(name).verify(Batch(tokens, batch.draft_probs.double(), batch.target_probs.double()), draws)
+    got = verify_laws(name, batch, torch.Generator().manual_seed(11))
+    assert undecided(got, want, draws.margin, resolution=1e-3) == 0

@@ -59,3 +59,48 @@ def test_without_a_kernel_the_tensor_version_answers(name: str) -> None:
     got, want = kernels.verify(get(name), batch, first), get(name).verify(batch, second)
     assert torch.equal(got.token, want.token)
     assert torch.equal(got.accepted, want.accepted)
+
+
+COMPILE = """
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from specbound.runtime.kernels import passes, single_path, two_level
+
+KERNELS = {
+    passes: "row_masses row_norms surplus_masses emit_verdict",
+    single_path: "block_ratios token_acceptance",
+    two_level: "clipped_masses failing_masses select_path open_walk",
+}
+CONSTANTS = dict(
+    BLOCK=4096, TILE=512, CHUNKS=32, DEPTHS=16, PATHS=4, IS_LAW=False, SELECTED=True, DECIDED=False,
+    TINY=1.2e-38, ONE=1.000001, REAL=tl.float32,
+)
+INTEGERS = "start paths length vocab chunks depth step steps requests".split()
+POINTERS = dict.fromkeys("lengths nodes first stop valid alive".split(), "*i32")
+POINTERS |= dict.fromkeys("tokens path accepted token".split(), "*i64")
+POINTERS |= dict(target="*bf16", draft="*bf16", temperatures="*fp32")
+POINTERS |= dict(chunk_max="*fp32", chunk_sum="*fp32", masses="*fp32")
+for module, names in KERNELS.items():
+    for name in names.split():
+        kernel = getattr(module, name)
+        constants = {arg: CONSTANTS[arg] for arg in kernel.arg_names if arg in CONSTANTS}
+        kinds = {arg: "constexpr" if arg in constants else "i32" if arg in INTEGERS else POINTERS.get(arg, "*fp64")
+                 for arg in kernel.arg_names}
+        source = ASTSource(kernel, kinds, constants)
+        assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]
+        print(name)
+"""
+
+
+def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env={key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert len(run.stdout.split()) == 10

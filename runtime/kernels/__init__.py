@@ -20,11 +20,20 @@ from specbound.runtime.verifiers.registry import Verifier
 
 if find_spec("triton") is not None:
     from specbound.runtime.kernels.single_path import verify_block_logits, verify_token_logits
+    from specbound.runtime.kernels.two_level import verify_two_level_logits
     from specbound.runtime.kernels.workspace import Workspace, workspace
 
-    __all__ = ["Workspace", "available", "verify", "verify_block_logits", "verify_token_logits", "workspace"]
+    __all__ = [
+        "Workspace",
+        "available",
+        "verify",
+        "verify_block_logits",
+        "verify_token_logits",
+        "verify_two_level_logits",
+        "workspace",
+    ]
 
-NAMES = ("block", "token")
+NAMES = ("block", "token", "two-level")
 
 
 def available(device: torch.device | str) -> bool:
@@ -51,15 +60,16 @@ def verify_laws(name: str, batch: Batch, generator: torch.Generator | None) -> V
     """Verify a batch of probabilities with the kernel `name`, with float64 uniforms from `generator`."""
     requests, _, length, _ = batch.shape
     device = batch.draft_probs.device
-    uniforms = torch.rand(requests, length + 1, dtype=torch.float64, device=device, generator=generator)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+
+    ones = torch.ones(requests, device=device)
+    target, draft, tokens = (rows.contiguous() for rows in (batch.target_probs, batch.draft_probs, batch.tokens))
+    coins, choice = uniform(requests, length), uniform(requests)
+    if name == "two-level":
+        return verify_two_level_logits(
+            target, draft, ones, tokens, None, uniform(requests, length), coins, choice, laws=True
+        )
     function = {"block": verify_block_logits, "token": verify_token_logits}[name]
-    return function(
-        batch.target_probs[:, 0].contiguous(),
-        batch.draft_probs[:, 0].contiguous(),
-        torch.ones(requests, device=device),
-        batch.tokens[:, 0].contiguous(),
-        None,
-        uniforms[:, :length].contiguous(),
-        uniforms[:, length].contiguous(),
-        laws=True,
-    )
+    return function(target[:, 0], draft[:, 0], ones, tokens[:, 0], None, coins, choice, laws=True)

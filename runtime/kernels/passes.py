@@ -168,6 +168,21 @@ def surplus_masses(
 
 
 @triton.jit
+def open_depths(lengths, coins, ratio, first, stop, request, depth, length):
+    """Store first <= i < stop, the depths whose residual mass can matter, from the ratios c_i at `depth` = 0, 1, ..
+
+    A prefix with c_i = 1 is kept whatever its coin (h_i = s_i / s_i), so no shorter one can be the last that is kept;
+    if the coin of the whole draft comes up it is kept, and no residual matters.
+    """
+    last = tl.load(lengths + request)
+    coin = tl.load(coins + request * length + last - 1, mask=last > 0, other=1.0).to(tl.float64)
+    whole = coin < tl.sum(tl.where(depth == last, ratio, 0.0), axis=0)
+    sure = tl.max(tl.where((depth < last) & (ratio == 1), depth, 0), axis=0)
+    tl.store(first + request, tl.where(whole, last, sure))
+    tl.store(stop + request, last)
+
+
+@triton.jit
 def last_accepted(
     coins, ratios, masses, request, first, last, length, chunks, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr
 ):

@@ -15,6 +15,7 @@ from torch import Tensor
 from specbound.runtime.kernels.passes import (
     emit_verdict,
     inverse_temperature,
+    open_depths,
     read_row,
     row_masses,
     row_norms,
@@ -66,8 +67,6 @@ def block_ratios(
 ):  # fmt: skip
     """c_i = min(1, c_{i-1} target(x_i)/draft(x_i)), and the depths whose residual mass can matter. Grid (B,).
 
-    A prefix with c_i = 1 is kept whatever its coin (h_i = s_i / s_i), so nothing shorter can be the last one kept;
-    if the last coin comes up the whole draft is kept, and no residual matters.
     log_keys: logarithm of prod min(1, draft / (c target)), what the key of the prefix must not exceed (key race).
     """
     request = tl.program_id(0)
@@ -89,12 +88,7 @@ def block_ratios(
     tl.store(ratios + places, tl.exp(log_ratios), mask=depth <= length)
     tl.store(log_keys + places, keys, mask=depth <= length)
 
-    last = tl.load(lengths + request)
-    coin = tl.load(coins + request * length + last - 1, mask=last > 0, other=1.0).to(tl.float64)
-    whole = coin < tl.exp(tl.sum(tl.where(depth == last, log_ratios, 0.0), axis=0))
-    sure = tl.max(tl.where((depth < last) & (log_ratios == 0), depth, 0), axis=0)
-    tl.store(first + request, tl.where(whole, last, sure))
-    tl.store(stop + request, last)
+    open_depths(lengths, coins, tl.exp(log_ratios), first, stop, request, depth, length)
 
 
 @triton.jit

@@ -106,7 +106,7 @@ def workspace(
         return torch.empty(shape, dtype=dtype, device=device)
 
     integer = torch.int32
-    steps = 12 if real == torch.float64 else 4
+    steps = 8 if real == torch.float64 else 4
     return Workspace(
         verdict=Verdict(*(empty(requests, dtype=torch.int64) for _ in range(3))),
         shape=(requests, paths, length, vocab),
