@@ -249,7 +249,8 @@ def selected_law(table: VerifierTable) -> Array:
         ValueError: more than 2,000,000 tuples.
     """
     draft = np.asarray(table.tree.draft_joint[table.tree.leaves], dtype=float)
-    reached = [leaf for leaf in range(len(draft)) if draft[leaf] > 0]
+    lengths = [sum(high - low for low, high in intervals) for intervals in table.scores]
+    reached = [leaf for leaf, length in enumerate(lengths) if length > 0]
     if len(reached) ** table.paths > MAX_TUPLES:
         raise ValueError(f"{len(reached)} leaves and {table.paths} paths make too many tuples; use a smaller tree")
     nodes, weights = np.polynomial.legendre.leggauss(max(1, (table.paths + 1) // 2))
@@ -259,10 +260,9 @@ def selected_law(table: VerifierTable) -> Array:
     measure = (half[:, None] * weights).ravel()
     density, survival = np.zeros((len(draft), len(points))), np.ones((len(draft), len(points)))
     for leaf in reached:
-        length = sum(high - low for low, high in table.scores[leaf])
         for low, high in table.scores[leaf]:
-            density[leaf] += ((points > low) & (points < high)) / length
-            survival[leaf] -= np.clip(points - low, 0.0, high - low) / length
+            density[leaf] += ((points > low) & (points < high)) / lengths[leaf]
+            survival[leaf] -= np.clip(points - low, 0.0, high - low) / lengths[leaf]
     law = np.zeros(len(draft))
     for drafts in product(reached, repeat=table.paths):
         chance = float(np.prod(draft[list(drafts)]))
