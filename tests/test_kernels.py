@@ -104,3 +104,13 @@ def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
     )
     assert run.returncode == 0, run.stderr[-4000:]
     assert len(run.stdout.split()) == 10
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without CUDA")
+def test_the_benchmark_says_in_one_line_that_there_is_no_gpu() -> None:
+    script = HERE.parent / "benchmarks" / "kernels.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert len(run.stderr.splitlines()) == 1
+    assert "CUDA" in run.stderr

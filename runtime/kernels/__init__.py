@@ -4,6 +4,9 @@
 tensor version is the reference, and the fallback. The functions `verify_*_logits` start from logits instead, do not
 wait for the device, and allocate nothing when given buffers (`workspace`).
 
+State: block, token and two-level; compared with the tensor versions under Triton's interpreter, and compiled for
+compute capability 9.0. Not yet run or timed on a GPU (`benchmarks/kernels.py` does that).
+
 Wants the optional package triton. SPECBOUND_KERNELS=0 in the environment turns the kernels off.
 """
 

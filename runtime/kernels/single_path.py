@@ -61,32 +61,22 @@ def log_steps(
 
 @triton.jit
 def block_ratios(
-    target, draft, temperatures, lengths, norms, tokens, coins, valid, ratios, log_keys, first, stop,
+    target, draft, temperatures, lengths, norms, tokens, coins, valid, ratios, first, stop,
     length, vocab,
     DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """c_i = min(1, c_{i-1} target(x_i)/draft(x_i)), and the depths whose residual mass can matter. Grid (B,).
-
-    log_keys: logarithm of prod min(1, draft / (c target)), what the key of the prefix must not exceed (key race).
-    """
+    """c_i = min(1, c_{i-1} target(x_i)/draft(x_i)), and the depths whose residual mass can matter. Grid (B,)."""
     request = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)
     steps = log_steps(
         target, draft, temperatures, lengths, norms, tokens, valid, request, depth, length, vocab, IS_LAW, REAL
     )
     log_ratios = tl.full([DEPTHS], 0.0, tl.float64)
-    keys = log_ratios
     ratio = tl.sum(log_ratios, axis=0)
-    key = ratio
     for i in range(DEPTHS - 1):
-        raised = ratio + tl.sum(tl.where(depth == i, steps, 0.0), axis=0)
-        ratio = tl.minimum(raised, 0.0)
-        key -= tl.maximum(raised, 0.0)
+        ratio = tl.minimum(ratio + tl.sum(tl.where(depth == i, steps, 0.0), axis=0), 0.0)
         log_ratios = tl.where(depth == i + 1, ratio, log_ratios)
-        keys = tl.where(depth == i + 1, key, keys)
-    places = request * (length + 1) + depth
-    tl.store(ratios + places, tl.exp(log_ratios), mask=depth <= length)
-    tl.store(log_keys + places, keys, mask=depth <= length)
+    tl.store(ratios + request * (length + 1) + depth, tl.exp(log_ratios), mask=depth <= length)
 
     open_depths(lengths, coins, tl.exp(log_ratios), first, stop, request, depth, length)
 
@@ -202,7 +192,7 @@ def _verify(
     normalise_rows(target, draft, temperatures, lengths, out, 0, length + 1, laws)
     rows = (target, draft, temperatures, lengths, out.norms, tokens, coins, out.valid, out.ratios)
     if rule == "block":
-        kept = (out.log_keys, out.first, out.stop, length, vocab)
+        kept = (out.first, out.stop, length, vocab)
         block_ratios[(requests,)](*rows, *kept, DEPTHS=depths, num_warps=1, **compiled)
     else:
         token_acceptance[(requests,)](*rows, out.first, out.stop, length, vocab, DEPTHS=depths, num_warps=1, **compiled)

@@ -31,7 +31,7 @@ class Workspace:
         chunk_max, chunk_sum [B, 2, L+1, C]: per chunk of the target's and the draft's rows.
         norms [B, 2, L+1, 2] float64: largest logit and log of the sum of each row.
         masses [B, L+1, C]: residual mass per chunk.
-        ratios [B, L+1] float64: acceptance ratios; log_keys [B, L+1] float64: logarithms of the key bounds.
+        ratios [B, L+1] float64: acceptance ratios.
         first, stop, valid [B] int32: depths that still need residual masses; 0 where a row is no law.
         nodes [B, L+1] int32: a path through the node reached at each depth.
         lengths [B] int32: L everywhere, for calls without lengths.
@@ -48,7 +48,6 @@ class Workspace:
     norms: Tensor
     masses: Tensor
     ratios: Tensor
-    log_keys: Tensor
     first: Tensor
     stop: Tensor
     valid: Tensor
@@ -117,7 +116,6 @@ def workspace(
         norms=empty(requests, 2, length + 1, 2),
         masses=empty(requests, length + 1, chunks, dtype=real),
         ratios=empty(requests, length + 1),
-        log_keys=empty(requests, length + 1),
         first=empty(requests, dtype=integer),
         stop=empty(requests, dtype=integer),
         valid=empty(requests, dtype=integer),
