@@ -118,11 +118,10 @@ def drafts_of(tree):
 @settings(max_examples=40, deadline=None)
 def test_keys_are_increasing_linear_between_their_knots_and_uniform(tree):
     tokens, target, draft, weight = drafts_of(tree)
-    usable = torch.full((len(tokens),), tree.length)
-    knots = leaf_knots(tokens, target, draft, usable)
-    at_knots = torch.stack([keys(u, tokens, target, draft, usable) for u in knots.unbind(-1)], dim=-1)
+    knots = leaf_knots(tokens, target, draft)
+    at_knots = torch.stack([keys(u, tokens, target, draft) for u in knots.unbind(-1)], dim=-1)
     between = torch.stack(
-        [keys(u, tokens, target, draft, usable) for u in knots.diff().mul(0.3).add(knots[..., :-1]).unbind(-1)], -1
+        [keys(u, tokens, target, draft) for u in knots.diff().mul(0.3).add(knots[..., :-1]).unbind(-1)], -1
     )
     assert torch.allclose(between, at_knots[..., :-1] + 0.3 * at_knots.diff(), rtol=0, atol=1e-12)
     assert (at_knots.diff() >= -1e-12).all()
@@ -135,13 +134,12 @@ def test_the_race_is_exact_only_with_all_knots():
     """Broken twin of the replay: with the end points alone the race of bent keys comes out wrong."""
     tokens, target, draft, _ = drafts_of(PUBLISHED)
     pair = (torch.stack([x[[0, 3], 0] for x in (tokens,)])[0][None], *(x[[0, 3], 0][None] for x in (target, draft)))
-    usable = torch.tensor([2])
-    knots = leaf_knots(*pair, usable)
-    full = image_race_law(torch.stack([keys(u, *pair, usable) for u in knots.unbind(-1)], -1), knots)
+    knots = leaf_knots(*pair)
+    full = image_race_law(torch.stack([keys(u, *pair) for u in knots.unbind(-1)], -1), knots)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(1, 2, 2)
-    bare = image_race_law(torch.stack([keys(u, *pair, usable) for u in ends.unbind(-1)], -1), ends)
+    bare = image_race_law(torch.stack([keys(u, *pair) for u in ends.unbind(-1)], -1), ends)
     uniform = torch.linspace(0, 1, 2001, dtype=torch.float64)
-    grid = torch.stack([keys(torch.stack([u, u])[None], *pair, usable)[0] for u in uniform])
+    grid = torch.stack([keys(torch.stack([u, u])[None], *pair)[0] for u in uniform])
     middle = (grid[1:] + grid[:-1]) / 2
     first = (middle[:, 0, None] < middle[None, :, 1]).double().mean().item()
     assert full[0, 0].item() == pytest.approx(first, abs=1e-3)
@@ -256,6 +254,8 @@ THREE = ModelPair.iid([HALF, F(3, 8), F(1, 8)], [F(1, 4), F(1, 4), HALF])
         (PAIR, 2, 3, 3),
         (THREE, 2, 3, 2),
         (PAIR, (3, 1, 2), 4, 2),
+        (THREE, (3, 1), 3, 2),
+        (PAIR, (4, 2, 1), 5, 2),
         (ModelPair.markov([QUARTER, A], [EVEN, B]), 2, 4, 2),
         (ModelPair.markov([[0, 1], EVEN], [EVEN, [1, 0]]), 2, 5, 2),
         (ModelPair.from_tree(PrefixTree.random(2, 6, 3)), 3, 4, 2),

@@ -25,7 +25,6 @@ R = P / Q, rows are nodes. SpecTr-GBV: arXiv:2604.25925 (for F); the constructio
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import numpy as np
 import torch
@@ -75,13 +74,13 @@ def finish_time(target: Tensor, draft: Tensor) -> Tensor:
     return torch.where(target > 0, draft / target, torch.inf).clamp_max(torch.finfo(target.dtype).max)
 
 
-def keys(uniform: Tensor, tokens: Tensor, target_rows: Tensor, draft_rows: Tensor, usable: Tensor) -> Tensor:
+def keys(uniform: Tensor, tokens: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
     """Keys of the paths from a uniform at each leaf, up to the root: u <- sum_z min(p(z) t, q(z)),  t = u q(x) / p(x).
 
     A token with p(x) = 0 is served after all that have p > 0: u <- q_pos + u (1 - q_pos), q_pos their draft mass.
 
     Args:
-        uniform [B, K]; tokens [B, K, L]; target_rows (in force), draft_rows [B, K, L, V]; usable [B].
+        uniform [B, K]; tokens [B, K, L]; target_rows (in force), draft_rows [B, K, L, V].
     Returns:
         [B, K] in [0, 1], uniform if the tokens are drawn from the draft.
     """
@@ -91,8 +90,7 @@ def keys(uniform: Tensor, tokens: Tensor, target_rows: Tensor, draft_rows: Tenso
         target = at(target_row, token)
         mass = served(key * finish_time(target, at(draft_row, token)), target_row, draft_row)
         before = (draft_row * (target_row > 0)).sum(dim=-1)
-        above = torch.where(target > 0, mass, before + key * (1 - before))
-        key = torch.where(usable.unsqueeze(1) > place, above, key)
+        key = torch.where(target > 0, mass, before + key * (1 - before))
     return key
 
 
@@ -193,21 +191,13 @@ def follow_layers(
     return states, torch.stack(in_force, dim=1)
 
 
-def leaf_knots(tokens: Tensor, target_rows: Tensor, draft_rows: Tensor, usable: Tensor) -> Tensor:
+def leaf_knots(tokens: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
     """[B, K, J] uniforms at the leaf between which `keys` is linear: the shares of the key's law given the path."""
-    requests, paths, length, vocab = target_rows.shape
-    key, share = whole_key_law(requests * paths, target_rows)
-    for place in range(length):
-        below = descend(
-            key,
-            share,
-            tokens[:, :, place].flatten(),
-            *(rows[:, :, place].flatten(0, 1) for rows in (target_rows, draft_rows)),
-        )
-        inside = (usable > place).repeat_interleave(paths).unsqueeze(-1)
-        pad = partial(torch.nn.functional.pad, pad=(0, vocab + 1), mode="replicate")
-        key, share = (torch.where(inside, new, pad(old)) for new, old in zip(below, (key, share), strict=True))
-    return share.unflatten(0, (requests, paths))
+    key, share = whole_key_law(tokens[..., 0].numel(), target_rows)
+    for place, token in enumerate(tokens.unbind(dim=2)):
+        target_row, draft_row = (rows[:, :, place].flatten(0, 1) for rows in (target_rows, draft_rows))
+        key, share = descend(key, share, token.flatten(), target_row, draft_row)
+    return share.unflatten(0, tokens.shape[:2])
 
 
 def path_thresholds(
@@ -269,7 +259,7 @@ def verify_spectr_gbv(batch: Batch, draws: Draws) -> Verdict:
     target_rows = in_force.unflatten(0, (requests, paths))
     winner = torch.zeros_like(usable)
     if paths > 1:
-        race = (batch.tokens, target_rows, draft_rows, usable)
+        race = (batch.tokens, target_rows, draft_rows)
         winner = draws.smallest_image(target_rows[:, :, 0, 0], lambda u: keys(u, *race), lambda: leaf_knots(*race))
     thresholds, log_ratios = path_thresholds(
         batch.tokens[index, winner], target_rows[index, winner], draft_rows[index, winner], usable, paths
