@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 MAX_DRAWN = 400
 LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-COLOURS = [*TABLEAU_COLORS.values()]
-MARKERS = "osD^v<>PXphd*"
+COLOURS = [*TABLEAU_COLORS.values(), "#000080", "#808000", "#d2a679", "#3b3b3b"]
+MARKERS = "osD^v<>PX*hdp8"
 INK, ACCEPTED, DRAFTED = "#333333", "#2f8046", "#b9cdea"
 
 

@@ -96,7 +96,7 @@ def decoding_section(report: Mapping[str, Any]) -> Section:
     for entry in report["decoding"]:
         efficiency = "" if "block_efficiency" not in entry else f"{entry['block_efficiency']:.3f}"
         table.append((entry["method"], f"{entry['tokens_per_second']:.1f}", f"{entry['speedup']:.2f}", efficiency))
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["settings"].items())
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.get("settings", {}).items())
     return Section("decoding", "Decoding", settings + ".", (), table)
 
 

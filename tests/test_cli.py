@@ -251,3 +251,50 @@ def test_decode_refuses_settings_that_do_not_go_together(run, options, message):
     code, _, err = run("decode", "--prompt", "x", *options)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("text", ["3", '{"a": 1}', "[]", '[{"a": 1}]', "[", '[""]'])
+def test_prompt_files_that_hold_no_prompts_are_refused(run, tmp_path, text):
+    file = tmp_path / "prompts.json"
+    file.write_text(text)
+    code, out, err = run("decode", "--prompts", str(file))
+    assert code == 2
+    assert out == ""
+    assert f"--prompts {file}" in err
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere"])
+def test_a_device_that_torch_cannot_use_is_named(run, device):
+    code, _, err = run("decode", "--prompt", "x", "--device", device)
+    assert code == 2
+    assert f"--device is {device!r}" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("solve", "--mdp", "examples/stopping.json", "--paths", "3"), "leave out --paths"),
+        (("check", "--certificate", "x.json", "--only", "BV"), "leave out --only"),
+        (("solve", "--random", "2", "--length", "1", "--tolerance", "0"), "--tolerance is 0.0"),
+        (("solve", "--random", "2", "--length", "1", "--seed", "-3"), "-3 is not in the range"),
+    ],
+)
+def test_options_that_would_be_ignored_or_make_no_sense_are_refused(run, arguments, message):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_the_emitted_verifier_is_executed_by_the_runtime_and_attains_the_optimum(run, tmp_path):
+    from specbound.proofs_checks.law import exact_law
+    from specbound.runtime.verifiers.table import table_verifier
+
+    file = tmp_path / "verifier.json"
+    code, _, _ = run("solve", "--random", "2", "--length", "2", "--seed", "3", "--paths", "3", "--emit", str(file))
+    assert code == 0
+    tree = PrefixTree.random(2, 2, seed=3)
+    law = exact_law(table_verifier(json.loads(file.read_text())).verify, tree, paths=3)
+    assert law.total_variation(tree.target_law()) < 1e-12
+    _, out, _ = run("solve", "--random", "2", "--length", "2", "--seed", "3", "--paths", "3", "--json")
+    best = next(entry for entry in json.loads(out)["results"] if entry["name"] == "lossless-optimum")
+    assert abs(law.acceptance_length - best["value"]) < 1e-6

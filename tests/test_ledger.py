@@ -59,3 +59,25 @@ def test_simple_instances_come_once_each_and_simplest_first():
     names = [ledger.described(tree) for tree in ledger.simple_instances(2, 1, 2)]
     assert len(names) == len(set(names)) == 1 + 9
     assert names[0] == "V=1, L=1, iid target (1), draft (1)"
+
+
+def test_every_verifier_declared_lossless_has_a_claim_that_checks_it():
+    from specbound.proofs_checks.claims.multi_path import CLAIMED_ELSEWHERE
+    from specbound.runtime.verifiers import registry
+
+    own = {
+        "token": "BV-token-lossless",
+        "block": "BV-lossless",
+        "greedy-block": "GREEDY-lossless",
+        "gbv": "GBV-lossless",
+    }
+    own |= {
+        "two-level": "TWO-LEVEL-lossless",
+        "key-race": "KEY-RACE",
+        "spectr-gbv": "SPECTR-realised",
+        "table": "TABLE",
+    }
+    for name in registry.names():
+        if registry.get(name).lossless:
+            assert own.get(name, f"LOSSLESS-{name}") in ledger.claims()
+    assert set(own) == set(CLAIMED_ELSEWHERE)

@@ -135,3 +135,13 @@ def test_a_real_browser_shows_the_page_at_phone_width_without_overflow(tmp_path)
     )
     shown, width = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout).groups()
     assert int(shown) <= int(width)
+
+
+@pytest.mark.parametrize("option, field", [("--findings", "findings"), ("--decoding", "decoding")])
+def test_entries_without_their_fields_are_refused(tmp_path, capsys, option, field):
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps({field: [{"id": "x"}]}))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["report", str(tmp_path / "out.html"), option, str(file)])
+    assert stopped.value.code == 2
+    assert "wants the fields" in capsys.readouterr().err

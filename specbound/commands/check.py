@@ -27,6 +27,8 @@ def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bo
     Exit code 1 if a finding differs from the one recorded in the ledger.
     """
     if certificate is not None:
+        if only or deep or record:
+            raise ValueError("--certificate verifies one file; leave out --only, --deep and --record")
         return verify(certificate, as_json)
 
     from rich.console import Console

@@ -214,9 +214,14 @@ def read_prompts(given: tuple[str, ...], file: str | None) -> list[str]:
         text = Path(file).read_text(encoding="utf-8")
         if not file.endswith(".json"):
             return [line for line in text.splitlines() if line.strip()]
-        entries = json.loads(text)
-        prompts = [entry["text"] if isinstance(entry, dict) and "text" in entry else entry for entry in entries]
-        if not all(isinstance(entry, str) for entry in prompts):
+        try:
+            entries = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--prompts {file}: not JSON: {error}") from None
+        listed = entries if isinstance(entries, list) else [None]
+        found = [entry.get("text") if isinstance(entry, dict) else entry for entry in listed]
+        prompts = [entry for entry in found if isinstance(entry, str) and entry]
+        if not found or len(prompts) < len(found):
             raise ValueError(f'--prompts {file}: want a JSON list of strings, or of objects with a "text"')
         return prompts
     if given:

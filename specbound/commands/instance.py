@@ -23,7 +23,9 @@ def instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--random", "random_vocab", metavar="V", type=click.IntRange(min=1), help="Random instance with V tokens."
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random instance."),
+        click.option(
+            "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random instance."
+        ),
         click.option(
             "--concentration", type=float, default=0.5, show_default=True, help="Dirichlet concentration of its rows."
         ),

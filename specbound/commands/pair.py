@@ -58,8 +58,21 @@ def read_pair(
     from specbound import shipped_pair
     from specbound.runtime.models import load_pair
 
+    if device is not None:
+        _check_device(device)
     logging.disable_progress_bar()
     if threads is not None or target is None:
         torch.set_num_threads(threads or 1)
     wanted = None if dtype is None else getattr(torch, dtype)
     return load_pair(target or shipped_pair.TARGET, draft or shipped_pair.DRAFT, dtype=wanted, device=device)
+
+
+def _check_device(device: str) -> None:
+    """Raise ValueError unless torch can put a tensor there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device is {device!r}, which this torch cannot use: {reason}") from None

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from specbound.report import Section
     from specbound.theory.prefix_tree import PrefixTree
 
+FINDING_FIELDS = ("id", "source", "claim", "tested", "verdict", "evidence", "counterexample", "recorded")
+DECODING_FIELDS = ("method", "tokens_per_second", "speedup")
 CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
 
 
@@ -42,9 +44,13 @@ def report(out: str, findings: str | None, decoding: str | None, random_count: i
 
     from specbound.report import decoding_section, page
 
-    decoded = None if decoding is None else _read_json("--decoding", decoding, "decoding")
+    decoded = None if decoding is None else _read_json("--decoding", decoding, "decoding", DECODING_FIELDS)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        known = _findings(progress) if findings is None else _read_json("--findings", findings, "findings")["findings"]
+        known = (
+            _findings(progress)
+            if findings is None
+            else _read_json("--findings", findings, "findings", FINDING_FIELDS)["findings"]
+        )
         sections = [_curves(progress), *_gaps(progress, random_count, contexts)]
     if decoded is not None:
         sections.append(decoding_section(decoded))
@@ -52,13 +58,17 @@ def report(out: str, findings: str | None, decoding: str | None, random_count: i
     click.echo(f"wrote {out}")
 
 
-def _read_json(option: str, file: str, field: str) -> dict[str, Any]:
+def _read_json(option: str, file: str, field: str, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """A JSON object whose `field` is a list of objects with the wanted fields."""
     try:
         data = json.loads(Path(file).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{option} {file}: not JSON: {error}") from None
     if not isinstance(data, dict) or field not in data:
         raise ValueError(f'{option} {file}: want a JSON object with "{field}"')
+    entries = data[field]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and {*wanted} <= {*entry} for entry in entries):
+        raise ValueError(f"{option} {file}: every entry of {field!r} wants the fields {', '.join(wanted)}")
     return data
 
 

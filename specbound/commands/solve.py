@@ -33,8 +33,10 @@ OBJECTIVES = ("lossless", "block-transport", "all")
     help="lossless: stateless lossless verifiers; block-transport: one block, later target laws modified.",
 )
 @click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Largest certified gap of an optimum.")
-@click.option("--certificate", type=click.Path(dir_okay=False), help="Write the certificate of the optimum (JSON).")
-@click.option("--emit", type=click.Path(dir_okay=False), help="Write the optimal verifier as a table (JSON).")
+@click.option(
+    "--certificate", type=click.Path(dir_okay=False), help="Write the certificate of the (lossless) optimum, JSON."
+)
+@click.option("--emit", type=click.Path(dir_okay=False), help="Write the optimal (lossless) verifier as a table, JSON.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False), help="Draw the tree and the values against K and L (png, svg)."
 )
@@ -56,19 +58,24 @@ def solve(
     Values are drafted tokens kept per target call; the correction token is not counted.
     """
     if mdp_file is not None:
-        if given := [
-            name for name in ("target", "draft", "instance_file", "random_vocab") if options[name] is not None
-        ]:
-            raise ValueError(f"--mdp is an instance of its own; leave out --{given[0].split('_')[0]}")
+        others = options | {
+            "emit": emit,
+            "certificate": certificate,
+            "plot": plot,
+            "paths": None if paths == 1 else paths,
+        }
+        kept = ("target", "draft", "length", "instance_file", "random_vocab", "emit", "certificate", "plot", "paths")
+        if given := [name for name in kept if others[name] is not None]:
+            raise ValueError(f"--mdp is a problem of its own; leave out --{given[0].split('_')[0]}")
         solve_draft_length(mdp_file, as_json)
         return
-    for option, file in (("--emit", emit), ("--certificate", certificate)):
-        if file is not None and objective == "all":
-            raise ValueError(f"{option} wants one optimum; add --objective lossless or --objective block-transport")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"--tolerance is {tolerance}; want a small positive number, e.g. 1e-6")
     description, tree = read_instance(**options)
     results = values(tree, paths, objective, tolerance)
     if emit is not None or certificate is not None:
-        write_witnesses(tree, paths, objective, tolerance, emit, certificate)
+        wanted = "lossless" if objective == "all" else objective
+        write_witnesses(tree, paths, wanted, tolerance, emit, certificate)
     if plot is not None:
         draw(tree, paths, objective, tolerance, Path(plot))
     if as_json:
@@ -95,6 +102,7 @@ def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: floa
                     "bound": known.value,
                     "gap": 0.0,
                     "lossless": known.lossless,
+                    "stateful": known.stateful,
                     "source": known.source,
                     "seconds": None,
                 }
@@ -125,6 +133,7 @@ def _optimum(name: str, solution: Solution, source: str) -> dict[str, Any]:
         "bound": solution.bound,
         "gap": solution.gap,
         "lossless": solution.lossless,
+        "stateful": not solution.lossless,
         "source": f"{source} ({solution.solver})",
         "seconds": solution.seconds,
     }
