@@ -22,7 +22,7 @@ Row = tuple[Fraction, ...]
 Fails = Callable[[PrefixTree, int], bool]
 Measure = tuple[int, ...]
 
-DENOMINATORS = (1, 2, 3, 4, 6, 8, 12, 24, 60, 120, 720)
+DENOMINATORS = (1, 2, 3, 4, 6, 8, 10, 12, 24, 60, 120, 720)
 MAX_TRIALS = 400
 
 
@@ -86,7 +86,8 @@ def shrink(tree: PrefixTree, paths: int, fails: Fails, max_trials: int = MAX_TRI
 
     Args:
         tree, paths: a failing case with a full V-ary tree.
-        fails: the check; called with trees of Fractions, at most `max_trials` times.
+        fails: the check; called with trees of Fractions, at most `max_trials` times in each of the four phases
+            (smaller sizes, textbook instances, all rows rounded alike, simpler rows).
 
     Raises:
         ValueError: if the case itself does not fail.
@@ -98,21 +99,21 @@ def shrink(tree: PrefixTree, paths: int, fails: Fails, max_trials: int = MAX_TRI
     rows, paths = search.smaller(rows, paths)
     simple = search.textbook(rows, paths)
     if simple is None:
-        rows = search.simpler(rows, paths)
-        return Shrunk(rows.tree(), paths, search.trials)
+        simple = search.simpler(search.rounded(rows, paths), paths), paths
     return Shrunk(simple[0].tree(), simple[1], search.trials)
 
 
 class _Search:
-    """Counts trials; every answer is remembered."""
+    """Counts trials, over all phases and within one."""
 
     def __init__(self, fails: Fails, max_trials: int) -> None:
-        self.fails, self.max_trials, self.trials = fails, max_trials, 0
+        self.fails, self.max_trials, self.trials, self.left = fails, max_trials, 0, max_trials
 
     def failing(self, rows: Rows, paths: int) -> bool:
-        if self.trials >= self.max_trials:
+        if self.left == 0:
             return False
         self.trials += 1
+        self.left -= 1
         return self.fails(rows.tree(), paths)
 
     def smaller(self, rows: Rows, paths: int) -> tuple[Rows, int]:
@@ -127,6 +128,7 @@ class _Search:
 
     def textbook(self, rows: Rows, paths: int) -> tuple[Rows, int] | None:
         """The first failing textbook instance of this size or smaller."""
+        self.left = self.max_trials
         sizes = itertools.product(range(1, paths + 1), range(1, rows.length + 1), range(1, rows.vocab + 1))
         for k, length, vocab in sorted(sizes, key=lambda size: (size[0] * size[1], size[2])):
             for target, draft in textbook_pairs(vocab):
@@ -135,8 +137,21 @@ class _Search:
                     return candidate, k
         return None
 
+    def rounded(self, rows: Rows, paths: int) -> Rows:
+        """All rows rounded to one denominator, the smallest with which the case still fails."""
+        self.left = self.max_trials
+        for denominator in DENOMINATORS:
+            target, draft = (
+                {w: _nearest(row, denominator) for w, row in table.items()} for table in (rows.target, rows.draft)
+            )
+            candidate = Rows(rows.vocab, rows.length, target, draft)
+            if self.failing(candidate, paths):
+                return candidate
+        return rows
+
     def simpler(self, rows: Rows, paths: int) -> Rows:
         """The same size with simpler rows, until no move helps."""
+        self.left = self.max_trials
         improved = True
         while improved:
             improved = False
@@ -247,14 +262,15 @@ def _simpler(rows: Rows) -> Iterator[Rows]:
 
 
 def _rounded(row: Row) -> list[Row]:
-    """The row rounded to small denominators (largest remainders), smallest first."""
-    found: list[Row] = []
-    for denominator in DENOMINATORS:
-        parts = [int(entry * denominator) for entry in row]
-        remainders = sorted(range(len(row)), key=lambda y: parts[y] - row[y] * denominator)
-        for y in remainders[: denominator - sum(parts)]:
-            parts[y] += 1
-        new = tuple(Fraction(part, denominator) for part in parts)
-        if new != row and new not in found:
-            found.append(new)
-    return found
+    """The row rounded to small denominators, smallest first."""
+    candidates = dict.fromkeys(_nearest(row, denominator) for denominator in DENOMINATORS)
+    return [candidate for candidate in candidates if candidate != row]
+
+
+def _nearest(row: Row, denominator: int) -> Row:
+    """The row with that denominator by largest remainders."""
+    parts = [int(entry * denominator) for entry in row]
+    remainders = sorted(range(len(row)), key=lambda y: parts[y] - row[y] * denominator)
+    for y in remainders[: denominator - sum(parts)]:
+        parts[y] += 1
+    return tuple(Fraction(part, denominator) for part in parts)

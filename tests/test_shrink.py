@@ -57,7 +57,8 @@ def test_the_number_of_trials_is_bounded_and_a_case_that_passes_is_refused():
         return len(asked) == 1
 
     found = shrink(random_tree("independent", 3, 2, seed=0), 2, fails, max_trials=20)
-    assert found.trials == 20
+    assert found.trials == len(asked) - 1
+    assert found.trials <= 4 * 20
     assert len(asked) == 21
     with pytest.raises(ValueError, match="does not fail"):
         shrink(random_tree("independent", 2, 1, seed=0), 1, lambda tree, paths: False)
@@ -80,3 +81,18 @@ def test_fractions_are_recovered_only_if_they_sum_to_one():
     assert as_fractions({(0,): 1 / 3, (1,): 2 / 3}) == {(0,): Fraction(1, 3), (1,): Fraction(2, 3)}
     assert as_fractions({(0,): 1 / 3, (1,): 0.6}) is None
     assert as_fractions({(0,): 2**0.5 - 1, (1,): 2 - 2**0.5}) is None
+
+
+def test_a_failure_that_no_textbook_instance_shows_still_ends_in_simple_fractions():
+    """It takes rows that differ from prefix to prefix, at a size whose textbook instances alone use up the budget."""
+
+    def fails(tree, paths):
+        second = tree.levels[2]
+        rows = (
+            {tuple(tree.target[second][first : first + 3]) for first in range(0, 9, 3)} if tree.length == 2 else set()
+        )
+        return tree.vocab == 3 and tree.length == 2 and paths == 2 and len(rows) == 3
+
+    found = shrink(PrefixTree.random(3, 2, seed=133), 2, fails)
+    assert fails(found.tree, found.paths)
+    assert max(entry.denominator for entry in (*found.tree.target, *found.tree.draft)) <= 6
