@@ -277,14 +277,14 @@ def undecided(got: Verdict, want: Verdict, margin: Tensor, resolution: float) ->
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_decisions_equal_the_tensor_versions_in_double_precision(name: str, dtype: torch.dtype) -> None:
-    case = random_case(requests=12, length=3, vocab=127, dtype=dtype)
+    case = random_case(requests=8, length=3, vocab=127, dtype=dtype)
     assert undecided(case.kernel(name, block=64), *case.tensor(name), resolution=1e-5) <= 2
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("vocab", [1, 2, 17])
 def test_small_vocabularies_and_masked_logits(name: str, vocab: int) -> None:
-    case = random_case(requests=16, length=3, vocab=vocab, seed=vocab, masked=True)
+    case = random_case(requests=8, length=3, vocab=vocab, seed=vocab, masked=True)
     assert undecided(case.kernel(name), *case.tensor(name), resolution=1e-5) <= 1
 
 
