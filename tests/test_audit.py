@@ -49,6 +49,7 @@ def assert_counterexample_is_minimal_and_exact(report, animal):
         evidence = lab.evidence(tree, found.paths)
     deviation = find_deviation(evidence.blocks, tree.target_law(), 1e-9)
     assert deviation == found.deviation
+    assert deviation.position == min(report.position, tree.length + 1)
     block = (*deviation.prefix, deviation.token)
     assert found.wanted == marginal(tree.target_law(), deviation.position).get(block, 0)
     if found.emitted is not None:
@@ -62,6 +63,19 @@ def test_every_correct_verifier_is_cleared(verifier):
     assert (report.verdict, report.exit_code, report.position) == ("lossless", 0, None), report.to_dict()
     assert report.counterexample is None
     assert report.cases == 28
+
+
+def test_a_stateful_verifier_is_followed_over_several_calls():
+    """One call of it is right, its carry included; the second call ignores that carry."""
+    broken = zoo.greedy_block_that_ignores_the_carry_it_is_given
+    tree = PrefixTree.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3], 2)
+    assert exact_law(broken, tree).total_variation(tree.target_law()) < 1e-12
+    report = audit(broken, vocab=range(2, 3), length=range(2, 3), paths=range(1, 2), cases=8)
+    assert (report.verdict, report.position) == ("not lossless", 2)
+    assert len(report.counterexample.story) == 5
+    assert report.counterexample.emitted > report.counterexample.wanted
+    sound = audit("greedy-block", vocab=range(2, 3), length=range(2, 3), cases=8)
+    assert sound.verdict == "lossless"
 
 
 def test_the_zoo_is_large_enough_and_speaks_for_itself():

@@ -176,6 +176,16 @@ def test_integers_coins_and_orders_fork_evenly():
     assert_law(lambda: int(torch.bernoulli(torch.tensor(0.25))), **{"0": 0.75, "1": 0.25})
     assert_law(lambda: int(np.random.binomial(1, 0.25)), **{"0": 0.75, "1": 0.25})
     assert_law(lambda: int(torch.randint(0, 4, (1,))), **dict.fromkeys("0123", 0.25))
+    uneven = torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.0])
+    assert_law(lambda: tuple(torch.multinomial(uneven, 2).tolist()), **{"(0, 1)": 0.75, "(1, 0)": 0.25})
+    assert_law(
+        lambda: tuple(torch.multinomial(uneven, 2, replacement=True).tolist()),
+        **{"(0, 0)": 9 / 16, "(0, 1)": 3 / 16, "(1, 0)": 3 / 16, "(1, 1)": 1 / 16},
+    )
+    assert_law(
+        lambda: tuple(np.random.choice(3, size=2, replace=False, p=[1 / 3, 1 / 2, 1 / 6]).tolist()),
+        **{"(0, 1)": 1 / 4, "(0, 2)": 1 / 12, "(1, 0)": 1 / 3, "(1, 2)": 1 / 6, "(2, 0)": 1 / 15, "(2, 1)": 1 / 10},
+    )
     assert_law(lambda: tuple(torch.randperm(2).tolist()), **{"(0, 1)": 0.5, "(1, 0)": 0.5})
 
 

@@ -31,7 +31,7 @@ def behave(prefix):
         if what == "die":
             os._exit(7)
         if what == "memory":
-            return len(bytearray(1 << 36))
+            return len(bytearray(3 << 30))
         if what == "files":
             return len([open(os.devnull) for _ in range(10_000)])
         raise KeyError(what)

@@ -73,6 +73,8 @@ def test_the_deviation_is_the_first_wrong_position_and_its_most_overproduced_tok
     found = find_deviation({(0, 0): 0.5, (0, 1): 0.25, (1, 0): 0.25}, target, 1e-9)
     assert (found.position, found.prefix, found.token) == (1, (), 0)
     assert (found.emitted, found.wanted, found.total_variation) == (0.75, 0.5, 0.25)
+    rare = find_deviation({(0,): 0.6, (1,): 0.25, (2,): 0.15}, {(0,): 0.6, (1,): 0.3, (2,): 0.1}, 1e-9)
+    assert (rare.token, rare.excess) == (2, pytest.approx(0.05))
     assert find_deviation({**target, (0, 0): 0.25 + 1e-12}, target, 1e-9) is None
 
 

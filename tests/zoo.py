@@ -17,7 +17,7 @@ from random import random as uniform_number
 import numpy as np
 import torch
 
-from specbound.runtime.verdict import Verdict
+from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.block import block_ratios, block_thresholds
 from specbound.runtime.verifiers.greedy_block import verify_greedy_block
 from specbound.runtime.verifiers.single_path import at, emitted_row, only_path
@@ -61,6 +61,10 @@ def token_with_bonus_from_last_drafted_row(batch, draws):
 def greedy_block_that_forgets_its_carry(batch, draws):
     verdict = verify_greedy_block(batch, draws)
     return Verdict(verdict.path, verdict.accepted, verdict.token)
+
+
+def greedy_block_that_ignores_the_carry_it_is_given(batch, draws):
+    return verify_greedy_block(Batch(batch.tokens, batch.draft_probs, batch.target_probs), draws)
 
 
 def token_cut_to_the_shortest_of_the_batch(batch, draws):
