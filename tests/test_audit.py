@@ -66,6 +66,13 @@ def test_every_correct_verifier_is_cleared(verifier):
     assert report.cases == 28
 
 
+def test_shrinking_keeps_to_the_first_mistake_where_another_would_be_smaller():
+    report = audit(zoo.two_mistakes, vocab=range(2, 4), length=range(1, 2), cases=26)
+    assert report.position == 1
+    assert report.counterexample.deviation.position == 1
+    assert PrefixTree.from_json(report.counterexample.instance).vocab == 3
+
+
 def test_a_stateful_verifier_is_followed_over_several_calls():
     """One call of it is right, its carry included; the second call ignores that carry."""
     broken = zoo.greedy_block_that_ignores_the_carry_it_is_given

@@ -265,6 +265,14 @@ def block_with_unclamped_ratio(draft_tokens, draft_probs, target_probs):
 # ---------------------------------------------------------------------- torch, one request
 
 
+def two_mistakes(draft_tokens: list[int], q: list, p: list):
+    """Wrong at position 1 for three tokens or more, and at the bonus token for any number."""
+    for i, x in enumerate(draft_tokens):
+        if random.random() > p[i][x] / q[i][x]:
+            return i, pick(normalised([0.0 if y == x else mass for y, mass in enumerate(p[i])], p[i]))
+    return len(draft_tokens), pick(p[-2])
+
+
 def correct_torch(draft_token_ids: torch.Tensor, draft_logits: torch.Tensor, target_logits: torch.Tensor):
     q, p = draft_logits.softmax(-1), target_logits.softmax(-1)
     length = len(draft_token_ids)
