@@ -67,7 +67,7 @@ def test_every_correct_verifier_is_cleared(verifier):
 
 
 def test_shrinking_keeps_to_the_first_mistake_where_another_would_be_smaller():
-    report = audit(zoo.two_mistakes, vocab=range(2, 4), length=range(1, 2), cases=26)
+    report = audit(zoo.two_mistakes, vocab=range(3, 4), length=range(1, 2), cases=4)
     assert report.position == 1
     assert report.counterexample.deviation.position == 1
     assert PrefixTree.from_json(report.counterexample.instance).vocab == 3
