@@ -1,0 +1,104 @@
+"""Time of the certified multi-path optima against the number of nodes, beside three other routes, in one run.
+
+    python benchmarks/multi_path.py [--large]
+
+For each tree (reference instances: Dirichlet 0.5, seed 1, K = 3): seconds until the certified gap is at most 1e-6,
+and the value of every route that the size allows: HiGHS on tangents, cutting planes on antichains, and the brute-force
+LP over couplings. CPU seconds, so that other work on the machine does not enter; run with OPENBLAS_NUM_THREADS=1.
+Results go to benchmarks/results/multi_path.json and multi_path.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+from matplotlib.figure import Figure
+
+from specbound.theory import antichain, coupling, multi_path, tangent_lp
+from specbound.theory.prefix_tree import PrefixTree
+from specbound.theory.solution import CertificateError, Solution
+
+RESULTS = Path(__file__).parent / "results"
+PATHS, TOLERANCE = 3, 1e-6
+SIZES = [(2, 2), (3, 2), (4, 2), (2, 5), (4, 3), (8, 3), (2, 10), (8, 4)]
+LARGE = [(100, 2), (16, 4)]
+LIMITS: dict[str, float] = {"interior point": np.inf, "HiGHS on tangents": 600, "cutting planes": 90, "brute force": 7}
+
+
+def routes(tree: PrefixTree) -> dict[str, Callable[[], Solution]]:
+    """The routes to the lossless optimum that this tree is small enough for."""
+    every = {
+        "interior point": lambda: multi_path.lossless_optimum(tree, PATHS, TOLERANCE),
+        "HiGHS on tangents": lambda: tangent_lp.tangent_optimum(tree, PATHS, "lossless", TOLERANCE),
+        "cutting planes": lambda: antichain.optimum(tree, PATHS),
+        "brute force": lambda: coupling.optimum(tree, PATHS),
+    }
+    return {name: solve for name, solve in every.items() if tree.size <= LIMITS[name]}
+
+
+def timed(solve: Callable[[], Solution]) -> dict[str, Any]:
+    """Value, certified gap and CPU seconds of one route, or why it gave none."""
+    start = time.process_time()
+    try:
+        found = solve()
+    except CertificateError as error:
+        return {"seconds": time.process_time() - start, "error": str(error)}
+    seconds = time.process_time() - start
+    return {"seconds": seconds, "value": found.value, "bound": found.bound, "gap": found.gap}
+
+
+def main() -> None:
+    """Run every size, print a line per route, write the results and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--large", action="store_true", help="also 10,101 and 69,905 nodes (minutes)")
+    large = parser.parse_args().large
+    rows = []
+    print(f"{'V':>3} {'L':>3} {'nodes':>7}  {'route':28} {'CPU s':>8}  {'value':>12}  gap")
+    for vocab, length in [*SIZES, *(LARGE if large else [])]:
+        tree = PrefixTree.random(vocab, length, seed=1)
+        solvers = routes(tree)
+        solvers["block transport, interior point"] = lambda tree=tree: multi_path.transport_optimum(
+            tree, PATHS, TOLERANCE
+        )
+        for name, solve in solvers.items():
+            row = {"vocab": vocab, "length": length, "nodes": tree.size, "route": name} | timed(solve)
+            rows.append(row)
+            shown = f"{row['value']:12.8f}  {row['gap']:.1e}" if "value" in row else row["error"]
+            print(f"{vocab:3d} {length:3d} {tree.size:7d}  {name:28} {row['seconds']:8.2f}  {shown}", flush=True)
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
+    results = {
+        "paths": PATHS,
+        "tolerance": TOLERANCE,
+        "versions": versions,
+        "processor": platform.processor(),
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "multi_path.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(rows)
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Seconds against nodes, one line per route."""
+    made = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = made.add_subplot()
+    for name in dict.fromkeys(row["route"] for row in rows):
+        points = sorted((row["nodes"], row["seconds"]) for row in rows if row["route"] == name and "value" in row)
+        axes.loglog(*zip(*points, strict=True), marker="o", label=name)
+    axes.set_xlabel("nodes")
+    axes.set_ylabel("CPU seconds to a certified gap of 1e-6")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    made.savefig(RESULTS / "multi_path.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
