@@ -203,7 +203,7 @@ def test_audit_clears_a_right_verifier_and_tells_the_story_of_a_wrong_one(run):
     code, out, _ = run("audit", "spectr-gbv-published", "--vocab", "2", "--length", "1", "--paths", "2", "--cases", "5")
     assert code == 1
     assert "not lossless" in out
-    assert "smallest counterexample" in out
+    assert "Smallest counterexample" in out
 
 
 def test_bench_recommends_a_candidate_and_says_how_sure(run):
@@ -298,3 +298,12 @@ def test_the_emitted_verifier_is_executed_by_the_runtime_and_attains_the_optimum
     _, out, _ = run("solve", "--random", "2", "--length", "2", "--seed", "3", "--paths", "3", "--json")
     best = next(entry for entry in json.loads(out)["results"] if entry["name"] == "lossless-optimum")
     assert abs(law.acceptance_length - best["value"]) < 1e-6
+
+
+def test_audit_samples_when_a_resolution_is_given(run):
+    arguments = ("audit", "token", "--vocab", "2", "--length", "1", "--cases", "2", "--resolution", "0.1", "--json")
+    code, out, _ = run(*arguments)
+    report = json.loads(out)
+    assert code == 0
+    assert report["verdict"] == "not rejected"
+    assert report["lossless"] is None

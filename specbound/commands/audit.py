@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from specbound.commands.instance import print_json
-
-if TYPE_CHECKING:
-    from specbound.proofs_checks.audit import AuditReport
+from specbound.commands.pair import check_device
 
 
 class Span(click.ParamType):
@@ -37,7 +35,14 @@ class Span(click.ParamType):
 @click.option("--vocab", type=Span(), default="2..3", show_default=True, help="Vocabulary sizes V.")
 @click.option("--length", type=Span(), default="1..3", show_default=True, help="Draft lengths L.")
 @click.option("--paths", type=Span(), default="1..2", show_default=True, help="Numbers of drafted paths K.")
-@click.option("--cases", type=click.IntRange(min=1), default=120, show_default=True, help="Instances to audit.")
+@click.option("--cases", type=click.IntRange(min=1), help="Instances to audit; 120, or 12 when sampled, if not given.")
+@click.option(
+    "--resolution", type=click.FloatRange(0, 1, min_open=True), help="Sample instead, down to this total variation."
+)
+@click.option(
+    "--false-alarm", type=click.FloatRange(0, 1, min_open=True), default=1e-9, show_default=True, help="Of sampling."
+)
+@click.option("--device", help="Where a sampled tensor verifier runs, e.g. cuda.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Names the instances.")
 @click.option(
     "--seconds",
@@ -53,7 +58,10 @@ def audit(
     vocab: range,
     length: range,
     paths: range,
-    cases: int,
+    cases: int | None,
+    resolution: float | None,
+    false_alarm: float,
+    device: str | None,
     seed: int,
     seconds: float,
     memory: int,
@@ -62,45 +70,32 @@ def audit(
     """Audit a verifier: TARGET is a registered name or package.module:function.
 
     Tensor verifiers are run through every answer of `Draws`, foreign scalar code through every outcome of its own
-    calls of `random`, `numpy.random` and torch; both give exact laws. Exit code 1 if the law is not the target's.
+    calls of `random`, `numpy.random` and torch; both give exact laws. Code that can be called but not looked into is
+    sampled (--resolution). Exit code 1 if the law is not the target's.
     """
     from rich.console import Console
 
     from specbound.proofs_checks import audit as auditing
+    from specbound.proofs_checks.audit_report import report_text
 
+    if device is not None:
+        check_device(device)
     with Console(stderr=True).status(f"auditing {target}"):
-        report = auditing.audit(target, vocab, length, paths, cases, seed=seed, seconds=seconds, memory=memory)
+        report = auditing.audit(
+            target,
+            vocab,
+            length,
+            paths,
+            cases,
+            seed=seed,
+            resolution=resolution,
+            false_alarm=false_alarm,
+            device=device or "cpu",
+            seconds=seconds,
+            memory=memory,
+        )
     if as_json:
         print_json(report.to_dict())
     else:
-        _print_report(report)
+        Console(highlight=False).print(report_text(report), soft_wrap=True)
     return report.exit_code
-
-
-def _print_report(report: AuditReport) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    style = "bold green" if report.lossless else "bold red"
-    looked_at = f"{report.cases} instances by {report.way}, {report.seconds:.1f} s"
-    console.print(f"[{style}]{report.verdict}[/]  {report.target}, {looked_at}")
-    if report.worst is not None:
-        console.print(
-            f"total variation up to {report.largest_total_variation:.3g}; first wrong position {report.position}; "
-            f"token {report.worst.token} comes too often in the worst case"
-        )
-    if report.acceptance:
-        kept, best, ratio = (report.acceptance[key] for key in ("mean_length", "mean_optimum", "mean_ratio"))
-        console.print(
-            f"keeps {kept:.4f} tokens per call on average, the lossless optimum is {best:.4f} (ratio {ratio:.4f})"
-        )
-    for breakdown in report.breakdowns:
-        size = f"V={breakdown.vocab} L={breakdown.length} K={breakdown.paths}"
-        console.print(f"[red]{breakdown.kind}[/] on {size}: {breakdown.message}", markup=True)
-    if report.counterexample is not None:
-        console.print("\n[bold]smallest counterexample[/]")
-        for line in report.counterexample.story:
-            console.print(f"  {line}", markup=False, soft_wrap=True)
-    if report.skipped:
-        console.print(f"\ntoo large to enumerate: {', '.join(report.skipped)}", style="dim")
-    console.print(f"\n{report.limits}", style="dim", markup=False)

@@ -59,7 +59,7 @@ def read_pair(
     from specbound.runtime.models import load_pair
 
     if device is not None:
-        _check_device(device)
+        check_device(device)
     logging.disable_progress_bar()
     if threads is not None or target is None:
         torch.set_num_threads(threads or 1)
@@ -67,7 +67,7 @@ def read_pair(
     return load_pair(target or shipped_pair.TARGET, draft or shipped_pair.DRAFT, dtype=wanted, device=device)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Raise ValueError unless torch can put a tensor there."""
     import torch
 
