@@ -76,6 +76,9 @@ def _breakdowns() -> Iterator[None]:
 def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Laboratory]:
     """Registered verifiers and objects are run in this process, `package.module:attribute` in a sandbox.
 
+    A target that ends or hangs its process as soon as it is imported or called is audited all the same: that is what
+    its laboratory answers to every question.
+
     Raises:
         ValueError: if there is no such target, or it cannot be loaded.
     """
@@ -91,6 +94,16 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
         except Raised as error:
             raise ValueError(str(error) if error.name == "ValueError" else f"{error.name}: {error}") from None
         except Died as error:
-            raise ValueError(f"target {target!r} could not be loaded: {error}") from None
+            yield _fatal(error)
+            return
         ask, draw = (partial(sandbox.call, request) for request in ("evidence", "sample"))
         yield Laboratory(way, paths, declared, stateful, ask, draw)
+
+
+def _fatal(error: Died) -> Laboratory:
+    """The laboratory of code that ended its process at the first touch."""
+
+    def died(*_: Any) -> Any:
+        raise error
+
+    return Laboratory("replay", "single", None, False, died, died)

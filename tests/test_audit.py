@@ -255,3 +255,13 @@ def test_adapters_read_the_usual_results_and_layouts():
         foreign(takes, tokens="nothing")
     with pytest.raises(InvalidResult, match=r"1 to L\+1"):
         foreign(lambda tokens: [])(call)
+
+
+@pytest.mark.parametrize(("body", "kind"), [("os._exit(3)", "exit"), ("time.sleep(600)", "hang")])
+def test_code_that_ends_or_hangs_its_process_at_the_first_call_is_a_finding(tmp_path, monkeypatch, body, kind):
+    (tmp_path / "fatal_verifier.py").write_text(f"import os, time\n\n\ndef verify(batch, draws):\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    report = audit("fatal_verifier:verify", cases=3, seconds=8.0)
+    assert report.exit_code == 1
+    assert {breakdown.kind for breakdown in report.breakdowns} == {kind}
