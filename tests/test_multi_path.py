@@ -205,7 +205,8 @@ def one_step(objective: str, width: int, spoil: bool = False) -> dict[str, float
     layout = interior_point.plan(work, tangents, rng.uniform(0, 3, len(work.leaves)), width)
     point = interior_point.start(layout, interior_point.Guess(work.draft, 0.7))
     residual = interior_point.leaf_residual(layout, point)
-    sides = interior_point._sides(point, layout, interior_point.path_weights(layout), 0.3, residual)
+    sides = interior_point.Sides.empty(point, residual)
+    interior_point._aim_at(sides, point, interior_point.path_weights(layout), 0.3)
     newton = interior_point.Newton(layout, point)
     if spoil:
         newton.pull *= 1.001

@@ -25,7 +25,9 @@ Gondzio's extra correctors; feasible throughout except for C_leaf = sum z, whose
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -51,7 +53,7 @@ class WorkTree:
         cap [n]: P(w).
         leaves [m]: childless nodes; draft [m]: their draft mass Q > 0.
         levels: slices of nodes of depth 0, 1, ...
-        scale [n]: natural size of phi, the weight of a node on the central path, in (0, 1].
+        scale [n]: weight of a node on the central path, in (0, 1]; the root of its natural phi works best.
     """
 
     kept: Array
@@ -279,7 +281,9 @@ class Newton:
                 self._collect_level(level, border)
         border[:count] += np.diff(windows, prepend=0.0)
         self.cumulative = np.append(-cho_solve(self.factor, border[:count]), 0.0)
-        step = Point(*(np.zeros_like(getattr(point, field.name)) for field in fields(point)))
+        step = Point(*(np.empty_like(getattr(point, field.name)) for field in fields(point)))
+        for values in (step.phi, step.r, step.m, step.D, step.Z):
+            values[0] = 0.0
         step.mu[:] = -np.diff(self.cumulative)
         step.spare[:] = (sides.mu - point.spare * step.mu) / point.mu
         self.df, self.dc = np.zeros(inner), np.zeros(inner)
@@ -389,10 +393,11 @@ def _factorised(hessian: Array) -> tuple[Array, bool]:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Aims of the central path: product of a pair = mu * weight; leaf [m] (each of its pairs), node [n]."""
+    """Aims of the central path: product of a pair = mu * weight; leaf [m] (each of its pairs), node [n], spare [T]."""
 
     leaf: Array
     node: Array
+    spare: Array
     total: float
 
 
@@ -423,7 +428,7 @@ def path_weights(layout: Layout) -> Weights:
     leaf = draft + 1.0 / len(draft)
     leaf /= leaf.max()
     total = 2 * layout.width * leaf.sum() + 2 * work.scale[1:].sum() + len(layout.tangents.t)
-    return Weights(leaf, work.scale, float(total))
+    return Weights(leaf, work.scale, np.ones(len(layout.tangents.t)), float(total))
 
 
 def complementarity(point: Point) -> float:
@@ -451,30 +456,25 @@ def leaf_residual(layout: Layout, point: Point) -> Array:
 def _advance(layout: Layout, point: Point, weights: Weights, centre: bool = False) -> float:
     """One predictor-corrector step, or one towards the centre only; the longer of its two step lengths."""
     newton = Newton(layout, point)
-    mu = complementarity(point) / weights.total
-    affine = newton.step(_sides(point, layout, weights, 0.0, leaf_residual(layout, point)))
-    primal, dual = _longest(point, affine)
-    ahead = sum(
-        _moved_product(pair, step, primal, dual) for pair, step in zip(_pairs(point), _pairs(affine), strict=True)
-    )
+    mu, residual = complementarity(point) / weights.total, leaf_residual(layout, point)
+    sides = Sides.empty(point, residual)
+    affine = newton.step(_aim_at(sides, point, weights, 0.0))
+    ahead = _complementarity_after(point, affine, *_longest(point, affine, weights))
     aim = mu if centre else mu * float(np.clip((ahead / (mu * weights.total)) ** 3, 1e-6, 0.7))
-    sides = _sides(point, layout, weights, aim, leaf_residual(layout, point))
-    if not centre:
-        for side, (x, y) in zip(_targets(sides), _pairs(affine), strict=True):
-            side -= x * y
-    step = newton.step(sides)
-    primal, dual = _longest(point, step)
+    step = newton.step(_aim_at(sides, point, weights, aim, None if centre else affine))
+    lengths = _longest(point, step, weights)
     for _ in range(EXTRA_CORRECTORS):
-        extra = newton.step(_centring(point, step, layout, weights, aim, primal, dual))
+        sides.potential[:] = 0.0
+        extra = newton.step(_pull_back(sides, point, step, weights, aim, *lengths))
         for field in fields(step):
             getattr(extra, field.name)[...] += getattr(step, field.name)
-        longer = _longest(point, extra)
-        if not sum(longer) >= primal + dual + 0.02:
+        longer = _longest(point, extra, weights)
+        if not sum(longer) >= sum(lengths) + 0.02:
             break
-        step, (primal, dual) = extra, longer
-    if not np.isfinite(primal + dual) or not all(np.isfinite(x).all() for pair in _pairs(step) for x in pair):
+        step, lengths = extra, longer
+    primal, dual = _kept_central(point, step, weights, TO_BOUNDARY * lengths[0], TO_BOUNDARY * lengths[1])
+    if not np.isfinite(_complementarity_after(point, step, primal, dual)):
         raise Stalled("a step is not finite")
-    primal, dual = _kept_central(point, step, weights, TO_BOUNDARY * primal, TO_BOUNDARY * dual)
     point.move(step, primal, dual)
     return max(primal, dual)
 
@@ -489,49 +489,58 @@ def _targets(sides: Sides) -> list[Array]:
     return [sides.s, sides.v, sides.m[1:], sides.r[1:], sides.mu]
 
 
-def _weight_list(weights: Weights) -> list[Array]:
-    one = np.ones(1)
-    return [weights.leaf, weights.leaf, weights.node[1:], weights.node[1:], one]
+def _pieces(weights: Weights) -> Iterator[tuple[int, Any, Array]]:
+    """Which pair, which block of its last axis, and the weights there: blocks stay in the processor's cache."""
+    for kind, weight in enumerate([weights.leaf, weights.leaf, weights.node[1:], weights.node[1:], weights.spare]):
+        for begin in range(0, len(weight), CHUNK):
+            yield kind, np.s_[..., begin : begin + CHUNK], weight[begin : begin + CHUNK]
 
 
-def _sides(point: Point, layout: Layout, weights: Weights, aim: float, residual: Array) -> Sides:
-    """aim * weight - product of every pair."""
-    sides = Sides.empty(point, residual)
-    for side, (x, y), weight in zip(_targets(sides), _pairs(point), _weight_list(weights), strict=True):
-        np.multiply(x, y, out=side)
+def _aim_at(sides: Sides, point: Point, weights: Weights, aim: float, affine: Point | None = None) -> Sides:
+    """Fill in aim * weight - product of every pair, less the product of an earlier step's changes."""
+    targets, pairs, changes = _targets(sides), _pairs(point), None if affine is None else _pairs(affine)
+    for kind, block, weight in _pieces(weights):
+        side, (x, y) = targets[kind][block], pairs[kind]
+        np.multiply(x[block], y[block], out=side)
         np.subtract(aim * weight, side, out=side)
+        if changes is not None:
+            side -= changes[kind][0][block] * changes[kind][1][block]
     return sides
 
 
-def _centring(
-    point: Point, step: Point, layout: Layout, weights: Weights, aim: float, primal: float, dual: float
+def _pull_back(
+    sides: Sides, point: Point, step: Point, weights: Weights, aim: float, primal: float, dual: float
 ) -> Sides:
     """Gondzio's corrector: pull the products of a longer trial step back into [0.1, 10] times their aim."""
     primal, dual = min(1.0, 1.3 * primal + 0.1), min(1.0, 1.3 * dual + 0.1)
-    sides = Sides.empty(point, np.zeros(len(point.kappa)))
-    groups = zip(_targets(sides), _pairs(point), _pairs(step), _weight_list(weights), strict=True)
-    for side, (x, y), (dx, dy), weight in groups:
-        trial = (x + primal * dx) * (y + dual * dy)
-        side[...] = np.clip(trial, 0.1 * aim * weight, 10 * aim * weight) - trial
-        np.maximum(side, -10 * aim * weight, out=side)
+    targets, pairs, changes = _targets(sides), _pairs(point), _pairs(step)
+    for kind, block, weight in _pieces(weights):
+        (x, y), (dx, dy) = pairs[kind], changes[kind]
+        trial = (x[block] + primal * dx[block]) * (y[block] + dual * dy[block])
+        pulled = np.clip(trial, 0.1 * aim * weight, 10.0 * aim * weight)
+        pulled -= trial
+        np.maximum(pulled, -10.0 * aim * weight, out=targets[kind][block])
     return sides
 
 
-def _longest(point: Point, step: Point) -> tuple[float, float]:
+def _longest(point: Point, step: Point, weights: Weights) -> tuple[float, float]:
     """Largest primal and dual step lengths in [0, 1] that keep every slack nonnegative."""
-    lengths = [1.0, 1.0]
+    steepest, pairs, changes = [1.0, 1.0], _pairs(point), _pairs(step)
+    for kind, block, _ in _pieces(weights):
+        for side in range(2):
+            fall = -float((changes[kind][side][block] / pairs[kind][side][block]).min())
+            if not fall <= steepest[side]:
+                steepest[side] = fall
+    return 1.0 / steepest[0], 1.0 / steepest[1]
+
+
+def _complementarity_after(point: Point, step: Point, primal: float, dual: float) -> float:
+    total = 0.0
     for (x, y), (dx, dy) in zip(_pairs(point), _pairs(step), strict=True):
-        for side, (value, change) in enumerate(((x, dx), (y, dy))):
-            steepest = -float((change / value).min())
-            if not steepest <= 1.0 / lengths[side]:
-                lengths[side] = 1.0 / steepest
-    return lengths[0], lengths[1]
-
-
-def _moved_product(pair: tuple[Array, Array], step: tuple[Array, Array], primal: float, dual: float) -> float:
-    (x, y), (dx, dy) = pair, step
-    products = np.vdot(x, y) + primal * np.vdot(dx, y) + dual * np.vdot(x, dy) + primal * dual * np.vdot(dx, dy)
-    return float(products)
+        total += float(
+            np.vdot(x, y) + primal * np.vdot(dx, y) + dual * np.vdot(x, dy) + primal * dual * np.vdot(dx, dy)
+        )
+    return total
 
 
 def _kept_central(point: Point, step: Point, weights: Weights, primal: float, dual: float) -> tuple[float, float]:
@@ -546,10 +555,13 @@ def _kept_central(point: Point, step: Point, weights: Weights, primal: float, du
 
 def _worst_product(point: Point, step: Point, weights: Weights, primal: float, dual: float) -> float:
     """Smallest product of a pair after the step, over mu * weight."""
-    groups = list(zip(_pairs(point), _pairs(step), _weight_list(weights), strict=True))
-    average = sum(_moved_product(pair, change, primal, dual) for pair, change, _ in groups) / weights.total
-    smallest = (((x + primal * dx) * (y + dual * dy) / weight).min() for (x, y), (dx, dy), weight in groups)
-    return float(min(smallest)) / average
+    average = _complementarity_after(point, step, primal, dual) / weights.total
+    worst, pairs, changes = np.inf, _pairs(point), _pairs(step)
+    for kind, block, weight in _pieces(weights):
+        (x, y), (dx, dy) = pairs[kind], changes[kind]
+        product = (x[block] + primal * dx[block]) * (y[block] + dual * dy[block])
+        worst = min(worst, float((product / weight).min()))
+    return worst / average
 
 
 def start(layout: Layout, guess: Guess) -> Point:
@@ -632,4 +644,6 @@ def _shared_slack(layout: Layout, kappa: Array, mix: float) -> tuple[Array, Arra
 
 
 def _add_scaled(values: Array, change: Array, length: float) -> None:
-    values += length * change
+    for begin in range(0, values.shape[-1], CHUNK):
+        block = np.s_[..., begin : begin + CHUNK]
+        values[block] += length * change[block]

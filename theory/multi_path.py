@@ -197,7 +197,7 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
     work = work_tree(bounds.tree, bounds.paths, bounds.objective, tol)
     points = np.unique(-np.expm1(np.log1p(-np.array(FIRST_COVERAGES[:-1])) / bounds.paths))
     points = np.append(np.maximum(points, SMALLEST_TANGENT), 1.0)
-    width, aim = len(points), 2e-4
+    width, following, aim = len(points), WIDTH, 2e-4
     guess = Guess(ratio_priority(work, bounds.paths), FARTHEST)
     density = guess.kappa / work.draft
     for _ in range(max_rounds):
@@ -210,13 +210,15 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
                 break
         kappa, potential = np.empty(len(work.leaves)), interior_point.potential(layout, point)
         kappa[layout.order] = point.kappa
+        before = bounds.gap
         bounds.offer(*_on_tree(bounds.tree, work, kappa, potential))
         if progress is not None:
             seconds = time.perf_counter() - bounds.begin
             progress(Round(bounds.value, bounds.bound, len(points), steps, seconds))
         if bounds.gap <= tol:
             return
-        density, width = located(kappa / work.draft, potential[work.leaves], tangents, point.mu), WIDTH
+        following += WIDTH // 2 if bounds.gap > 0.9 * before else 0
+        density, width = located(kappa / work.draft, potential[work.leaves], tangents, point.mu), following
         points = _refined(work, kappa, points[point.mu > min(UNUSED, bounds.gap)], bounds.paths)
         mu = np.where(np.isin(points, tangents.t), np.interp(points, tangents.t, point.mu), 0.0)
         mix = float(np.clip(3 * np.sqrt(bounds.gap), NEAREST, FARTHEST))
@@ -294,7 +296,7 @@ def work_tree(tree: PrefixTree, paths: int, objective: PathObjective, tol: float
     for level in levels[1:]:
         if not transport:
             single[level] = np.minimum(Q[level], p[level] * single[parent[level]])
-    scale = single + 1.0 / len(leaves)
+    scale = np.sqrt(single + 1.0 / len(leaves))
     return WorkTree(kept, parent, p, P, leaves, Q[leaves], levels, scale / scale[1:].max(), transport)
 
 
