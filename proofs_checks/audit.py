@@ -63,7 +63,7 @@ def audit(
         return _audit_sampled(target, (vocab, length, paths), count, seed, rates, device, seconds, memory)
     started = time.perf_counter()
     with laboratory(target, seconds, memory) as lab:
-        counts = paths if lab.paths == "many" else range(1, 2)
+        counts = _path_counts(lab, paths)
         wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed))
         possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if lab.stateful else lab.way]]
         skipped = sorted({case.size for case in wanted} - {case.size for case in possible})
@@ -113,7 +113,7 @@ def _audit_sampled(
     with laboratory(target, seconds, memory if device == "cpu" else None) as lab:
         if lab.stateful:
             raise ValueError("the sampled audit looks at one call; a stateful verifier wants the exact audit")
-        counts = paths if lab.paths == "many" else range(1, 2)
+        counts = _path_counts(lab, paths)
         for number, case in enumerate(instances(vocab, length, counts, cases, seed)):
             planned = plan(case.tree.vocab, case.tree.length, *rates, instances=cases)
             first_seed = (seed * cases + number) * len(LOOKS)
@@ -162,6 +162,19 @@ def _unseen(rates: tuple[float, float, float], results: list[tuple[Case, Sampled
         f"is rejected with probability at most {false_alarm:g}. A smaller deviation, or one that shows only on other "
         "instances, can pass unseen; an early position may be wrong by less than the resolution."
     )
+
+
+def _path_counts(lab: Laboratory, paths: range) -> range:
+    """The numbers of paths to audit with: those asked for, or one for a verifier that takes one.
+
+    Raises:
+        ValueError: one path is not among those asked for.
+    """
+    if lab.paths == "many":
+        return paths
+    if 1 not in paths:
+        raise ValueError(f"paths is {paths.start}..{paths.stop - 1}, but the target takes one path; include 1")
+    return range(1, 2)
 
 
 def _name(target: Any) -> str:

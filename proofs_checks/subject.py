@@ -199,6 +199,10 @@ def load(target: str) -> TensorSubject | ForeignSubject:
     Raises:
         ValueError: if there is no such name, module or attribute, or it cannot be called as a verifier.
     """
+    if target == "table":
+        raise ValueError(
+            "target is 'table', which runs a given table; audit `VERIFIER = table_verifier(...)` of a module"
+        )
     if ":" not in target:
         return _registered(registry.get(target))
     module_name, _, attribute = target.partition(":")
