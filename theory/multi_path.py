@@ -33,7 +33,6 @@ SMALLEST_TANGENT = 1e-6
 SMALLEST_GAP = 1e-9
 WIDTH = 8
 TIE = 0.02
-UNUSED = 1e-5
 FARTHEST, NEAREST = 0.1, 0.003
 RETREATS = (0.03, 0.1, 0.3, 1.0)
 SOLVER = "interior point on tangents"
@@ -219,7 +218,7 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
             return
         following += WIDTH // 2 if bounds.gap > 0.9 * before else 0
         density, width = located(kappa / work.draft, potential[work.leaves], tangents, point.mu), following
-        points = _refined(work, kappa, points[point.mu > min(UNUSED, bounds.gap)], bounds.paths)
+        points = _refined(work, kappa, points, bounds.paths)
         mu = np.where(np.isin(points, tangents.t), np.interp(points, tangents.t, point.mu), 0.0)
         mix = float(np.clip(3 * np.sqrt(bounds.gap), NEAREST, FARTHEST))
         guess = Guess(selectable(np.maximum(kappa, 0.0), work.draft, bounds.paths), mix, point.Z, point.D, mu)
