@@ -1,10 +1,11 @@
 """Time of the certified multi-path optima against the number of nodes, beside three other routes, in one run.
 
-    python benchmarks/multi_path.py [--large]
+    python benchmarks/multi_path.py [--large] [--million]
 
 For each tree (reference instances: Dirichlet 0.5, seed 1, K = 3): seconds until the certified gap is at most 1e-6,
-and the value of every route that the size allows: HiGHS on tangents, cutting planes on antichains, and the brute-force
-LP over couplings. CPU seconds, so that other work on the machine does not enter; run with OPENBLAS_NUM_THREADS=1.
+and the value of every route that the size allows: HiGHS on tangents, cutting planes on antichains, and the
+brute-force LP over couplings. For the interior point also every round: bounds, tangents, Newton steps. CPU seconds,
+so that other work on the machine does not enter (the rounds give wall seconds); run with OPENBLAS_NUM_THREADS=1.
 Results go to benchmarks/results/multi_path.json and multi_path.png.
 """
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +32,21 @@ from specbound.theory.solution import CertificateError, Solution
 RESULTS = Path(__file__).parent / "results"
 PATHS, TOLERANCE = 3, 1e-6
 SIZES = [(2, 2), (3, 2), (4, 2), (2, 5), (4, 3), (8, 3), (2, 10), (8, 4)]
-LARGE = [(100, 2), (16, 4)]
-LIMITS: dict[str, float] = {"interior point": np.inf, "HiGHS on tangents": 600, "cutting planes": 90, "brute force": 7}
+LARGE = [(100, 2), (2, 14), (32, 3), (16, 4)]
+MILLION = [(32, 4)]
+LIMITS = {"HiGHS on tangents": 600, "cutting planes": 90, "brute force": 7}
 
 
-def routes(tree: PrefixTree) -> dict[str, Callable[[], Solution]]:
-    """The routes to the lossless optimum that this tree is small enough for."""
+def routes(tree: PrefixTree, note: Callable[[multi_path.Round], None]) -> dict[str, Callable[[], Solution]]:
+    """The routes that this tree is small enough for; the interior point reports its rounds to `note`."""
     every = {
-        "interior point": lambda: multi_path.lossless_optimum(tree, PATHS, TOLERANCE),
+        "interior point": lambda: multi_path.lossless_optimum(tree, PATHS, TOLERANCE, progress=note),
+        "block transport, interior point": lambda: multi_path.transport_optimum(tree, PATHS, TOLERANCE, progress=note),
         "HiGHS on tangents": lambda: tangent_lp.tangent_optimum(tree, PATHS, "lossless", TOLERANCE),
         "cutting planes": lambda: antichain.optimum(tree, PATHS),
         "brute force": lambda: coupling.optimum(tree, PATHS),
     }
-    return {name: solve for name, solve in every.items() if tree.size <= LIMITS[name]}
+    return {name: solve for name, solve in every.items() if tree.size <= LIMITS.get(name, np.inf)}
 
 
 def timed(solve: Callable[[], Solution]) -> dict[str, Any]:
@@ -58,18 +63,19 @@ def timed(solve: Callable[[], Solution]) -> dict[str, Any]:
 def main() -> None:
     """Run every size, print a line per route, write the results and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="also 10,101 and 69,905 nodes (minutes)")
-    large = parser.parse_args().large
+    parser.add_argument("--large", action="store_true", help="also 10,101 to 69,905 nodes (minutes)")
+    parser.add_argument("--million", action="store_true", help="also 1,082,401 nodes (half an hour, 3 GiB)")
+    chosen = parser.parse_args()
+    sizes = [*SIZES, *(LARGE if chosen.large else []), *(MILLION if chosen.million else [])]
     rows = []
     print(f"{'V':>3} {'L':>3} {'nodes':>7}  {'route':28} {'CPU s':>8}  {'value':>12}  gap")
-    for vocab, length in [*SIZES, *(LARGE if large else [])]:
+    for vocab, length in sizes:
         tree = PrefixTree.random(vocab, length, seed=1)
-        solvers = routes(tree)
-        solvers["block transport, interior point"] = lambda tree=tree: multi_path.transport_optimum(
-            tree, PATHS, TOLERANCE
-        )
-        for name, solve in solvers.items():
+        rounds: list[multi_path.Round] = []
+        for name, solve in routes(tree, rounds.append).items():
+            rounds.clear()
             row = {"vocab": vocab, "length": length, "nodes": tree.size, "route": name} | timed(solve)
+            row |= {"rounds": [asdict(each) for each in rounds]} if rounds else {}
             rows.append(row)
             shown = f"{row['value']:12.8f}  {row['gap']:.1e}" if "value" in row else row["error"]
             print(f"{vocab:3d} {length:3d} {tree.size:7d}  {name:28} {row['seconds']:8.2f}  {shown}", flush=True)
@@ -79,6 +85,7 @@ def main() -> None:
         "tolerance": TOLERANCE,
         "versions": versions,
         "processor": platform.processor(),
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)

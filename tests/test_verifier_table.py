@@ -106,6 +106,13 @@ def test_broken_tables_miss_the_target_law(objective):
         assert output_law(stateless).total_variation(tree.target_law()) > 1e-3
 
 
+def test_scores_that_belong_to_two_leaves_are_refused():
+    table, _ = optimal_table(PrefixTree.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3], 1), 2, "lossless")
+    overlapping = replace(table, scores=(table.scores[0], ((0.5, 0.5 + 1 / 3),)))
+    with pytest.raises(ValueError, match="scores overlap"):
+        VerifierTable.from_json(overlapping.to_json())
+
+
 def test_a_table_survives_the_way_through_a_file():
     table, _ = optimal_table(INSTANCES["I7"], 2, "block-transport")
     again = VerifierTable.from_json(table.to_json())

@@ -422,7 +422,7 @@ def solve(layout: Layout, point: Point, gap: float, max_steps: int = 200) -> int
 
 
 def path_weights(layout: Layout) -> Weights:
-    """Leaf pairs in proportion to Q + 1/m, nodes to their natural phi; the largest is 1."""
+    """Leaf pairs in proportion to Q + 1/m, largest 1; nodes by `WorkTree.scale`."""
     work = layout.work
     draft = work.draft[layout.order]
     leaf = draft + 1.0 / len(draft)

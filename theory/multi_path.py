@@ -38,7 +38,7 @@ RETREATS = (0.03, 0.1, 0.3, 1.0)
 SOLVER = "interior point on tangents"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PathSolution(Solution):
     """A `Solution` with its witnesses, enough for `certificates.verify_certificate` to prove it again.
 
@@ -48,10 +48,10 @@ class PathSolution(Solution):
         paths, objective: K and "lossless" or "block-transport".
     """
 
-    kappa: Array = None  # type: ignore[assignment]
-    potential: Array = None  # type: ignore[assignment]
-    paths: int = 1
-    objective: PathObjective = "lossless"
+    kappa: Array
+    potential: Array
+    paths: int
+    objective: PathObjective
 
 
 @dataclass(frozen=True)
