@@ -12,7 +12,8 @@ full drafts (leaves), g(t) = 1 - (1-t)^K. kappa is the law of ONE selected draft
 
 Weak duality: the accepted prefix W lies on some draft, so E[C(W)] <= E[max_k C(X_k)]; and W is a prefix of the
 target stream: known once the token after it is (lossless: phi(wy) <= p(y|w) phi(w) edge by edge), or chosen knowing
-the whole block XX
+the whole block (block transport). So any kappa gives a lower and any C an upper bound, both evaluated exactly: a
+solver can be wrong only by leaving them too far apart.
 Rounding is that of float64 sums, below 1e-12 for a million nodes.
 """
 
@@ -26,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from specbound.theory.feasibility import coverage, selected_mass
+from specbound.theory.json_objects import read_float, read_floats, read_object
 from specbound.theory.prefix_tree import Array, PrefixTree
 from specbound.theory.solution import CertificateError, check_paths
 
@@ -226,7 +228,8 @@ def certificate_from_json(text: str | Mapping[str, Any]) -> tuple[PrefixTree, Ce
         ValueError: naming the field and the fix.
         CertificateError: the file claims a larger value or a smaller bound than its witnesses prove.
     """
-    data = read_object(text, FORMAT, VERSION, ("objective", "paths", "tree", "kappa", "potential", "value", "bound"))
+    fields = ("objective", "paths", "tree", "kappa", "potential", "value", "bound")
+    data = read_object("the certificate", text, FORMAT, VERSION, fields)
     tree = PrefixTree.from_json(data["tree"])
     kappa, potential = (read_floats(name, data[name]) for name in ("kappa", "potential"))
     found = verify_certificate(tree, data["paths"], kappa, potential, data["objective"])
@@ -234,42 +237,7 @@ def certificate_from_json(text: str | Mapping[str, Any]) -> tuple[PrefixTree, Ce
         ("value", data["value"], found.value, 1),
         ("bound", data["bound"], found.bound, -1),
     ):
-        if isinstance(claim, bool) or not isinstance(claim, int | float):
-            raise ValueError(f"{name} is {claim!r}; want a number")
-        if not sign * (claim - proven) <= 1e-9 * (1 + tree.length):
+        if not sign * (read_float(name, claim) - proven) <= 1e-9 * (1 + tree.length):
             status = f"the file claims {name} {claim:.12g}, its witnesses prove {proven:.12g}"
             raise CertificateError("certificate", status, "solve the instance again")
     return tree, found
-
-
-def read_object(text: str | Mapping[str, Any], form: str, version: int, fields: tuple[str, ...]) -> Mapping[str, Any]:
-    """A JSON object with exactly these fields besides `format` and `version`.
-
-    Raises:
-        ValueError: not JSON, another format or version, an unknown or a missing field.
-    """
-    if isinstance(text, str):
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the file is not JSON: {error}") from None
-    else:
-        data = text
-    if not isinstance(data, Mapping):
-        raise ValueError(f"the file holds a JSON {type(data).__name__}; want an object")
-    if data.get("format") != form:
-        raise ValueError(f"format is {data.get('format')!r}; want {form!r}")
-    if data.get("version") != version:
-        raise ValueError(f"version is {data.get('version')!r}; this release reads version {version}")
-    if unknown := sorted(set(data) - {"format", "version", *fields}):
-        raise ValueError(f"unknown field {unknown[0]!r}; known are format, version, {', '.join(fields)}")
-    if missing := [name for name in fields if name not in data]:
-        raise ValueError(f"field {missing[0]!r} is missing; want format, version, {', '.join(fields)}")
-    return data
-
-
-def read_floats(name: str, values: Any) -> Array:
-    """[m] float64 from a JSON list of numbers. Raises ValueError for anything else."""
-    if not isinstance(values, list) or any(isinstance(x, bool) or not isinstance(x, int | float) for x in values):
-        raise ValueError(f"{name} must be a list of numbers")
-    return np.array(values, dtype=float)
