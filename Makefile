@@ -1,9 +1,10 @@
 # make demo: decode the held-out prompts and compare with theory.   make test: every check.
+# make docs: build the documentation into site/ (no network; any warning is an error).
 # Needs Python 3.11+ and make; everything is installed into .venv with the versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint docs
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -25,3 +26,6 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,7 +1,7 @@
 """Language models small enough to be exact: finite contexts, one row of next-token probabilities each.
 
-A context is all a model remembers; emitting token z in context c leads to context successor[c][z].
-An order-1 Markov chain has one context per token and successor[c][z] = z; a prefix tree has one
+A context is all a model remembers; emitting token z in context c leads to context `successor[c][z]`.
+An order-1 Markov chain has one context per token and `successor[c][z] = z`; a prefix tree has one
 context per node and successor = child. Everything downstream is written for contexts, so both are
 one case. Numbers are `fractions.Fraction` when every input is an integer, a fraction or a rational
 string ("3/4", "0.1"); one float anywhere makes the instance float64.
@@ -78,7 +78,7 @@ def _read_row(entries: Sequence[object], field: str) -> tuple[Number, ...]:
 
 
 def read_successor(successor: object | None, contexts: int, vocab: int) -> tuple[tuple[int, ...], ...]:
-    """The successor map [C, V]; None means order-1 Markov, successor[c][z] = z, which needs C >= V."""
+    """The successor map [C, V]; None means order-1 Markov, `successor[c][z] = z`, which needs C >= V."""
     if successor is None:
         if contexts < vocab:
             raise ValueError(

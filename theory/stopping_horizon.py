@@ -28,11 +28,11 @@ DraftedNode: TypeAlias = tuple[int, int, Number, Number]
 
 @dataclass(frozen=True)
 class HorizonPlan:
-    """Expected totals to commit n tokens from context s, each indexed [n][s], n = 0..tokens.
+    """Expected totals to commit n tokens from context s, each indexed `[n][s]`, n = 0..tokens.
 
     Attributes:
         time: J(n, s); calls: target calls; drafted, discarded: draft tokens, and those not committed.
-        continue_states: [n][s], the reachable states (depth, context, rho) of the first round where it drafts on by
+        continue_states: `[n][s]`, the reachable states (depth, context, rho) of the first round where it drafts on by
             choice.
     """
 

@@ -159,7 +159,7 @@ def _count_trees(instance: StoppingInstance, context: int, cap: int, forced: int
 
 
 def horizon_by_enumeration(instance: StoppingInstance, tokens: int) -> list[list[Number]]:
-    """J[n][s], least expected time to commit n tokens from s, over all stopping trees of depth <= min(K, n-1).
+    """`J[n][s]`, least expected time to commit n tokens from s, over all stopping trees of depth <= min(K, n-1).
 
     min_length is clipped to n-1 as well.
     """
