@@ -15,7 +15,7 @@ from specbound.proofs_checks import law
 def run(capsys):
     def call(*arguments: str) -> tuple[int, str]:
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["demo", "--prompts", "2", "--new-tokens", "24", "--contexts", "6", *arguments])
+            cli.main(["demo", "--quick", "--new-tokens", "24", *arguments])
         return stopped.value.code, capsys.readouterr().out
 
     return call
@@ -25,11 +25,12 @@ def test_the_quick_demo_agrees_with_theory(run):
     code, out = run("--length", "3", "--top-k", "3", "--json")
     report = json.loads(out)
     assert code == 0
+    assert (report["settings"]["prompts"], report["settings"]["new_tokens"]) == (demo.QUICK["prompts"], 24)
     assert [entry["method"] for entry in report["decoding"]] == ["plain", *demo.VERIFIERS]
     for check in report["checks"]:
         assert check["agrees"]
         assert check["lossless"]
-        assert check["contexts"] == 6
+        assert check["contexts"] == demo.QUICK["contexts"]
         theory = check["theory"]
         assert theory["token"] <= theory["block"] + 1e-12
         assert abs(theory["block"] - theory["lossless-optimum"]) < 1e-9

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VERIFIERS = ("token", "block")
 LOSSLESS_TOLERANCE = 1e-12
+QUICK = {"prompts": 2, "new_tokens": 48, "contexts": 6}
 
 
 @dataclass
@@ -37,7 +38,21 @@ class Run:
     calls: list[tuple[torch.Tensor, int]] = field(default_factory=list)
 
 
-@click.command(epilog="Example:  specbound demo --prompts 4 --contexts 10   is the quick variant.")
+def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: bool) -> None:
+    """Let the sizes that are not given be those of the quick variant."""
+    if quick:
+        context.default_map = QUICK
+
+
+@click.command(epilog="Example:  specbound demo --quick   takes some ten seconds.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_quick_defaults,
+    help="Unless given otherwise: " + ", ".join(f"--{name.replace('_', '-')} {QUICK[name]}" for name in QUICK) + ".",
+)
 @click.option(
     "--prompts", type=click.IntRange(min=1), default=12, show_default=True, help="Held-out prompts to decode."
 )
