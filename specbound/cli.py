@@ -15,6 +15,7 @@ from specbound.commands.decode import decode
 from specbound.commands.demo import demo
 from specbound.commands.report import report
 from specbound.commands.solve import solve
+from specbound.commands.sweep import sweep
 from specbound.commands.verifiers import verifiers
 
 
@@ -24,7 +25,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, audit, verifiers, decode, bench, demo, report):
+for command in (solve, check, audit, verifiers, decode, bench, sweep, demo, report):
     cli.add_command(command)
 
 

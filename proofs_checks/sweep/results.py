@@ -1,0 +1,142 @@
+"""The rows of a sweep: what each column means, and summaries of them.
+
+tau is the expected acceptance length: drafted tokens kept per call, the correction token not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, NamedTuple
+
+from specbound.proofs_checks.sweep.design import Case
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """A column: its name, its type ("string", "int64", "float64" or "bool") and what it holds."""
+
+    name: str
+    type: str
+    text: str
+
+
+COLUMNS = (
+    Column("number", "int64", "place of the case in the design, 0 first; rows are sorted by it"),
+    Column("id", "string", "name of the case, made of its parameters; unique"),
+    Column("instance", "string", "random (independent Dirichlet rows) or context (a pair of models at a prompt)"),
+    Column("vocab", "int64", "V of a random instance"),
+    Column("length", "int64", "draft length L"),
+    Column("concentration", "float64", "of the Dirichlet rows of a random instance"),
+    Column("replicate", "int64", "which of the random instances of the same parameters, or which draw of a sample"),
+    Column("instance_seed", "int64", "seed of a random instance: `solve --random V --length L --seed` takes it"),
+    Column("context", "int64", "which prompt of the design, 0 first"),
+    Column("top_k", "int64", "tokens kept in each row of the models"),
+    Column("temperature", "float64", "T: target rows are raised to the power 1/T and normalised"),
+    Column("draft_temperature", "float64", "S: draft rows are raised to the power 1/S and normalised"),
+    Column("paths", "int64", "K, independent drafts; a verifier of one path uses one of them"),
+    Column("method", "string", "verifier (exact law), closed:NAME (its acceptance length from theory), or optimum"),
+    Column("nodes", "int64", "nodes of the instance's prefix tree"),
+    Column("value", "float64", "expected acceptance length, in [0, L]; of an optimum its certified lower bound"),
+    Column("bound", "float64", "certified upper bound of an optimum"),
+    Column("gap", "float64", "bound - value of an optimum"),
+    Column("fraction", "float64", "value / value of lossless-optimum on the same instance and K (1 if both are 0)"),
+    Column("total_variation", "float64", "distance of the emitted law of L+1 tokens to the target's, in [0, 1]"),
+    Column("lossless", "bool", "laws: total_variation <= 1e-9; closed: as declared; optima: of their verifier"),
+    Column("seconds", "float64", "wall-clock time of the case; the only column that differs from run to run"),
+    Column("status", "string", "done, too large, time limit, memory limit, died (its process did) or failed"),
+    Column("error", "string", "why there is no value"),
+)
+_NOT_INSTANCE = ("number", "id", "instance_seed", "method")
+_INSTANCE = tuple(field.name for field in fields(Case) if field.name not in _NOT_INSTANCE)
+
+
+def row_of(case: Case, **results: Any) -> Row:
+    """The row of a case; columns that are not given are None."""
+    return {column.name: None for column in COLUMNS} | asdict(case) | results
+
+
+def with_fractions(rows: Sequence[Row]) -> list[Row]:
+    """The rows with `fraction` filled in where the lossless optimum of the same instance and K is among them."""
+    best = {instance_of(row): row["value"] for row in rows if row["method"] == "lossless-optimum"}
+
+    def fraction(row: Row) -> float | None:
+        optimum = best.get(instance_of(row))
+        if row["value"] is None or optimum is None:
+            return None
+        return row["value"] / optimum if optimum > 0 else 1.0
+
+    return [row | {"fraction": fraction(row)} for row in rows]
+
+
+def instance_of(row: Row) -> tuple[Any, ...]:
+    """What identifies the instance of a row, and K."""
+    return tuple(row[name] for name in _INSTANCE)
+
+
+def complete(rows: Sequence[Row]) -> list[Row]:
+    """The rows of those (instance, K) on which every method that has a value anywhere has one: fair to average."""
+    done = [row for row in rows if row["status"] == "done"]
+    methods = {row["method"] for row in done}
+    count: dict[tuple[Any, ...], int] = {}
+    for row in done:
+        count[instance_of(row)] = count.get(instance_of(row), 0) + 1
+    return [row for row in done if count[instance_of(row)] == len(methods)]
+
+
+def by_method(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One record per method: cases, how many have a value, means, smallest fraction, largest total variation."""
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row["method"], []).append(row)
+    return [{"method": method, "cases": len(group)} | _summary(group) for method, group in grouped.items()]
+
+
+def _summary(group: Sequence[Row]) -> dict[str, Any]:
+    def of(name: str) -> list[Any]:
+        return [row[name] for row in group if row[name] is not None]
+
+    flags = of("lossless")
+    return {
+        "done": sum(row["status"] == "done" for row in group),
+        "value": mean(of("value")),
+        "fraction": mean(of("fraction")),
+        "smallest_fraction": min(of("fraction"), default=None),
+        "total_variation": max(of("total_variation"), default=None),
+        "lossless": all(flags) if flags else None,
+        "seconds": mean(of("seconds")),
+    }
+
+
+def statuses(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many rows have each status."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    return counts
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def method_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The summaries of `by_method` as a table of texts, its head first."""
+    head = ("method", "done", "value", "fraction", "least", "variation", "lossless", "seconds")
+    formats = {
+        "value": ".4f",
+        "fraction": ".4f",
+        "smallest_fraction": ".4f",
+        "total_variation": ".0e",
+        "seconds": ".3f",
+    }
+
+    def cells(summary: Mapping[str, Any]) -> tuple[str, ...]:
+        flag = {True: "yes", False: "no", None: ""}[summary["lossless"]]
+        numbers = {name: "" if summary[name] is None else format(summary[name], formats[name]) for name in formats}
+        *values, seconds = numbers.values()
+        return summary["method"], f"{summary['done']}/{summary['cases']}", *values, flag, seconds
+
+    return [head, *map(cells, summaries)]
