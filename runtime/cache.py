@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from specbound.runtime.models import context_limit
+from specbound.runtime.models import context_limit, input_device
 
 SLOTS_AT_FIRST = 256
 
@@ -95,7 +95,7 @@ class CachedModel:
         if wants_hidden:
             self.options["output_hidden_states"] = True
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.all_visible = torch.zeros(1, 1, 1, SLOTS_AT_FIRST, dtype=model.dtype, device=self.device)
 
     def extend(self, tokens: Tensor, positions: Tensor, tail: Tensor | None, last: int = 0) -> Tensor:

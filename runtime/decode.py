@@ -32,7 +32,8 @@ from specbound.runtime.cache import CachedModel, causal
 from specbound.runtime.drafting import Context, Drafts, draft_beam, draft_paths
 from specbound.runtime.draws import Draws
 from specbound.runtime.lengths import FixedLength, LengthPolicy
-from specbound.runtime.models import check_pair, context_limit, vocabulary
+from specbound.runtime.models import check_pair, context_limit, input_device, vocabulary
+from specbound.runtime.processes import SharedDraws, check_same_request, shared
 from specbound.runtime.sampling import Sampler
 from specbound.runtime.tree_attention import merge_paths
 from specbound.runtime.verdict import Batch, Verdict
@@ -320,8 +321,9 @@ class _Decoding:
         config: GenerationConfig,
     ) -> None:
         self.loop = loop
-        self.device = target.get_input_embeddings().weight.device
-        self.draws = loop.generator if isinstance(loop.generator, Draws) else Draws(loop.generator)
+        self.device = input_device(target)
+        draws = loop.generator if isinstance(loop.generator, Draws) else Draws(loop.generator)
+        self.draws = shared(draws, target, loop.draft)
         self.prompt = _left_padded(input_ids.to(self.device), attention_mask)
         self.rows, self.columns = self.prompt.ids.shape
         self.limit = int(config.max_length)
@@ -334,6 +336,10 @@ class _Decoding:
         eos = config.eos_token_id
         self.eos = set() if eos is None else {eos} if isinstance(eos, int) else set(map(int, eos))
         self.pad = config.pad_token_id if config.pad_token_id is not None else min(self.eos, default=0)
+        if isinstance(self.draws, SharedDraws):
+            prompts = self.prompt.ids.tolist(), self.padding, self.limit, sorted(self.eos)
+            settings = loop.facts.name, loop.paths, type(loop.policy).__name__, loop.policy.maximum, loop.beams
+            check_same_request(repr((prompts, settings)), self.device)
         self.criteria = [c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
         self.target, self.draft = (
             CachedModel(target, self.rows),
@@ -426,7 +432,8 @@ class _Decoding:
         recent = self._unread(self.draft, starts)
         context = Context(self._known(), recent, torch.tensor(starts, device=self.device) - 1)
         if self.loop.beams:
-            drafts = draft_beam(self.draft, self.sampler, context, self.loop.beams, self.loop.policy.maximum)
+            longest = self.loop.policy.maximum
+            drafts = draft_beam(self.draft, self.sampler, self.draws, context, self.loop.beams, longest)
             return replace(drafts, lengths=self._draft_lengths())
         lengths, policy = self._draft_lengths(), self.loop.policy
         return draft_paths(self.draft, self.sampler, self.draws, context, self.loop.paths, lengths, policy)
@@ -458,8 +465,8 @@ class _Decoding:
         else:
             merged = merge_paths(known[:, -1], tokens)
             slots = merged.place
-            rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees)
-            logits = rows_of_tree[torch.arange(rows, device=rows_of_tree.device)[:, None, None], slots]
+            rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees).to(self.device)
+            logits = rows_of_tree[torch.arange(rows, device=self.device)[:, None, None], slots]
         return self.sampler.laws(logits, self._known(), tokens), slots
 
     def _verify(self, drafts: Drafts, target_probs: Tensor) -> tuple[Batch, Verdict]:
@@ -469,7 +476,7 @@ class _Decoding:
         if lengths is not None:
             target_probs = pad_rows(target_probs, lengths, self.done)
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry)
-        verdict = self.loop.facts.verify(batch, self.draws)
+        verdict = _agreed(self.loop.facts.verify(batch, self.draws), self.draws)
         self.carry = verdict.carry
         if lengths is not None:
             verdict = replace(verdict, accepted=verdict.accepted.minimum(lengths))
@@ -621,6 +628,12 @@ def pad_rows(target_probs: Tensor, lengths: Tensor, done: list[bool]) -> Tensor:
     padded = torch.where(beyond | finished, sure, target_probs)
     padded[:, :, -1:] = torch.where(finished, sure, last)
     return padded
+
+
+def _agreed(verdict: Verdict, draws: Draws) -> Verdict:
+    """The verdict that all processes of a shared model take."""
+    path, accepted, token = (draws.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
+    return replace(verdict, path=path, accepted=accepted, token=token)
 
 
 def _block(tokens: Tensor, verdict: Verdict) -> Tensor:

@@ -80,7 +80,8 @@ def draft_paths(
                 state, draft_row=law[:, 0], hidden=hidden, token=tokens[:, 0, i], drafted=i + 1
             )
             lengths = [
-                min(length, i + 1) if ends else length for length, ends in zip(lengths, stop.tolist(), strict=True)
+                min(length, i + 1) if ends else length
+                for length, ends in zip(lengths, draws.agreed(stop).tolist(), strict=True)
             ]
         if i + 1 >= max(lengths):
             break
@@ -91,7 +92,7 @@ def draft_paths(
     return Drafts(tokens[:, :, : len(laws)], torch.stack(laws, dim=2), lengths, slots)
 
 
-def draft_beam(model: CachedModel, sampler: Sampler, context: Context, beams: int, length: int) -> Drafts:
+def draft_beam(model: CachedModel, sampler: Sampler, draws: Draws, context: Context, beams: int, length: int) -> Drafts:
     """The most probable block that a beam search of the given width finds; ties go to the earlier beam and token.
 
     Each step keeps the `beams` continuations of largest joint draft probability; the best one is the draft.
@@ -108,7 +109,7 @@ def draft_beam(model: CachedModel, sampler: Sampler, context: Context, beams: in
         law = sampler.next_laws(logits, context.known, tokens)
         grown = (joint[:, :, None] + law.double().log()).flatten(1)
         joint, chosen = grown.sort(dim=1, descending=True, stable=True)
-        joint, chosen = joint[:, :beams], chosen[:, :beams]
+        joint, chosen = joint[:, :beams], draws.agreed(chosen[:, :beams])
         parent, token, width = chosen // vocab, chosen % vocab, chosen.shape[1]
         row = torch.arange(rows, device=place.device)[:, None]
         laws = torch.cat([laws[row, parent], law[row, parent][:, :, None]], dim=2)

@@ -2,21 +2,29 @@
 
 Both models must read the same token ids. Vocabularies of different size are allowed where the larger one only adds
 padding rows at its end (as in families whose embedding is rounded up differently): the missing logits count as -inf.
+
+Each model has a place of its own: one device; a `device_map`, by which accelerate spreads its layers over the devices
+of this process (or leaves them in memory or on disk until they run); or a `tp_plan`, by which transformers cuts its
+matrices over all processes of a torchrun.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_accelerate_available
 
 PADDING_ROWS = 1024
 ATTENTION = ("sdpa", "eager")
 KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
+DeviceMap = str | dict[str, int | str]
+TensorParallelPlan = str | dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,11 @@ class Pair:
     draft: PreTrainedModel
     tokenizer: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where prompts, the generator and verification belong: the device on which the target reads its tokens."""
+        return input_device(self.target)
+
 
 def load_pair(
     target: str | PathLike[str],
@@ -34,32 +47,92 @@ def load_pair(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     safetensors_only: bool = True,
+    target_device_map: DeviceMap | None = None,
+    draft_device_map: DeviceMap | None = None,
+    target_tp_plan: TensorParallelPlan | None = None,
+    draft_tp_plan: TensorParallelPlan | None = None,
 ) -> Pair:
     """Load two causal language models by name or local path, ready to decode.
 
     Args:
         dtype: of both models; None for float32 on a CPU and the checkpoints' own elsewhere.
-        device: None for CUDA if there is one, else the CPU.
+        device: of a model without device map or plan; None for CUDA if there is one (under torchrun the GPU of this
+            process), else the CPU.
         safetensors_only: False also reads pickled checkpoints (which can run code); code of repositories never runs.
+        target_device_map, draft_device_map: as `device_map` of transformers: "auto", a device, or a dict from module
+            names to devices, "cpu" or "disk". Wants accelerate.
+        target_tp_plan, draft_tp_plan: as `tp_plan` of transformers: "auto", or a dict from module names to styles.
+            The model is cut over all processes of a torchrun. "auto" leaves attention whole where the number of heads
+            does not divide by that of processes.
 
     Raises:
-        ValueError: the tokenizers differ, or a model cannot be used (see `check_model`).
+        ValueError: the tokenizers differ, a model cannot be used (see `check_model`) or put where it was asked to be.
         OSError: a model is not found.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind))
     wanted: Any = dtype or (torch.float32 if device.type == "cpu" else "auto")
+    options = {"dtype": wanted, "use_safetensors": safetensors_only or None, "trust_remote_code": False}
+    places = (("target", target_device_map, target_tp_plan), ("draft", draft_device_map, draft_tp_plan))
+    for role, device_map, plan in places:
+        check_place(role, device, device_map, plan)
     tokenizers = [AutoTokenizer.from_pretrained(name, trust_remote_code=False) for name in (target, draft)]
     check_tokenizers(*tokenizers)
-    models = [
-        AutoModelForCausalLM.from_pretrained(
-            name, dtype=wanted, use_safetensors=safetensors_only or None, trust_remote_code=False
-        )
-        .to(device)
-        .eval()
-        for name in (target, draft)
-    ]
+    models = []
+    for name, (_, device_map, plan) in zip((target, draft), places, strict=True):
+        if plan is not None:
+            model = AutoModelForCausalLM.from_pretrained(name, **options, **_cut(name, plan))
+        elif device_map is not None:
+            model = AutoModelForCausalLM.from_pretrained(name, **options, device_map=device_map)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, **options).to(device)
+        models.append(model.eval())
     check_pair(models[0], models[1])
     return Pair(models[0], models[1], tokenizers[0])
+
+
+def check_place(role: str, device: torch.device, device_map: DeviceMap | None, plan: TensorParallelPlan | None) -> None:
+    """Raise ValueError unless a model can be put there: accelerate for a device map, several processes for a plan."""
+    if device_map is not None and plan is not None:
+        raise ValueError(
+            f"{role}_device_map is {device_map!r} and {role}_tp_plan {plan!r}; give one of them: a map spreads layers "
+            "inside this process, a plan cuts matrices over all processes"
+        )
+    if device_map is not None and not is_accelerate_available():
+        raise ValueError(
+            f"{role}_device_map is {device_map!r}, which wants accelerate; pip install 'specbound[multi-device]'"
+        )
+    if plan is None:
+        return
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        raise ValueError(
+            f"{role}_tp_plan is {plan!r}, but this is a single process; start it with "
+            "torchrun --nproc-per-node N, N the number of devices"
+        )
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise ValueError(
+            f"device is 'cpu' and {role}_tp_plan {plan!r}, but transformers puts the parts on the GPUs of this "
+            "machine; hide them with CUDA_VISIBLE_DEVICES= to stay on CPUs"
+        )
+
+
+def _cut(name: str | PathLike[str], plan: TensorParallelPlan) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a model cut over all processes."""
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if plan == "auto":
+        whole_heads(config, int(os.environ["WORLD_SIZE"]))
+    return {"config": config, "distributed_config": DistributedConfig(tp_plan=plan)}
+
+
+def whole_heads(config: PreTrainedConfig, processes: int) -> None:
+    """Take the attention out of the configuration's plan if a process would get a part of a head."""
+    text = config.get_text_config()
+    heads = [text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads]
+    if text.base_model_tp_plan and any(count % processes for count in heads):
+        rules = text.base_model_tp_plan.items()
+        text.base_model_tp_plan = {rule: style for rule, style in rules if "attn" not in rule}
 
 
 def check_tokenizers(target: Any, draft: Any) -> None:
@@ -114,6 +187,18 @@ def check_model(name: str, model: PreTrainedModel) -> None:
     else:
         return
     raise ValueError(f"{name} ({kind}) cannot verify drafts: {reason}; use a decoder like Llama, Qwen or GPT-2")
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model reads tokens and, spread or not, hands out logits; weights that rest elsewhere run there."""
+    embedding = model.get_input_embeddings()
+    runs_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if runs_on is None else torch.device(runs_on)
+
+
+def is_cut(model: PreTrainedModel) -> bool:
+    """Whether the model is cut over several processes (tensor parallelism)."""
+    return (getattr(model, "tp_size", None) or 1) > 1
 
 
 def vocabulary(model: PreTrainedModel) -> int:
