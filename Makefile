@@ -29,3 +29,10 @@ test: lint
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Wheel and sdist, used outside the repository; package-all also in empty environments and on other Pythons (10 GB, an hour).
+package: setup
+	$(BIN)/python scripts/package.py
+
+package-all: package
+	$(BIN)/python scripts/package.py --installs --theory python3.12 python3.13 --runtime python3.12
