@@ -66,11 +66,7 @@ class Run:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(
-    target: str | None,
-    draft: str | None,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
+    models: dict[str, Any],
     prompts_file: str | None,
     count: int,
     lengths: str,
@@ -89,11 +85,14 @@ def bench(
     from rich.console import Console
     from rich.progress import track
 
+    from specbound.runtime.processes import is_first, process_count
     from specbound.runtime.tuning import recommend
 
     sizes, counts = _numbers("--lengths", lengths), _numbers("--paths", paths)
     texts = _texts(prompts_file)[:count]
-    pair = read_pair(target, draft, device, dtype, threads)
+    if process_count() > 1 and models["target_tp_plan"] is models["draft_tp_plan"] is None:
+        raise ValueError("bench times one copy of the models; under torchrun give --target-tp-plan or --draft-tp-plan")
+    pair = read_pair(**models)
     sampling: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "top_p": 1.0}
     if temperature:
         sampling |= {"temperature": temperature, "top_k": top_k}
@@ -101,7 +100,7 @@ def bench(
     for number in counts:
         names = ("token", "block") if number == 1 else ("two-level",)
         runs += [Run(name, number, size) for name in names for size in sizes]
-    for run in track(runs, "decoding", console=Console(stderr=True), transient=True):
+    for run in track(runs, "decoding", console=Console(stderr=True, quiet=not is_first()), transient=True):
         for place, text in enumerate([texts[0], *texts]):
             _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
     kept = {
@@ -115,6 +114,8 @@ def bench(
         "decoding": [_described(run, runs[0], kept) for run in runs],
         "recommendation": {"name": found.name, "confidence": found.confidence, "rivals": list(found.rivals)},
     }
+    if not is_first():
+        return
     if as_json:
         print_json(report)
     else:
@@ -127,7 +128,7 @@ def _decode(
     """Decode one prompt; what the warm-up measures is thrown away."""
     import torch
 
-    inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
+    inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.device)
     begin = time.perf_counter()
     if run.verifier == "plain":
         torch.manual_seed(seed)
@@ -153,7 +154,7 @@ def _generate(
 
     from specbound.runtime.decode import generate
 
-    generator = torch.Generator(pair.target.device).manual_seed(seed)
+    generator = torch.Generator(pair.device).manual_seed(seed)
     chosen: dict[str, Any] = {"verifier": run.verifier, "paths": run.paths, "length": run.length, "on_call": on_call}
     settings: dict[str, Any] = {**inputs, **chosen, **sampling}
     return generate(pair.target, pair.draft, **settings, generator=generator, max_new_tokens=new_tokens)
@@ -172,7 +173,7 @@ def _kept(pair: Pair, run: Run, texts: list[str], new_tokens: int, sampling: dic
             found.append(kept_probabilities(run.verifier, batch))
 
     for place, text in enumerate(texts, start=1):
-        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
+        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.device)
         _generate(pair, run, inputs, new_tokens, sampling, seed + place, on_call)
     return torch.cat(found)
 

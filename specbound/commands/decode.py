@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from specbound.runtime.decode import Generation
     from specbound.runtime.lengths import LengthPolicy
+    from specbound.runtime.models import Pair
     from specbound.runtime.verdict import Batch, Verdict
     from specbound.runtime.verifiers import Verifier
 
@@ -28,7 +30,9 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 
 @click.command(
     epilog='Example:  specbound decode --prompt "def main(" --verifier block --length 4 --max-new-tokens 60   '
-    "With models of your own:  --target Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B"
+    "With models of your own:  --target Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B   "
+    "A target over 4 GPUs:  torchrun --nproc-per-node 4 --no-python specbound decode --target-tp-plan auto ...   "
+    "Prompts dealt out to 4 processes:  the same without a plan."
 )
 @pair_options
 @click.option("--verifier", default=None, help="Name of a verifier; block for one path, two-level for several.")
@@ -53,8 +57,7 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def decode(
-    target: str | None,
-    draft: str | None,
+    models: dict[str, Any],
     verifier: str | None,
     paths: int,
     length: int,
@@ -69,61 +72,113 @@ def decode(
     top_k: int,
     top_p: float,
     seed: int,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
     as_json: bool,
 ) -> None:
-    """Continue prompts with a target model; drafted tokens that were kept are green, the verifier's own magenta."""
+    """Continue prompts with a target model; drafted tokens that were kept are green, the verifier's own magenta.
+
+    Prompt number i (from 0) is decoded with seed + i. Under torchrun every process decodes its share of the prompts,
+    with the same output as one process; with a tensor-parallel plan all of them decode every prompt together.
+    """
     prompts = read_prompts(prompt, prompts_file)
 
-    import torch
-    from rich.console import Console
-
-    from specbound.runtime.decode import generate, perplexity
+    from specbound.runtime.processes import is_first
 
     name = verifier or ("block" if paths == 1 else "two-level")
     entry = _verifier(name, threshold if adaptive is None else None)
     if beams is not None and name != "mjsd":
         raise ValueError(f"--beams is {beams}; only --verifier mjsd takes a beam draft")
-    if adaptive == "head" and head is None and target is None:
+    if adaptive == "head" and head is None and models["target"] is None:
         from specbound.shipped_pair import HEAD
 
         head = str(HEAD)
     policy = _length(length, adaptive, threshold, head)
-    pair = read_pair(target, draft, device, dtype, threads)
     sampling: dict[str, Any] = (
         {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
     )
     if temperature:
         sampling |= {"top_k": top_k, "top_p": top_p}
-    chosen: dict[str, Any] = {"verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
-    console, outputs = Console(highlight=False), []
-    for number, text in enumerate(prompts):
-        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
-        marked = MarkedStream(pair.tokenizer, None if as_json else console)
+    pair = read_pair(**models)
+    chosen = {"verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
+    chosen |= sampling | {"max_new_tokens": max_new_tokens}
+    outputs = _decode_all(pair, prompts, chosen, seed, as_json)
+    if as_json and is_first():
+        settings = {"verifier": name, "paths": paths, "length": length, "adaptive": adaptive, "threshold": threshold}
+        settings |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
+        print_json({"settings": settings, "outputs": outputs, "total": _total(outputs)})
+
+
+def _decode_all(
+    pair: Pair, prompts: list[str], chosen: dict[str, Any], seed: int, as_json: bool
+) -> list[dict[str, Any]]:
+    """Decode the prompts, as many as there are processes at a time unless these hold one model together.
+
+    Process 0 prints, and gets the outputs in the order of the prompts.
+    """
+    from rich.console import Console
+
+    from specbound.runtime.models import is_cut
+    from specbound.runtime.processes import is_first, process_count
+
+    console = Console(highlight=False, quiet=as_json or not is_first())
+    numbered = list(enumerate(prompts, start=seed))
+    if process_count() == 1 or is_cut(pair.target) or is_cut(pair.draft):
+        outputs = _decode_in_turn(pair, numbered, chosen, console)
+    else:
+        outputs = _decode_shares(pair, numbered, chosen, console)
+    if len(outputs) > 1:
+        _print_total(console, _total(outputs))
+    return outputs
+
+
+def _decode_shares(
+    pair: Pair, numbered: list[tuple[int, str]], chosen: dict[str, Any], console: Console
+) -> list[dict[str, Any]]:
+    """Decode this process's share of the prompts; gather what the others printed and found."""
+    from rich.console import Console
+    from transformers.utils import is_accelerate_available
+
+    if not is_accelerate_available():
+        raise ValueError("dealing prompts out to processes wants accelerate; pip install 'specbound[multi-device]'")
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    page = io.StringIO()
+    own = Console(highlight=False, file=page, force_terminal=console.is_terminal, width=console.width)
+    with PartialState(cpu=pair.device.type == "cpu").split_between_processes(numbered) as mine:
+        outputs = _decode_in_turn(pair, mine, chosen, own)
+    for text in gather_object([page.getvalue()]):
+        console.out(text, end="", highlight=False)
+    return gather_object(outputs)
+
+
+def _decode_in_turn(
+    pair: Pair, numbered: list[tuple[int, str]], chosen: dict[str, Any], console: Console
+) -> list[dict[str, Any]]:
+    """Decode (seed, prompt) one after the other, each printed as it grows; an interrupt ends the list."""
+    import torch
+
+    from specbound.runtime.decode import generate, perplexity
+
+    outputs: list[dict[str, Any]] = []
+    for seed, text in numbered:
+        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.device)
+        marked = MarkedStream(pair.tokenizer, console)
         output = generate(
             pair.target,
             pair.draft,
             **inputs,
             **chosen,
-            **sampling,
             streamer=marked,
             on_call=marked.on_call,
-            generator=torch.Generator(pair.target.device).manual_seed(seed + number),
-            max_new_tokens=max_new_tokens,
+            generator=torch.Generator(pair.device).manual_seed(seed),
         )
         outputs.append(_described(text, marked, output))
-        if not entry.lossless and marked.tokens:
+        if not chosen["verifier"].lossless and marked.tokens:
             outputs[-1]["perplexity"] = float(perplexity(pair.target, output.sequences, inputs["input_ids"].shape[1]))
-        if not as_json:
-            _print_summary(console, outputs[-1])
+        _print_summary(console, outputs[-1])
         if output.statistics.interrupted:
             break
-    if as_json:
-        settings = {"verifier": name, "paths": paths, "length": length, "adaptive": adaptive, "threshold": threshold}
-        settings |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
-        print_json({"settings": settings, "outputs": outputs})
+    return outputs
 
 
 class MarkedStream:
@@ -131,10 +186,10 @@ class MarkedStream:
 
     Args:
         tokenizer: of the target.
-        console: None to print nothing.
+        console: a quiet one prints nothing.
     """
 
-    def __init__(self, tokenizer: Any, console: Console | None) -> None:
+    def __init__(self, tokenizer: Any, console: Console) -> None:
         self.tokenizer, self.console = tokenizer, console
         self.prompt: list[int] | None = None
         self.tokens: list[int] = []
@@ -166,8 +221,7 @@ class MarkedStream:
         self._print("\n", "")
 
     def _print(self, text: str, style: str) -> None:
-        if self.console is not None:
-            self.console.print(text, style=style, end="", markup=False, soft_wrap=True)
+        self.console.print(text, style=style, end="", markup=False, soft_wrap=True)
 
 
 def _verifier(name: str, threshold: float | None) -> Verifier:
@@ -251,6 +305,32 @@ def _described(prompt: str, marked: MarkedStream, output: Generation) -> dict[st
         "seconds": statistics.seconds,
         "interrupted": statistics.interrupted,
     }
+
+
+def _total(outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The statistics of all prompts together, with the 95 % interval of the block efficiency."""
+    from specbound.proofs_checks.prediction import mean_interval
+
+    per_call = [kept + 1 for output in outputs for kept in output["accepted"]]
+    sums = {name: sum(output[name] for output in outputs) for name in ("tokens", "calls", "drafted", "discarded")}
+    return {
+        "prompts": len(outputs),
+        **sums,
+        "block_efficiency": sum(per_call) / len(per_call) if per_call else 0.0,
+        "interval": list(mean_interval(per_call)) if len(per_call) > 1 else None,
+        "interrupted": any(output["interrupted"] for output in outputs),
+    }
+
+
+def _print_total(console: Console, total: dict[str, Any]) -> None:
+    interval = "[{:.2f}, {:.2f}]".format(*total["interval"]) if total["interval"] else ""
+    console.print(
+        f"{total['prompts']} prompts: {total['tokens']} tokens in {total['calls']} target calls: "
+        f"{total['block_efficiency']:.2f} {interval} per call; {total['discarded']} of {total['drafted']} drafted "
+        "tokens discarded",
+        style="dim",
+        markup=False,
+    )
 
 
 def _print_summary(console: Console, output: dict[str, Any]) -> None:

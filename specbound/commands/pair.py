@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +14,46 @@ import click
 if TYPE_CHECKING:
     from specbound.runtime.models import Pair
 
+ROLES = ("target", "draft")
+CHOSEN_BY_ACCELERATE = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+
+
+class NameOrObject(click.ParamType):
+    """A name such as auto, or a JSON object."""
+
+    name = "NAME_OR_JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value.lstrip().startswith("{"):
+            return value
+        try:
+            return json.loads(value)
+        except (json.JSONDecodeError, RecursionError) as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+
 
 def pair_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --target, --draft, --device, --dtype and --threads."""
+    """Adds --target, --draft and where and how they run; the command gets the arguments of `read_pair` as `models`."""
     options = [
         click.option("--target", metavar="NAME_OR_PATH", help="Target model; the shipped one if not given."),
         click.option("--draft", metavar="NAME_OR_PATH", help="Draft model; the shipped one if not given."),
         click.option("--device", help="cpu, cuda, cuda:1, ...; CUDA if there is one."),
+        *(
+            click.option(
+                f"--{role}-device-map",
+                type=NameOrObject(),
+                help=f"Spread the {role} over this process's devices: auto, a device, or JSON (accelerate).",
+            )
+            for role in ROLES
+        ),
+        *(
+            click.option(
+                f"--{role}-tp-plan",
+                type=NameOrObject(),
+                help=f"Cut the {role} over all processes of a torchrun: auto, or JSON (transformers).",
+            )
+            for role in ROLES
+        ),
         click.option(
             "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), help="Of both models."
         ),
@@ -27,9 +63,16 @@ def pair_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="CPU threads; 1 for the shipped pair if not given, else torch's.",
         ),
     ]
+
+    @functools.wraps(command)
+    def with_models(**given: Any) -> Any:
+        models = {name: given.pop(name) for name in list(given) if name in inspect.signature(read_pair).parameters}
+        return command(models=models, **given)
+
+    wrapped: Callable[..., Any] = with_models
     for option in reversed(options):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def read_pair(
@@ -38,13 +81,17 @@ def read_pair(
     device: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
+    target_device_map: str | dict[str, int | str] | None = None,
+    draft_device_map: str | dict[str, int | str] | None = None,
+    target_tp_plan: str | dict[str, str] | None = None,
+    draft_tp_plan: str | dict[str, str] | None = None,
 ) -> Pair:
     """Load the models that the options name, without the library's own progress bars.
 
     The shipped pair is so small that a second thread costs more than it brings.
 
     Raises:
-        ValueError: only one of the two models is given, or a folder does not exist.
+        ValueError: only one of the two models is given, a folder does not exist, or a device cannot be used.
     """
     if (target is None) != (draft is None):
         raise ValueError(f"{'--target' if target is None else '--draft'} is missing; give both models or neither")
@@ -60,19 +107,31 @@ def read_pair(
 
     if device is not None:
         check_device(device)
+    for role, device_map in zip(ROLES, (target_device_map, draft_device_map), strict=True):
+        for place in device_map.values() if isinstance(device_map, dict) else [device_map]:
+            if place is not None and place not in CHOSEN_BY_ACCELERATE:
+                check_device(place, f"--{role}-device-map")
     logging.disable_progress_bar()
     if threads is not None or target is None:
         torch.set_num_threads(threads or 1)
-    wanted = None if dtype is None else getattr(torch, dtype)
-    return load_pair(target or shipped_pair.TARGET, draft or shipped_pair.DRAFT, dtype=wanted, device=device)
+    return load_pair(
+        target or shipped_pair.TARGET,
+        draft or shipped_pair.DRAFT,
+        dtype=None if dtype is None else getattr(torch, dtype),
+        device=device,
+        target_device_map=target_device_map,
+        draft_device_map=draft_device_map,
+        target_tp_plan=target_tp_plan,
+        draft_tp_plan=draft_tp_plan,
+    )
 
 
-def check_device(device: str) -> None:
+def check_device(device: str | int, option: str = "--device") -> None:
     """Raise ValueError unless torch can put a tensor there."""
     import torch
 
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device is {device!r}, which this torch cannot use: {reason}") from None
+        raise ValueError(f"{option} is {device!r}, which this torch cannot use: {reason}") from None
