@@ -23,6 +23,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, Literal
 
+from specbound.files import write_text
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 
@@ -154,7 +155,7 @@ def write_record(findings: Sequence[Finding]) -> None:
         finding.id: {"verdict": finding.verdict, "counterexample": finding.counterexample} for finding in findings
     }
     kept = {id: record[id] for id in claims() if id in record}
-    _record_file().write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    write_text(_record_file(), json.dumps(kept, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------------- instances to check claims on

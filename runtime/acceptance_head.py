@@ -25,6 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from specbound.files import replacing
+
 FORMAT = "specbound.acceptance-head/1"
 TARGET_SHARE = 0.15
 CLASS_WEIGHT = 6.0
@@ -85,7 +87,9 @@ class AcceptanceHead(nn.Module):
             "class_weight": repr(float(self.class_weight)),
             "calibrated": str(self.calibrated),
         }
-        save_file({name: weight.detach().contiguous() for name, weight in self.state_dict().items()}, path, settings)
+        weights = {name: weight.detach().contiguous() for name, weight in self.state_dict().items()}
+        with replacing(path) as partial:
+            save_file(weights, partial, settings)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> AcceptanceHead:

@@ -101,7 +101,13 @@ def test_a_table_is_read_from_a_file(tmp_path):
         ({"tree": 3}, "tree is not an instance"),
         ({"stop": [1.0]}, "stop has shape"),
         ({"correction": ["x"] * 7}, "correction has an entry that is not a number"),
-        ({"scores": []}, "scores has 0 entries; want 4"),
+        ({"paths": True}, "paths is True; want an integer in 1..1024"),
+        ({"correction": [1.0, 0.5, 0.5, 0.5, 0.4, 0.5, 0.5]}, "correction has siblings that sum to 0.9"),
+        ({"stop": 3}, "stop is 3; want a list of 7"),
+        ({"stop": [float("nan")] * 7}, "stop has shape"),
+        ({"scores": [[[0.5, 0.2]], [], [], []]}, r"scores has the entry \[0.5, 0.2\]"),
+        ({"scores": [3, [], [], []]}, "scores has the entry 3"),
+        ({"scores": []}, "scores must be a list of 4 entries"),
     ],
 )
 def test_a_malformed_table_raises_an_error_that_names_the_field(change, message):
@@ -133,11 +139,10 @@ def test_a_batch_that_does_not_fit_the_table_is_refused():
 
 def test_a_draft_outside_the_tree_is_refused():
     data = table_for("published", 1, "lossless")
-    for name in ("parent", "token"):
-        data["tree"][name] = data["tree"][name][:-1]
-    for name in ("stop", "correction", "scores"):
-        data[name] = data[name][:-1]
-    data["tree"]["bonus"] = data["tree"]["bonus"][:-1]
-    batch = batch_of(PUBLISHED.as_float(), np.array([[6]]))
+    for values in (data["tree"]["parent"], data["tree"]["token"], data["stop"], data["correction"]):
+        del values[-2]
+    for values in (data["scores"], data["tree"]["bonus"]):
+        del values[-2]
+    batch = batch_of(PUBLISHED.as_float(), np.array([[5]]))
     with pytest.raises(ValueError, match="drafted path that the table's tree does not contain"):
         table_verifier(data).verify(batch, Draws())

@@ -132,7 +132,7 @@ def test_a_table_survives_the_way_through_a_file():
         ({"scores": [[[0.2, 0.1]]] * 9}, "want .low, high."),
         ({"scores": [[[0.0, 0.5]]]}, "scores has 1 entries"),
         ({"stop": [1.0]}, "stop has shape"),
-        ({"phi": [1.0] * 12 + ["x"]}, "phi must be a list of numbers"),
+        ({"phi": [1.0] * 12 + ["x"]}, r"phi\[12\] is 'x'; want a number"),
     ],
 )
 def test_bad_files_are_refused_by_field(change, message):

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specbound.theory.json_objects import read_object
+
 Array = NDArray[Any]
 Row = Sequence[Any] | Array
 Prefix = tuple[int, ...]
@@ -152,25 +154,8 @@ class PrefixTree:
         Raises:
             ValueError: naming the field, its value and the fix.
         """
-        if isinstance(text, str):
-            try:
-                data = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"the instance is not JSON: {error}") from None
-        else:
-            data = text
-        if not isinstance(data, Mapping):
-            raise ValueError(f"the instance is a JSON {type(data).__name__}; want an object")
-        required = ("format", "version", "vocab", "length", "parent", "token", "target", "draft")
-        optional = ("bonus", "symbols")
-        if unknown := sorted(set(data) - {*required, *optional}):
-            raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join((*required, *optional))}")
-        if missing := [name for name in required if name not in data]:
-            raise ValueError(f"field {missing[0]!r} is missing; want {', '.join(required)}")
-        if data["format"] != FORMAT:
-            raise ValueError(f"format is {data['format']!r}; want {FORMAT!r}")
-        if data["version"] != VERSION:
-            raise ValueError(f"version is {data['version']!r}; this release reads version {VERSION}")
+        required = ("vocab", "length", "parent", "token", "target", "draft")
+        data = read_object("the instance", text, FORMAT, VERSION, required, ("bonus", "symbols"))
         vocab, length = _integer("vocab", data["vocab"]), _integer("length", data["length"])
         parent = _integers("parent", data["parent"])
         bonus = _parsed("bonus", data["bonus"]) if "bonus" in data else _uniform(vocab, _count_deepest(parent, length))

@@ -25,6 +25,7 @@ from specbound.theory.contexts import (
     to_number,
     tree_successor,
 )
+from specbound.theory.json_objects import read_object
 
 JSON_VERSION = 1
 _REQUIRED = ("target", "draft", "target_time", "draft_time", "max_length")
@@ -158,23 +159,8 @@ class StoppingInstance:
         Raises:
             ValueError: not JSON, another version, unknown or missing fields, or a value out of its range.
         """
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the stopping instance is not JSON: {error}") from None
-        if not isinstance(document, dict):
-            raise ValueError(f"the stopping instance is a JSON {type(document).__name__}; want an object")
-        version = document.pop("version", None)
-        if version != JSON_VERSION or isinstance(version, bool):
-            raise ValueError(f'version is {version!r}; want "version": {JSON_VERSION}')
-        allowed = (*_REQUIRED, *_OPTIONAL)
-        for name in document:
-            if name not in allowed:
-                raise ValueError(f"field {name!r} is unknown; want version and any of {', '.join(allowed)}")
-        for name in _REQUIRED:
-            if name not in document:
-                raise ValueError(f"field {name!r} is missing; want {', '.join(_REQUIRED)}")
-        return cls(**document)
+        document = read_object("the stopping instance", text, None, JSON_VERSION, _REQUIRED, _OPTIONAL)
+        return cls(**{name: value for name, value in document.items() if name != "version"})
 
     def to_json(self) -> str:
         """JSON with `version`; exact numbers as rational strings, floats with every digit."""

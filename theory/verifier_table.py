@@ -65,10 +65,9 @@ from specbound.theory.certificates import (
     check_objective,
     fill_to_base,
     kept_mass,
-    read_floats,
-    read_object,
 )
 from specbound.theory.feasibility import coverage, selected_mass
+from specbound.theory.json_objects import read_float, read_floats, read_object
 from specbound.theory.prefix_tree import Array, Prefix, PrefixTree
 from specbound.theory.solution import check_paths
 
@@ -123,7 +122,7 @@ class VerifierTable:
         Raises:
             ValueError: naming the field, and what is wrong with it.
         """
-        data = read_object(text, FORMAT, VERSION, FIELDS)
+        data = read_object("the table", text, FORMAT, VERSION, FIELDS)
         tree = PrefixTree.from_json(data["tree"])
         check_paths(data["paths"])
         check_objective(data["objective"])
@@ -134,7 +133,7 @@ class VerifierTable:
         _check(table)
         if data["later"] != table.later:
             raise ValueError(f"later is {data['later']!r}; want {table.later!r} for objective {table.objective!r}")
-        if not isinstance(data["value"], int | float) or not abs(data["value"] - table.value) <= TOLERANCE:
+        if not abs(read_float("value", data["value"]) - table.value) <= TOLERANCE:
             raise ValueError(f"value is {data['value']!r}; phi sums to {table.value!r}")
         return table
 

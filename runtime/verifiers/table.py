@@ -31,6 +31,7 @@ from specbound.runtime.verifiers.single_path import at
 
 FORMAT, VERSION = "specbound.verifier-table", 1
 FIELDS = ("paths", "tree", "scores", "stop", "correction", "later")
+MAX_PATHS, MAX_NUMBERS, SUM_TOLERANCE = 1024, 100_000_000, 1e-6
 SOURCE = "a verifier table solved on its tree; Block Verification, arXiv:2403.10444, for the selected path"
 
 
@@ -178,28 +179,22 @@ def read_table(table: str | Path | Mapping[str, Any]) -> Table:
         )
     if missing := [name for name in FIELDS if name not in data]:
         raise ValueError(f"the table lacks field {missing[0]!r}; want {', '.join(FIELDS)}")
-    paths, later, tree = data["paths"], data["later"], data["tree"]
-    if not isinstance(paths, int) or paths < 1:
-        raise ValueError(f"paths is {paths!r}; want an integer of at least 1")
+    later = data["later"]
     if later not in ("target", "correction"):
         raise ValueError(f"later is {later!r}; want 'target' or 'correction'")
-    if not isinstance(tree, Mapping) or not {"vocab", "length", "parent", "token"} <= tree.keys():
-        raise ValueError("tree is not an instance; want an object with vocab, length, parent and token")
-    vocab, length = tree["vocab"], tree["length"]
-    parent, token = (np.array(tree[name], dtype=np.int64) for name in ("parent", "token"))
+    paths = _count("paths", data["paths"], MAX_PATHS)
+    vocab, length, parent, token, depth = _shape_of(data["tree"])
     stop, correction = (_numbers(name, data[name], len(parent)) for name in ("stop", "correction"))
-    depth = np.zeros(len(parent), dtype=np.int64)
-    for node in range(1, len(parent)):
-        depth[node] = depth[parent[node]] + 1
     leaves = np.flatnonzero(depth == length)
     child = np.full((len(parent), vocab), -1)
     child[parent[1:], token[1:]] = np.arange(1, len(parent))
     emitted = np.zeros((len(parent), vocab))
     emitted[parent[1:], token[1:]] = correction[1:]
-    bonus = tree.get("bonus", [[Fraction(1, vocab)] * vocab] * len(leaves))
-    emitted[leaves] = [_numbers("tree.bonus", row, vocab) for row in bonus]
-    if len(data["scores"]) != len(leaves):
-        raise ValueError(f"scores has {len(data['scores'])} entries; want {len(leaves)}, one per node of depth L")
+    _check_laws("correction", emitted[np.unique(parent[1:])])
+    emitted[leaves] = _bonus(data["tree"], len(leaves), vocab)
+    _check_laws("tree.bonus", emitted[leaves])
+    if not isinstance(data["scores"], list) or len(data["scores"]) != len(leaves):
+        raise ValueError(f"scores must be a list of {len(leaves)} entries, one per node of depth L")
     density, survival, weights = _score_laws(data["scores"], leaves, len(parent), paths)
     return Table(
         paths=paths,
@@ -217,23 +212,77 @@ def read_table(table: str | Path | Mapping[str, Any]) -> Table:
 
 def _parse(path: Path) -> Mapping[str, Any]:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"table {str(path)!r} cannot be read: {error.strerror}") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"table {str(path)!r} is not JSON: {error}") from None
     if not isinstance(data, Mapping):
         raise ValueError(f"table {str(path)!r} is a JSON {type(data).__name__}; want an object")
     return data
 
 
+def _count(name: str, value: Any, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"{name} is {value!r}; want an integer in 1..{most}")
+    return value
+
+
+def _shape_of(tree: Any) -> tuple[int, int, np.ndarray, np.ndarray, np.ndarray]:
+    """V, L, and parent, token, depth [n] of a tree in breadth-first order.
+
+    Raises:
+        ValueError: naming the field that does not describe such a tree.
+    """
+    if not isinstance(tree, Mapping) or not {"vocab", "length", "parent", "token"} <= tree.keys():
+        raise ValueError("tree is not an instance; want an object with vocab, length, parent and token")
+    vocab, length = (_count(f"tree.{name}", tree[name], MAX_NUMBERS) for name in ("vocab", "length"))
+    lists = tree["parent"], tree["token"]
+    if not all(isinstance(values, list) and all(type(value) is int for value in values) for values in lists):
+        raise ValueError("tree.parent and tree.token must be lists of integers")
+    size = len(lists[0])
+    if size < 1 or len(lists[1]) != size or (lists[0][0], lists[1][0]) != (-1, -1):
+        raise ValueError("tree.parent and tree.token must have one entry per node, -1 for the root (node 0)")
+    if size * vocab > MAX_NUMBERS:
+        raise ValueError(f"tree has {size} nodes and {vocab} tokens; want at most {MAX_NUMBERS} entries in a table")
+    depth = np.zeros(size, dtype=np.int64)
+    for node in range(1, size):
+        if not max(0, lists[0][node - 1]) <= lists[0][node] < node:
+            raise ValueError(f"tree.parent[{node}] is {lists[0][node]}; list the nodes breadth-first")
+        if not 0 <= lists[1][node] < vocab:
+            raise ValueError(f"tree.token[{node}] is {lists[1][node]}; want 0..{vocab - 1}")
+        depth[node] = depth[lists[0][node]] + 1
+    if len(set(zip(*lists, strict=True))) < size:
+        raise ValueError("tree has two children with the same token under one node")
+    if depth[-1] != length:
+        raise ValueError(f"tree.length is {length}; the deepest node has depth {depth[-1]}")
+    parent, token = (np.array(values, dtype=np.int64) for values in lists)
+    return vocab, length, parent, token, depth
+
+
+def _bonus(tree: Mapping[str, Any], leaves: int, vocab: int) -> list[np.ndarray]:
+    """[leaves, V] the bonus rows, uniform if there are none."""
+    rows = tree.get("bonus", [[Fraction(1, vocab)] * vocab] * leaves)
+    if not isinstance(rows, list) or len(rows) != leaves:
+        raise ValueError(f"tree.bonus must be a list of {leaves} rows, one per node of depth L")
+    return [_numbers("tree.bonus", row, vocab) for row in rows]
+
+
+def _check_laws(name: str, rows: np.ndarray) -> None:
+    sums = rows.sum(axis=-1)
+    if (abs(sums - 1) > SUM_TOLERANCE).any():
+        raise ValueError(f"{name} has siblings that sum to {sums[abs(sums - 1).argmax()]:.9g}; want 1")
+
+
 def _numbers(name: str, values: Any, count: int) -> np.ndarray:
     """float64 array of probabilities given as numbers or as fractions ("1/3")."""
+    if not isinstance(values, list):
+        raise ValueError(f"{name} is {values!r}; want a list of {count} probabilities")
     try:
-        array = np.array([float(Fraction(value)) for value in values])
-    except (TypeError, ValueError, OverflowError):
+        array = np.array([float(value if isinstance(value, float) else Fraction(value)) for value in values])
+    except (TypeError, ValueError, ArithmeticError):
         raise ValueError(f"{name} has an entry that is not a number") from None
-    if array.shape != (count,) or (array < 0).any() or (array > 1 + 1e-9).any():
+    if array.shape != (count,) or not ((array >= 0) & (array <= 1 + 1e-9)).all():
         raise ValueError(f"{name} has shape {array.shape} or entries outside [0, 1]; want {count} probabilities")
     return array.clip(0, 1)
 
@@ -242,15 +291,32 @@ def _score_laws(
     scores: Sequence[Any], leaves: np.ndarray, nodes: int, paths: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """density, survival [nodes, M] of the leaves' scores at Gauss-Legendre points between all ends, and weights [M]."""
-    ends = np.unique([0.0, 1.0, *(float(end) for intervals in scores for pair in intervals for end in pair)])
+    intervals_of = [[_interval(pair) for pair in _pairs(intervals)] for intervals in scores]
+    ends = np.unique([0.0, 1.0, *(end for intervals in intervals_of for pair in intervals for end in pair)])
     abscissae, weights = np.polynomial.legendre.leggauss((paths + 1) // 2)
+    if nodes * (len(ends) - 1) * len(weights) > MAX_NUMBERS:
+        raise ValueError(f"scores has {len(ends)} different ends; too many for {nodes} nodes and {paths} paths")
     middle, half = (ends[1:] + ends[:-1]) / 2, np.diff(ends) / 2
     points = (middle[:, None] + half[:, None] * abscissae).ravel()
     density, survival = np.zeros((nodes, len(points))), np.ones((nodes, len(points)))
-    for leaf, intervals in zip(leaves, scores, strict=True):
+    for leaf, intervals in zip(leaves, intervals_of, strict=True):
         total = sum(high - low for low, high in intervals)
         for low, high in intervals:
             if total > 0:
                 density[leaf] += ((points > low) & (points < high)) / total
                 survival[leaf] -= np.clip(points - low, 0, high - low) / total
     return density, survival.clip(0, 1), (half[:, None] * weights).ravel()
+
+
+def _pairs(intervals: Any) -> list[Any]:
+    if not isinstance(intervals, list):
+        raise ValueError(f"scores has the entry {intervals!r}; want a list of [low, high] pairs")
+    return intervals
+
+
+def _interval(pair: Any) -> tuple[float, float]:
+    if isinstance(pair, list) and len(pair) == 2 and all(type(end) in (int, float) for end in pair):
+        low, high = pair
+        if 0 <= low <= high <= 1 + 1e-9:
+            return float(low), float(high)
+    raise ValueError(f"scores has the entry {pair!r}; want a pair low <= high in [0, 1]")

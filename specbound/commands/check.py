@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from specbound.commands.instance import print_json
+from specbound.files import read_text
 
 if TYPE_CHECKING:
     from specbound.proofs_checks.ledger import Finding
@@ -58,8 +58,9 @@ def verify(file: str, as_json: bool) -> int:
     from specbound.theory.certificates import certificate_from_json
     from specbound.theory.solution import CertificateError
 
+    text = read_text("--certificate", file)
     try:
-        tree, found = certificate_from_json(Path(file).read_text(encoding="utf-8"))
+        tree, found = certificate_from_json(text)
     except CertificateError as error:
         click.echo(f"specbound: {file}: {error}", err=True)
         return 1

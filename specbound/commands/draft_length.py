@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from specbound.commands.instance import print_json
+from specbound.files import read_text
 
 
 def solve_draft_length(file: str, as_json: bool) -> None:
@@ -16,8 +16,9 @@ def solve_draft_length(file: str, as_json: bool) -> None:
     """
     from specbound.theory.stopping import StoppingInstance, solve_report
 
+    text = read_text("--mdp", file)
     try:
-        instance = StoppingInstance.from_json(Path(file).read_text(encoding="utf-8"))
+        instance = StoppingInstance.from_json(text)
     except ValueError as error:
         raise ValueError(f"--mdp {file}: {error}") from None
     report = solve_report(instance)

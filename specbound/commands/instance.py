@@ -9,8 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specbound.files import read_text
+
 if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
+
+
+class OutputFile(click.Path):
+    """A file to be written: its folder exists, and its name ends in one of `suffixes` if there are any."""
+
+    def __init__(self, suffixes: tuple[str, ...] = ()) -> None:
+        super().__init__(dir_okay=False, writable=True)
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        file = str(super().convert(value, param, ctx))
+        if self.suffixes and Path(file).suffix not in self.suffixes:
+            self.fail(f"{file!r} wants one of the endings {', '.join(self.suffixes)}", param, ctx)
+        if not Path(file).resolve().parent.is_dir():
+            self.fail(f"{file!r} is in a folder that does not exist", param, ctx)
+        return file
 
 
 def instance_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,8 +77,9 @@ def read_instance(
     if instance_file is not None:
         if length is not None:
             raise ValueError("--length belongs to --target/--draft and --random; the file states its own length")
+        text = read_text("--instance", instance_file)
         try:
-            tree = PrefixTree.from_json(Path(instance_file).read_text(encoding="utf-8"))
+            tree = PrefixTree.from_json(text)
         except ValueError as error:
             raise ValueError(f"--instance {instance_file}: {error}") from None
         return _described(tree, kind="file", file=instance_file), tree
@@ -103,11 +122,3 @@ def _described(tree: PrefixTree, **description: Any) -> dict[str, Any]:
 def print_json(data: Any) -> None:
     """One JSON object on stdout; NaN and infinity are not JSON and raise."""
     click.echo(json.dumps(data, indent=2, allow_nan=False))
-
-
-def write_text(file: str, text: str) -> None:
-    """Write a file whole or not at all."""
-    path = Path(file)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

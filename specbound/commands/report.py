@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from specbound.commands.instance import write_text
+from specbound.commands.instance import OutputFile
+from specbound.files import read_text, write_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,7 +25,7 @@ CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
     epilog="Example:  specbound report out.html   "
     "or, with figures you already have:  specbound report out.html --findings check.json --decoding demo.json"
 )
-@click.argument("out", type=click.Path(dir_okay=False))
+@click.argument("out", type=OutputFile())
 @click.option(
     "--findings", type=click.Path(dir_okay=False), help="Output of `check --json`; checked anew if not given."
 )
@@ -60,10 +59,9 @@ def report(out: str, findings: str | None, decoding: str | None, random_count: i
 
 def _read_json(option: str, file: str, field: str, wanted: tuple[str, ...]) -> dict[str, Any]:
     """A JSON object whose `field` is a list of objects with the wanted fields."""
-    try:
-        data = json.loads(Path(file).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{option} {file}: not JSON: {error}") from None
+    from specbound.theory.json_objects import parse_json
+
+    data = parse_json(f"{option} {file}", read_text(option, file))
     if not isinstance(data, dict) or field not in data:
         raise ValueError(f'{option} {file}: want a JSON object with "{field}"')
     entries = data[field]

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.draft_length import solve_draft_length
-from specbound.commands.instance import instance_options, print_json, read_instance, write_text
+from specbound.commands.instance import OutputFile, instance_options, print_json, read_instance
+from specbound.files import replacing, write_text
 
 if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
     from specbound.theory.solution import Solution
 
 MAX_EXACT_NODES = 100
+PICTURES = (".png", ".svg", ".pdf")
 OBJECTIVES = ("lossless", "block-transport", "all")
 
 
@@ -33,13 +35,9 @@ OBJECTIVES = ("lossless", "block-transport", "all")
     help="lossless: stateless lossless verifiers; block-transport: one block, later target laws modified.",
 )
 @click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Largest certified gap of an optimum.")
-@click.option(
-    "--certificate", type=click.Path(dir_okay=False), help="Write the certificate of the (lossless) optimum, JSON."
-)
-@click.option("--emit", type=click.Path(dir_okay=False), help="Write the optimal (lossless) verifier as a table, JSON.")
-@click.option(
-    "--plot", type=click.Path(dir_okay=False), help="Draw the tree and the values against K and L (png, svg)."
-)
+@click.option("--certificate", type=OutputFile(), help="Write the certificate of the (lossless) optimum, JSON.")
+@click.option("--emit", type=OutputFile(), help="Write the optimal (lossless) verifier as a table, JSON.")
+@click.option("--plot", type=OutputFile(PICTURES), help="Draw the tree and the values against K and L (png, svg, pdf).")
 @click.option("--mdp", "mdp_file", type=click.Path(dir_okay=False), help="Solve a draft-length problem instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def solve(
@@ -159,7 +157,8 @@ def draw(tree: PrefixTree, paths: int, objective: str, tolerance: float, file: P
                 columns.setdefault(result["name"], []).append(result["value"])
         complete = {name: curve for name, curve in columns.items() if len(curve) == len(sizes)}
         draw_curves(made.add_subplot(grid[1, column]), list(sizes), complete, label)
-    made.savefig(file, dpi=130)
+    with replacing(file) as partial:
+        made.savefig(partial, dpi=130, format=file.suffix[1:])
 
 
 def write_witnesses(
