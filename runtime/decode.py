@@ -28,6 +28,7 @@ from transformers import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from specbound.runtime import kernels
 from specbound.runtime.cache import CachedModel, causal
 from specbound.runtime.drafting import Context, Drafts, draft_beam, draft_paths
 from specbound.runtime.draws import Draws
@@ -82,6 +83,7 @@ class Statistics:
         seconds: wall time of "prefill" (of prompts that could not be fed with the first drafts), "draft", "target",
             "verify" and "overhead" (everything else).
         interrupted: generation was stopped by KeyboardInterrupt.
+        verification: what verified, "kernels" or "tensor" (see `specbound.runtime.kernels`).
     """
 
     start: Tensor
@@ -93,6 +95,7 @@ class Statistics:
     paths: int
     seconds: dict[str, float]
     interrupted: bool = False
+    verification: str = "tensor"
 
     @property
     def calls(self) -> int:
@@ -349,6 +352,7 @@ class _Decoding:
         self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.padding, self.device)
         self.carry: Any = None
         self.records: list[dict[str, Any]] = []
+        self.verification: kernels.Implementation = "tensor"
         self.seconds = dict.fromkeys(("prefill", "draft", "target", "verify", "overhead"), 0.0)
 
     def run(self) -> Generation:
@@ -476,7 +480,8 @@ class _Decoding:
         if lengths is not None:
             target_probs = pad_rows(target_probs, lengths, self.done)
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry)
-        verdict = _agreed(self.loop.facts.verify(batch, self.draws), self.draws)
+        self.verification = kernels.implementation(self.loop.facts, batch, self.draws)
+        verdict = _agreed(kernels.verify(self.loop.facts, batch, self.draws), self.draws)
         self.carry = verdict.carry
         if lengths is not None:
             verdict = replace(verdict, accepted=verdict.accepted.minimum(lengths))
@@ -551,6 +556,7 @@ class _Decoding:
             paths=self.loop.paths,
             seconds=self.seconds,
             interrupted=interrupted,
+            verification=self.verification,
         )
 
 

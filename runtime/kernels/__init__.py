@@ -4,75 +4,148 @@
 tensor version is the reference, and the fallback. The functions `verify_*_logits` start from logits instead, do not
 wait for the device, and allocate nothing when given buffers (`workspace`).
 
-State: block, token and two-level; compared with the tensor versions under Triton's interpreter, and compiled for
-compute capability 9.0. Not yet run or timed on a GPU (`benchmarks/kernels.py` does that).
+State: block, token, two-level, key-race and gbv-bucketed; compared with the tensor versions under Triton's
+interpreter, and compiled for compute capability 9.0. Not yet run or timed on a GPU (`benchmarks/kernels.py` does that).
 
-Wants the optional package triton. SPECBOUND_KERNELS=0 in the environment turns the kernels off.
+Wants the optional package triton. SPECBOUND_KERNELS in the environment: 0 turns the kernels off, 1 (or nothing) uses
+them on CUDA devices, and interpret uses them on every device by Triton's interpreter, which is slow, is for tests, and
+wants TRITON_INTERPRET=1 too.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers import registry
 from specbound.runtime.verifiers.registry import Verifier
 
-if find_spec("triton") is not None:
+if TYPE_CHECKING:
+    from specbound.runtime.kernels.buffers import Workspace, workspace
+    from specbound.runtime.kernels.gbv_bucketed import verify_gbv_bucketed_logits
+    from specbound.runtime.kernels.key_race import verify_key_race_logits
     from specbound.runtime.kernels.single_path import verify_block_logits, verify_token_logits
     from specbound.runtime.kernels.two_level import verify_two_level_logits
-    from specbound.runtime.kernels.workspace import Workspace, workspace
 
-    __all__ = [
-        "Workspace",
-        "available",
-        "verify",
-        "verify_block_logits",
-        "verify_token_logits",
-        "verify_two_level_logits",
-        "workspace",
-    ]
+__all__ = [
+    "Workspace",
+    "decide",
+    "implementation",
+    "verify",
+    "verify_block_logits",
+    "verify_gbv_bucketed_logits",
+    "verify_key_race_logits",
+    "verify_laws",
+    "verify_token_logits",
+    "verify_two_level_logits",
+    "workspace",
+]
+HOMES = {
+    "Workspace": "buffers",
+    "verify_block_logits": "single_path",
+    "verify_gbv_bucketed_logits": "gbv_bucketed",
+    "verify_key_race_logits": "key_race",
+    "verify_token_logits": "single_path",
+    "verify_two_level_logits": "two_level",
+    "workspace": "buffers",
+}
+NAMES = ("block", "token", "two-level", "key-race", "gbv-bucketed")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+VARIABLE = "SPECBOUND_KERNELS"
 
-NAMES = ("block", "token", "two-level")
+Implementation = Literal["kernels", "tensor"]
 
 
-def available(device: torch.device | str) -> bool:
-    """Whether kernels can be used on this device: CUDA, with triton installed and SPECBOUND_KERNELS not 0."""
-    return (
-        torch.device(device).type == "cuda"
-        and find_spec("triton") is not None
-        and os.environ.get("SPECBOUND_KERNELS", "1") != "0"
-    )
+def __getattr__(name: str) -> Any:
+    """What needs triton is imported when it is first asked for."""
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def decide(
+    verifier: Verifier, device: str, dtypes: Iterable[torch.dtype], environment: Mapping[str, str], triton: bool
+) -> Implementation:
+    """Which implementation answers: the kernels if everything speaks for them, else the tensor version.
+
+    Args:
+        verifier: has a kernel if it is the registered one of that name.
+        device: its type, such as "cuda"; dtypes: of the probabilities; triton: whether it can be imported.
+
+    Raises:
+        ValueError: SPECBOUND_KERNELS is none of 0, 1, interpret; or interpret without TRITON_INTERPRET=1.
+    """
+    wish = environment.get(VARIABLE, "1")
+    if wish not in ("0", "1", "interpret"):
+        raise ValueError(f"{VARIABLE} is {wish!r}; want 0 (off), 1 (on CUDA devices) or interpret")
+    if wish == "interpret" and environment.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"{VARIABLE} is 'interpret' without TRITON_INTERPRET=1; set both before Python starts")
+    wanted = wish == "interpret" or (wish == "1" and device == "cuda")
+    known = verifier.name in NAMES and verifier.verify is registry.get(verifier.name).verify
+    return "kernels" if wanted and known and triton and all(dtype in DTYPES for dtype in dtypes) else "tensor"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def implementation(verifier: Verifier, batch: Batch, draws: Draws) -> Implementation:
+    """What `verify` uses for this batch.
+
+    Only a plain `Draws` is answered by kernels: they take uniforms of its generator, and what a subclass counts or
+    replays needs the questions of the tensor version.
+    """
+    dtypes = (batch.draft_probs.dtype, batch.target_probs.dtype)
+    decided = decide(verifier, batch.draft_probs.device.type, dtypes, os.environ, _has_triton())
+    return decided if type(draws) is Draws else "tensor"
 
 
 def verify(verifier: Verifier, batch: Batch, draws: Draws) -> Verdict:
-    """What `verifier.verify(batch, draws)` does, by a kernel where there is one for it and for the batch's device.
-
-    Only a plain `Draws` is answered by kernels: they take uniforms of its generator, and what else a subclass counts
-    or replays needs the questions of the tensor version.
-    """
-    if verifier.name in NAMES and type(draws) is Draws and available(batch.draft_probs.device):
+    """What `verifier.verify(batch, draws)` does, by a kernel where there is one for it and for the batch's device."""
+    if implementation(verifier, batch, draws) == "kernels":
         return verify_laws(verifier.name, batch, draws.generator)
     return verifier.verify(batch, draws)
 
 
 def verify_laws(name: str, batch: Batch, generator: torch.Generator | None) -> Verdict:
-    """Verify a batch of probabilities with the kernel `name`, with float64 uniforms from `generator`."""
-    requests, _, length, _ = batch.shape
+    """Verify a batch of probabilities with the kernel `name`.
+
+    The float64 uniforms are drawn from `generator` in the order in which the tensor version asks for them: with equal
+    generators both decide alike, except where a uniform lies within rounding of a threshold.
+    """
+    requests, paths, length, _ = batch.shape
     device = batch.draft_probs.device
 
-    def uniform(*shape: int) -> torch.Tensor:
+    def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
 
-    ones = torch.ones(requests, device=device)
-    target, draft, tokens = (rows.contiguous() for rows in (batch.target_probs, batch.draft_probs, batch.tokens))
-    coins, choice = uniform(requests, length), uniform(requests)
+    inputs = (batch.target_probs, batch.draft_probs, torch.ones(requests, device=device), batch.tokens)
+    if name in ("block", "token"):
+        inputs = (inputs[0][:, 0], inputs[1][:, 0], inputs[2], inputs[3][:, 0])
+    function = __getattr__(f"verify_{name.replace('-', '_')}_logits")
+    drawn = _uniforms(name, requests, paths, length, uniform)
+    verdict: Verdict = function(*(each.contiguous() for each in inputs), None, *drawn, laws=True)
+    return verdict
+
+
+def _uniforms(name: str, requests: int, paths: int, length: int, uniform: Callable[..., Tensor]) -> list[Tensor]:
+    """The uniforms that the kernel `name` takes, drawn in the order of the tensor version's questions."""
+    if name == "key-race":
+        pairs = [(uniform(requests, length), uniform(requests)) for _ in range(paths)]
+        coins, choice = (torch.stack(parts, dim=1) for parts in zip(*pairs, strict=True))
+        return [coins, choice, uniform(requests, paths) if paths > 1 else torch.zeros_like(choice)]
+    first: list[Tensor] = []
     if name == "two-level":
-        return verify_two_level_logits(
-            target, draft, ones, tokens, None, uniform(requests, length), coins, choice, laws=True
-        )
-    function = {"block": verify_block_logits, "token": verify_token_logits}[name]
-    return function(target[:, 0], draft[:, 0], ones, tokens[:, 0], None, coins, choice, laws=True)
+        select = [uniform(requests) for _ in range(length if paths > 1 else 0)]
+        first = [torch.stack(select, dim=1) if select else uniform(0).new_zeros(requests, length)]
+    return [*first, uniform(requests, length), uniform(requests)]

@@ -11,13 +11,24 @@ t, with m its largest logit and s the sum of exp((x - m) / t): exp((x - m) / t -
 
 The order of the launches makes every other dependency; nothing waits, allocates or returns to the host.
 
-Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks; c acceptance ratio of the kept prefix;
+A *walk* goes down one path of a request's tree: there is one per path (block, token, key-race), or one per request
+that chooses its path on the way (two-level, gbv-bucketed). nodes[w, i] is the path that holds the rows of the node at
+depth i of walk w, paths counted over all requests; walks that share a node name the same path, and what is computed
+from the node's rows alone is stored under it. SHARED: walk w is path w, and only the path a node names reads its rows.
+
+Letters: B requests, K paths, W walks, L drafted tokens, V vocabulary, C chunks; c acceptance ratio of the kept prefix;
 REAL the dtype of the arithmetic on rows. Chunk sums are added, and tokens drawn, in float64.
 Source: [BV] arXiv:2403.10444, Algorithm 2; arXiv:2211.17192, Algorithm 1.
 """
 
 import triton
 import triton.language as tl
+
+from specbound.runtime.verifiers.gbv import BUCKET_WIDTH, BUCKETS
+
+MIDDLE = tl.constexpr(BUCKETS // 2)
+STEP = tl.constexpr(BUCKET_WIDTH)
+WIDTH = tl.constexpr(64)  # numbers per node that say how the path was selected: 4 for levels, or one per bucket
 
 
 @triton.jit
@@ -31,21 +42,15 @@ def read_row(rows, row, offsets, vocab, IS_LAW: tl.constexpr, REAL: tl.constexpr
 
 
 @triton.jit
-def inverse_temperature(temperatures, request, REAL: tl.constexpr):
+def inverse_temperature(temperatures, walk, REAL: tl.constexpr):
     """1/t; at t = 0 so large that only the largest logits keep mass."""
-    return 1.0 / tl.maximum(tl.load(temperatures + request).to(REAL), 1e-30)
+    return 1.0 / tl.maximum(tl.load(temperatures + walk).to(REAL), 1e-30)
 
 
 @triton.jit
-def target_row(nodes, request, depth, paths, length):
-    """Row of the target's [B, K, L+1] rows at the request's node of this depth."""
-    return (request.to(tl.int64) * paths + tl.load(nodes + request * (length + 1) + depth)) * (length + 1) + depth
-
-
-@triton.jit
-def draft_row(nodes, request, depth, paths, length):
-    """Row of the draft's [B, K, L] rows at the request's node of this depth."""
-    return (request.to(tl.int64) * paths + tl.load(nodes + request * (length + 1) + depth)) * length + depth
+def node_at(nodes, walk, depth, length):
+    """Path that holds the rows of the walk's node at `depth`: row node (L+1) + depth, the draft's node L + depth."""
+    return tl.load(nodes + walk * (length + 1) + depth).to(tl.int64)
 
 
 @triton.jit
@@ -57,60 +62,70 @@ def law(entries, inverse, norms, slot, REAL: tl.constexpr):
 
 @triton.jit
 def row_masses(
-    target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum,
-    start, paths, length, vocab, chunks,
-    BLOCK: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+    target, draft, temperatures, lengths, nodes, valid, chunk_max, chunk_sum,
+    start, length, vocab, chunks,
+    BLOCK: tl.constexpr, SHARED: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Largest logit of each chunk, and the sum of exp((x - largest) / t): the first read of every row.
 
-    Grid (C, 2 N, B): N depths from `start`, for the target's rows and then for the draft's.
+    Grid (C, 2 N, W): N depths from `start`, for the target's rows and then for the draft's.
     """
-    chunk, place, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    chunk, place, walk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     depths = tl.num_programs(1) // 2
     model = place // depths
     depth = start + place % depths
-    if depth + model > tl.load(lengths + request):
+    if (chunk == 0) & (place == 0) & (start == 0):
+        tl.store(valid + walk, 1)
+    if depth + model > tl.load(lengths + walk):
         return
+    node = node_at(nodes, walk, depth, length)
+    if SHARED:  # noqa: SIM102 (known when compiling; the next one is not)
+        if node != walk:
+            return
     offsets = chunk * BLOCK + tl.arange(0, BLOCK)
     if model == 0:
-        entries = read_row(target, target_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
+        entries = read_row(target, node * (length + 1) + depth, offsets, vocab, IS_LAW, REAL)
     else:
-        entries = read_row(draft, draft_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
+        entries = read_row(draft, node * length + depth, offsets, vocab, IS_LAW, REAL)
     largest = tl.max(entries, axis=0)
     shift = tl.where(largest == float("-inf"), 0.0, largest)
-    scaled = (entries - shift) * inverse_temperature(temperatures, request, REAL)
-    slot = ((request * 2 + model) * (length + 1) + depth) * chunks + chunk
+    scaled = (entries - shift) * inverse_temperature(temperatures, walk, REAL)
+    slot = ((node * 2 + model) * (length + 1) + depth) * chunks + chunk
     tl.store(chunk_max + slot, largest)
     tl.store(chunk_sum + slot, tl.sum(tl.exp(scaled), axis=0))
 
 
 @triton.jit
 def row_norms(
-    temperatures, lengths, chunk_max, chunk_sum, norms, valid,
+    temperatures, lengths, nodes, chunk_max, chunk_sum, norms, valid,
     start, length, chunks,
-    CHUNKS: tl.constexpr, REAL: tl.constexpr,
+    CHUNKS: tl.constexpr, SHARED: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """m and log s of each row from its chunks; a row without a law (NaN, no finite logit) makes the request invalid.
+    """m and log s of each row from its chunks; a row without a law (NaN, no finite logit) makes the walk invalid.
 
-    Grid (2 N, B) as for `row_masses`.
+    Grid (2 N, W) as for `row_masses`.
     """
-    place, request = tl.program_id(0), tl.program_id(1)
+    place, walk = tl.program_id(0), tl.program_id(1)
     depths = tl.num_programs(0) // 2
     model = place // depths
     depth = start + place % depths
-    if depth + model > tl.load(lengths + request):
+    if depth + model > tl.load(lengths + walk):
         return
-    slot = (request * 2 + model) * (length + 1) + depth
+    node = node_at(nodes, walk, depth, length)
+    if SHARED:  # noqa: SIM102 (known when compiling; the next one is not)
+        if node != walk:
+            return
+    slot = (node * 2 + model) * (length + 1) + depth
     chunk = tl.arange(0, CHUNKS)
     largest = tl.load(chunk_max + slot * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
     sums = tl.load(chunk_sum + slot * chunks + chunk, mask=chunk < chunks, other=0.0)
     shift = tl.max(largest, axis=0)
-    inverse = inverse_temperature(temperatures, request, REAL).to(tl.float64)
+    inverse = inverse_temperature(temperatures, walk, REAL).to(tl.float64)
     log_sum = tl.log(tl.sum(tl.where(sums == 0, 0.0, sums * tl.exp((largest - shift) * inverse)), axis=0))
     tl.store(norms + 2 * slot, shift)
     tl.store(norms + 2 * slot + 1, log_sum)
     if (log_sum - log_sum != 0) | (shift - shift != 0):
-        tl.store(valid + request, 0)
+        tl.store(valid + walk, 0)
 
 
 @triton.jit
@@ -127,77 +142,123 @@ def selected_law(target, draft, ratio, selection, TINY: tl.constexpr, REAL: tl.c
 
 
 @triton.jit
+def bucket_of(target, draft, TINY: tl.constexpr):
+    """Bucket 0..2 MIDDLE of target/draft: log2 in steps of STEP, rounded, MIDDLE at equality."""
+    steps = tl.floor(tl.log2(target / tl.maximum(draft, TINY)) / STEP + 0.5)
+    steps = tl.where(steps == steps, tl.minimum(tl.maximum(steps, -MIDDLE), MIDDLE), 0.0)
+    return steps.to(tl.int32) + MIDDLE
+
+
+@triton.jit
+def bucketed_law(target, draft, selection, TINY: tl.constexpr, REAL: tl.constexpr):
+    """Law of the path selected by bucket: the draft law times the density of the bucket, at `selection`."""
+    return draft * tl.load(selection + bucket_of(target, draft, TINY)).to(REAL)
+
+
+@triton.jit
 def surplus(
     target, draft, temperatures, nodes, norms, ratios, selection,
-    request, depth, offsets, paths, length, vocab,
+    walk, depth, offsets, length, vocab,
     SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """max(0, c target - draft) at `offsets` of the node at `depth`; the selected path's law for the draft's."""
-    inverse = inverse_temperature(temperatures, request, REAL)
-    slot = request * 2 * (length + 1) + depth
-    ahead = read_row(target, target_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
-    drawn = read_row(draft, draft_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
-    target_law = law(ahead, inverse, norms, slot, REAL)
-    draft_law = law(drawn, inverse, norms, slot + length + 1, REAL)
-    ratio = tl.load(ratios + request * (length + 1) + depth).to(REAL)
-    if SELECTED:
-        draft_law = selected_law(target_law, draft_law, ratio, selection + (request * length + depth) * 4, TINY, REAL)
+    """max(0, c target - draft) at `offsets` of the walk's node at `depth`; the selected path's law for the draft's.
+
+    SELECTED: 0 by nothing, 1 by levels, 2 by buckets.
+    """
+    target_law, draft_law = node_laws(
+        target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab, IS_LAW, REAL
+    )
+    ratio = tl.load(ratios + walk * (length + 1) + depth).to(REAL)
+    place = selection + (walk * length + depth) * WIDTH
+    if SELECTED == 1:
+        draft_law = selected_law(target_law, draft_law, ratio, place, TINY, REAL)
+    if SELECTED == 2:
+        draft_law = bucketed_law(target_law, draft_law, place, TINY, REAL)
     return tl.maximum(ratio * target_law - draft_law, 0.0)
+
+
+@triton.jit
+def node_laws(
+    target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab,
+    IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Target and draft law at `offsets` of the walk's node at `depth`."""
+    inverse = inverse_temperature(temperatures, walk, REAL)
+    node = node_at(nodes, walk, depth, length)
+    slot = node * 2 * (length + 1) + depth
+    ahead = read_row(target, node * (length + 1) + depth, offsets, vocab, IS_LAW, REAL)
+    drawn = read_row(draft, node * length + depth, offsets, vocab, IS_LAW, REAL)
+    return law(ahead, inverse, norms, slot, REAL), law(drawn, inverse, norms, slot + length + 1, REAL)
 
 
 @triton.jit
 def surplus_masses(
     target, draft, temperatures, nodes, norms, ratios, selection, first, stop, masses,
     paths, length, vocab, chunks,
-    BLOCK: tl.constexpr, SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
+    BLOCK: tl.constexpr, PATHS: tl.constexpr, SELECTED: tl.constexpr, SHARED: tl.constexpr, IS_LAW: tl.constexpr,
+    TINY: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Residual mass of each chunk, for the depths first <= i < stop of each request: the second read of those rows.
+    """Residual mass of each chunk where it can matter: the second read of those rows.
 
-    Grid (C, N, B), N the largest number of such depths.
+    That is at the depths first <= i < stop of a walk. Grid (C, N, W), N the largest number of such depths; if nodes are
+    shared N = L, and a node's mass is computed once for all walks through it, whose ratio there is the same.
     """
-    chunk, request = tl.program_id(0), tl.program_id(2)
-    depth = tl.load(first + request) + tl.program_id(1)
-    if depth >= tl.load(stop + request):
-        return
+    chunk, walk = tl.program_id(0), tl.program_id(2)
+    if SHARED:
+        depth = tl.program_id(1)
+        path = tl.arange(0, PATHS)
+        others = walk // paths * paths + path
+        there = path < paths
+        through = tl.load(nodes + others * (length + 1) + depth, mask=there, other=-1) == walk
+        begin = tl.load(first + others, mask=there, other=0)
+        end = tl.load(stop + others, mask=there, other=0)
+        if tl.sum((through & (begin <= depth) & (depth < end)).to(tl.int32), axis=0) == 0:
+            return
+    else:
+        depth = tl.load(first + walk) + tl.program_id(1)
+        if depth >= tl.load(stop + walk):
+            return
     weights = surplus(
         target, draft, temperatures, nodes, norms, ratios, selection,
-        request, depth, chunk * BLOCK + tl.arange(0, BLOCK), paths, length, vocab,
+        walk, depth, chunk * BLOCK + tl.arange(0, BLOCK), length, vocab,
         SELECTED, IS_LAW, TINY, REAL,
     )  # fmt: skip
-    tl.store(masses + (request * (length + 1) + depth) * chunks + chunk, tl.sum(weights, axis=0))
+    node = node_at(nodes, walk, depth, length)
+    tl.store(masses + (node * (length + 1) + depth) * chunks + chunk, tl.sum(weights, axis=0))
 
 
 @triton.jit
-def open_depths(lengths, coins, ratio, first, stop, request, depth, length):
+def open_depths(lengths, coins, ratio, first, stop, walk, depth, length):
     """Store first <= i < stop, the depths whose residual mass can matter, from the ratios c_i at `depth` = 0, 1, ..
 
     A prefix with c_i = 1 is kept whatever its coin (h_i = s_i / s_i), so no shorter one can be the last that is kept;
     if the coin of the whole draft comes up it is kept, and no residual matters.
     """
-    last = tl.load(lengths + request)
-    coin = tl.load(coins + request * length + last - 1, mask=last > 0, other=1.0).to(tl.float64)
+    last = tl.load(lengths + walk)
+    coin = tl.load(coins + walk * length + last - 1, mask=last > 0, other=1.0).to(tl.float64)
     whole = coin < tl.sum(tl.where(depth == last, ratio, 0.0), axis=0)
     sure = tl.max(tl.where((depth < last) & (ratio == 1), depth, 0), axis=0)
-    tl.store(first + request, tl.where(whole, last, sure))
-    tl.store(stop + request, last)
+    tl.store(first + walk, tl.where(whole, last, sure))
+    tl.store(stop + walk, last)
 
 
 @triton.jit
 def last_accepted(
-    coins, ratios, masses, request, first, last, length, chunks, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr
+    coins, nodes, ratios, masses, walk, first, last, length, chunks, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr
 ):
     """The largest i in first..last whose coin is below h_i: h_last = c_last, h_i = s_i / (s_i + 1 - c_i), 0/0 = 1."""
     depth = tl.arange(0, DEPTHS)
     chunk = tl.arange(0, CHUNKS)
     inner = (depth >= first) & (depth < last)
-    places = masses + (request * (length + 1) + depth[:, None]) * chunks + chunk[None, :]
+    node = tl.load(nodes + walk * (length + 1) + depth, mask=inner, other=0).to(tl.int64)
+    places = masses + (node * (length + 1) + depth)[:, None] * chunks + chunk[None, :]
     parts = tl.load(places, mask=inner[:, None] & (chunk[None, :] < chunks), other=0.0).to(tl.float64)
     left = tl.sum(parts, axis=1)
     reached = (depth >= first) & (depth <= last)
-    ratio = tl.load(ratios + request * (length + 1) + depth, mask=reached, other=0.0)
+    ratio = tl.load(ratios + walk * (length + 1) + depth, mask=reached, other=0.0)
     total = left + (1.0 - ratio)
     threshold = tl.where(depth == last, ratio, tl.where(total > 0, left / tl.where(total > 0, total, 1.0), 1.0))
-    coin = tl.load(coins + request * length + depth - 1, mask=reached & (depth > 0), other=1.0)
+    coin = tl.load(coins + walk * length + depth - 1, mask=reached & (depth > 0), other=1.0)
     return tl.maximum(tl.max(tl.where(reached & (coin < threshold), depth, 0), axis=0), first)
 
 
@@ -218,33 +279,34 @@ def emit_verdict(
     DECIDED: tl.constexpr, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
     SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Accepted length and the token after it, by inversion: first the chunk, then the token inside it. Grid (B,).
+    """Accepted length and the token after it, by inversion: first the chunk, then the token inside it. Grid (W,).
 
-    DECIDED: `first` is the accepted length. An invalid request gets accepted 0 and token -1.
+    DECIDED: `first` is the accepted length. An invalid walk gets accepted 0 and token -1.
     """
-    request = tl.program_id(0)
-    if tl.load(valid + request) == 0:
-        tl.store(path + request, 0)
-        tl.store(accepted + request, 0)
-        tl.store(token + request, -1)
+    walk = tl.program_id(0)
+    if tl.load(valid + walk) == 0:
+        tl.store(path + walk, 0)
+        tl.store(accepted + walk, 0)
+        tl.store(token + walk, -1)
         return
-    last = tl.load(lengths + request)
-    kept = tl.load(first + request)
+    last = tl.load(lengths + walk)
+    kept = tl.load(first + walk)
     if not DECIDED:
-        kept = last_accepted(coins, ratios, masses, request, kept, last, length, chunks, DEPTHS, CHUNKS)
+        kept = last_accepted(coins, nodes, ratios, masses, walk, kept, last, length, chunks, DEPTHS, CHUNKS)
 
     chunk = tl.arange(0, CHUNKS)
-    inverse = inverse_temperature(temperatures, request, REAL)
-    slot = request * 2 * (length + 1) + kept
+    inverse = inverse_temperature(temperatures, walk, REAL)
+    node = node_at(nodes, walk, kept, length)
+    slot = node * 2 * (length + 1) + kept
     residual = (kept < last) & (chunk < chunks)
-    weights = tl.load(masses + (request * (length + 1) + kept) * chunks + chunk, mask=residual, other=0.0)
+    weights = tl.load(masses + (node * (length + 1) + kept) * chunks + chunk, mask=residual, other=0.0)
     corrected = tl.sum(weights, axis=0) > 0
     if not corrected:
         largest = tl.load(chunk_max + slot * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
         sums = tl.load(chunk_sum + slot * chunks + chunk, mask=chunk < chunks, other=0.0)
         weights = tl.where(sums == 0, 0.0, sums * law(largest, inverse, norms, slot, REAL))
     weights = weights.to(tl.float64)
-    goal = tl.load(choice + request).to(tl.float64) * tl.sum(weights, axis=0)
+    goal = tl.load(choice + walk).to(tl.float64) * tl.sum(weights, axis=0)
     chosen = first_above(weights, goal, CHUNKS)
     goal -= tl.sum(tl.where(chunk < chosen, weights, 0.0), axis=0)
 
@@ -252,12 +314,12 @@ def emit_verdict(
     if corrected:
         inside = surplus(
             target, draft, temperatures, nodes, norms, ratios, selection,
-            request, kept, offsets, paths, length, vocab,
+            walk, kept, offsets, length, vocab,
             SELECTED, IS_LAW, TINY, REAL,
         )  # fmt: skip
     else:
-        entries = read_row(target, target_row(nodes, request, kept, paths, length), offsets, vocab, IS_LAW, REAL)
+        entries = read_row(target, node * (length + 1) + kept, offsets, vocab, IS_LAW, REAL)
         inside = law(entries, inverse, norms, slot, REAL)
-    tl.store(path + request, tl.load(nodes + request * (length + 1) + last).to(tl.int64))
-    tl.store(accepted + request, kept.to(tl.int64))
-    tl.store(token + request, (chosen * BLOCK + first_above(inside.to(tl.float64), goal, BLOCK)).to(tl.int64))
+    tl.store(path + walk, node_at(nodes, walk, last, length) - walk * paths)
+    tl.store(accepted + walk, kept.to(tl.int64))
+    tl.store(token + walk, (chosen * BLOCK + first_above(inside.to(tl.float64), goal, BLOCK)).to(tl.int64))

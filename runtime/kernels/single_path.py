@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Block and token verification of one path, from logits, in five launches.
+"""Block and token verification of one path, from logits, in five launches: `row_masses`, `row_norms`, the rule,
+`surplus_masses`, `emit_verdict`.
 
 B requests, L drafted tokens, V vocabulary. `passes` says what is read when. Token verification reads one row of each
 model twice; block verification the rows between the longest prefix of ratio 1, which is always kept, and the end of
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specbound.runtime.kernels.buffers import Workspace, check_arguments, workspace
 from specbound.runtime.kernels.passes import (
     emit_verdict,
     inverse_temperature,
@@ -21,7 +23,6 @@ from specbound.runtime.kernels.passes import (
     row_norms,
     surplus_masses,
 )
-from specbound.runtime.kernels.workspace import Workspace, check_arguments, workspace
 from specbound.runtime.verdict import Verdict
 
 
@@ -38,68 +39,70 @@ def log_law_at(
 
 @triton.jit
 def log_steps(
-    target, draft, temperatures, lengths, norms, tokens, valid, request, depth, length, vocab,
+    target, draft, temperatures, lengths, nodes, norms, tokens, valid, walk, depth, length, vocab,
     IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """log target(x) - log draft(x) of the drafted tokens at `depth`; 0 where the draft cannot have drawn x.
 
-    A token outside the vocabulary makes the request invalid.
+    A token outside the vocabulary makes the walk invalid.
     """
-    drafted = depth < tl.load(lengths + request)
-    token = tl.load(tokens + request.to(tl.int64) * length + depth, mask=drafted, other=0)
+    drafted = depth < tl.load(lengths + walk)
+    token = tl.load(tokens + walk.to(tl.int64) * length + depth, mask=drafted, other=0)
     known = (token >= 0) & (token < vocab)
     if tl.sum((drafted & ~known).to(tl.int32), axis=0) > 0:
-        tl.store(valid + request, 0)
+        tl.store(valid + walk, 0)
     mask = drafted & known
-    row, slot = request.to(tl.int64) * (length + 1) + depth, request * 2 * (length + 1) + depth
-    inverse = inverse_temperature(temperatures, request, REAL).to(tl.float64)
-    target_log = log_law_at(target, row, token, norms, slot, mask, inverse, vocab, IS_LAW, REAL)
-    draft_log = log_law_at(draft, row - request, token, norms, slot + length + 1, mask, inverse, vocab, IS_LAW, REAL)
-    drawn = mask & (draft_log > float("-inf"))
-    return tl.where(drawn, target_log - tl.where(drawn, draft_log, 0.0), 0.0)
+    node = tl.load(nodes + walk * (length + 1) + depth, mask=drafted, other=0).to(tl.int64)
+    ahead, drawn = node * (length + 1) + depth, node * length + depth
+    slot = node * 2 * (length + 1) + depth
+    inverse = inverse_temperature(temperatures, walk, REAL).to(tl.float64)
+    target_log = log_law_at(target, ahead, token, norms, slot, mask, inverse, vocab, IS_LAW, REAL)
+    draft_log = log_law_at(draft, drawn, token, norms, slot + length + 1, mask, inverse, vocab, IS_LAW, REAL)
+    possible = mask & (draft_log > float("-inf"))
+    return tl.where(possible, target_log - tl.where(possible, draft_log, 0.0), 0.0)
 
 
 @triton.jit
 def block_ratios(
-    target, draft, temperatures, lengths, norms, tokens, coins, valid, ratios, first, stop,
+    target, draft, temperatures, lengths, nodes, norms, tokens, coins, valid, ratios, first, stop,
     length, vocab,
     DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """c_i = min(1, c_{i-1} target(x_i)/draft(x_i)), and the depths whose residual mass can matter. Grid (B,)."""
-    request = tl.program_id(0)
+    """c_i = min(1, c_{i-1} target(x_i)/draft(x_i)), and the depths whose residual mass can matter. Grid (W,)."""
+    walk = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)
     steps = log_steps(
-        target, draft, temperatures, lengths, norms, tokens, valid, request, depth, length, vocab, IS_LAW, REAL
+        target, draft, temperatures, lengths, nodes, norms, tokens, valid, walk, depth, length, vocab, IS_LAW, REAL
     )
     log_ratios = tl.full([DEPTHS], 0.0, tl.float64)
     ratio = tl.sum(log_ratios, axis=0)
     for i in range(DEPTHS - 1):
         ratio = tl.minimum(ratio + tl.sum(tl.where(depth == i, steps, 0.0), axis=0), 0.0)
         log_ratios = tl.where(depth == i + 1, ratio, log_ratios)
-    tl.store(ratios + request * (length + 1) + depth, tl.exp(log_ratios), mask=depth <= length)
+    tl.store(ratios + walk * (length + 1) + depth, tl.exp(log_ratios), mask=depth <= length)
 
-    open_depths(lengths, coins, tl.exp(log_ratios), first, stop, request, depth, length)
+    open_depths(lengths, coins, tl.exp(log_ratios), first, stop, walk, depth, length)
 
 
 @triton.jit
 def token_acceptance(
-    target, draft, temperatures, lengths, norms, tokens, coins, valid, ratios, first, stop,
+    target, draft, temperatures, lengths, nodes, norms, tokens, coins, valid, ratios, first, stop,
     length, vocab,
     DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Tokens kept until the first coin at or above min(1, target/draft); the residual there has scale 1. Grid (B,)."""
-    request = tl.program_id(0)
+    """Tokens kept until the first coin at or above min(1, target/draft); the residual there has scale 1. Grid (W,)."""
+    walk = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)
     steps = log_steps(
-        target, draft, temperatures, lengths, norms, tokens, valid, request, depth, length, vocab, IS_LAW, REAL
+        target, draft, temperatures, lengths, nodes, norms, tokens, valid, walk, depth, length, vocab, IS_LAW, REAL
     )
-    last = tl.load(lengths + request)
+    last = tl.load(lengths + walk)
     drafted = depth < last
-    coin = tl.load(coins + request * length + depth, mask=drafted, other=0.0).to(tl.float64)
+    coin = tl.load(coins + walk * length + depth, mask=drafted, other=0.0).to(tl.float64)
     kept = tl.min(tl.where(drafted & (coin >= tl.exp(steps)), depth, last), axis=0)
-    tl.store(ratios + request * (length + 1) + depth, tl.full([DEPTHS], 1.0, tl.float64), mask=depth <= length)
-    tl.store(first + request, kept)
-    tl.store(stop + request, tl.minimum(kept + 1, last))
+    tl.store(ratios + walk * (length + 1) + depth, tl.full([DEPTHS], 1.0, tl.float64), mask=depth <= length)
+    tl.store(first + walk, kept)
+    tl.store(stop + walk, tl.minimum(kept + 1, last))
 
 
 def verify_block_logits(
@@ -188,15 +191,14 @@ def _verify(
         return out.verdict
     compiled = out.constants | {"IS_LAW": laws}
     depths = triton.next_power_of_2(length + 1)
-    out.valid.fill_(1)
     normalise_rows(target, draft, temperatures, lengths, out, 0, length + 1, laws)
-    rows = (target, draft, temperatures, lengths, out.norms, tokens, coins, out.valid, out.ratios)
+    rows = (target, draft, temperatures, lengths, out.nodes, out.norms, tokens, coins, out.valid, out.ratios)
     if rule == "block":
         kept = (out.first, out.stop, length, vocab)
         block_ratios[(requests,)](*rows, *kept, DEPTHS=depths, num_warps=1, **compiled)
     else:
         token_acceptance[(requests,)](*rows, out.first, out.stop, length, vocab, DEPTHS=depths, num_warps=1, **compiled)
-    finish(target, draft, temperatures, lengths, coins, choice, out, rule == "token", False, laws)
+    finish(target, draft, temperatures, lengths, coins, choice, out, laws, out.verdict, decided=rule == "token")
     return out.verdict
 
 
@@ -209,17 +211,18 @@ def normalise_rows(
     start: int,
     depths: int,
     laws: bool,
+    shared: bool = False,
 ) -> None:
-    """Fill `chunk_max`, `chunk_sum` and `norms` of the rows at `depths` depths from `start`."""
-    requests, paths, length, vocab = out.shape
+    """Fill `chunk_max`, `chunk_sum` and `norms` of the rows at `depths` depths from `start`; one walk per length."""
+    walks, (_, _, length, vocab) = len(lengths), out.shape
     partial = (out.chunk_max, out.chunk_sum)
-    row_masses[(out.chunks, 2 * depths, requests)](
-        target, draft, temperatures, lengths, out.nodes, *partial, start, paths, length, vocab, out.chunks,
-        BLOCK=out.block, IS_LAW=laws, num_warps=8, **out.constants,
+    row_masses[(out.chunks, 2 * depths, walks)](
+        target, draft, temperatures, lengths, out.nodes, out.valid, *partial, start, length, vocab, out.chunks,
+        BLOCK=out.block, SHARED=shared, IS_LAW=laws, num_warps=8, **out.constants,
     )  # fmt: skip
-    row_norms[(2 * depths, requests)](
-        temperatures, lengths, *partial, out.norms, out.valid, start, length, out.chunks,
-        CHUNKS=triton.next_power_of_2(out.chunks), num_warps=1, **out.constants,
+    row_norms[(2 * depths, walks)](
+        temperatures, lengths, out.nodes, *partial, out.norms, out.valid, start, length, out.chunks,
+        CHUNKS=triton.next_power_of_2(out.chunks), SHARED=shared, num_warps=1, **out.constants,
     )  # fmt: skip
 
 
@@ -231,25 +234,27 @@ def finish(
     coins: Tensor,
     choice: Tensor,
     out: Workspace,
-    decided: bool,
-    selected: bool,
     laws: bool,
+    verdict: Verdict,
+    decided: bool = False,
+    selected: int = 0,
+    shared: bool = False,
 ) -> None:
-    """Residual masses where they matter, then the verdict.
+    """Residual masses where they matter, then the verdict of each walk; one walk per length.
 
     Args:
-        decided: `out.first` is the accepted length; selected: residuals against the selected path's law.
+        decided: `out.first` is the accepted length; selected: see `surplus`; shared: walks share nodes.
     """
-    requests, paths, length, vocab = out.shape
+    walks, (_, paths, length, vocab) = len(lengths), out.shape
     compiled = out.constants | {"SELECTED": selected, "IS_LAW": laws, "TINY": out.tiny, "BLOCK": out.block}
     rows = (out.norms, out.ratios, out.selection, out.first)
-    surplus_masses[(out.chunks, 1 if decided else length, requests)](
+    surplus_masses[(out.chunks, 1 if decided else length, walks)](
         target, draft, temperatures, out.nodes, *rows, out.stop, out.masses, paths, length, vocab, out.chunks,
-        num_warps=8, **compiled,
+        PATHS=triton.next_power_of_2(paths), SHARED=shared, num_warps=8, **compiled,
     )  # fmt: skip
-    emit_verdict[(requests,)](
+    emit_verdict[(walks,)](
         target, draft, temperatures, lengths, out.nodes, out.chunk_max, out.chunk_sum, *rows, out.valid, out.masses,
-        coins, choice, out.verdict.path, out.verdict.accepted, out.verdict.token, paths, length, vocab, out.chunks,
+        coins, choice, verdict.path, verdict.accepted, verdict.token, paths, length, vocab, out.chunks,
         DECIDED=decided, DEPTHS=triton.next_power_of_2(length + 1), CHUNKS=triton.next_power_of_2(out.chunks),
         num_warps=8, **compiled,
     )  # fmt: skip

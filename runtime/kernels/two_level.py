@@ -2,9 +2,8 @@
 """Two-level verification of K paths, from logits: a walk down the selected path, then its block verification.
 
 At each node of the walk, and only there, both models' rows are read: once for their normalisers, `steps` times to
-find the success mass b, once for the levels' draft mass, and once more where the residual matters. Rows off the walk
-are never read, however many paths there are, and a prefix that paths share is one node. All reads of a node but the
-first follow it at once, and 2 V logits per request stay in the L2 cache.
+find the success mass b, once for the levels' draft mass, and once more where the residual matters. All reads of a node
+but the first and the last follow it at once: the 2 V logits per request can come from the L2 cache while they fit.
 
 Each step looks at 16 values of b at once and narrows its bracket 16-fold: 2^-16 in 4 steps for float32 arithmetic,
 2^-32 in 8 for float64. Only the acceptance length depends on b; the output law does not.
@@ -18,17 +17,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specbound.runtime.kernels.passes import (
-    draft_row,
-    first_above,
-    inverse_temperature,
-    law,
-    open_depths,
-    read_row,
-    target_row,
+from specbound.runtime.kernels.buffers import Workspace
+from specbound.runtime.kernels.passes import WIDTH, first_above, inverse_temperature, node_at, node_laws
+from specbound.runtime.kernels.single_path import log_law_at
+from specbound.runtime.kernels.walk import (
+    go_down,
+    offered_tokens,
+    path_slots,
+    paths_workspace,
+    shifted,
+    verify_by_walk,
 )
-from specbound.runtime.kernels.single_path import finish, log_law_at, normalise_rows
-from specbound.runtime.kernels.workspace import Workspace, check_arguments, workspace
 from specbound.runtime.verdict import Verdict
 
 
@@ -48,19 +47,6 @@ def densities(count, request, fails, paths, PATHS: tl.constexpr):
         high = high * fails + at_least
         low = low * fails + term
     return high, low
-
-
-@triton.jit
-def node_laws(
-    target, draft, temperatures, nodes, norms, request, depth, offsets, paths, length, vocab,
-    IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """Target and draft law at `offsets` of the request's node at `depth`."""
-    inverse = inverse_temperature(temperatures, request, REAL)
-    slot = request * 2 * (length + 1) + depth
-    ahead = read_row(target, target_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
-    drawn = read_row(draft, draft_row(nodes, request, depth, paths, length), offsets, vocab, IS_LAW, REAL)
-    return law(ahead, inverse, norms, slot, REAL), law(drawn, inverse, norms, slot + length + 1, REAL)
 
 
 @triton.jit
@@ -107,7 +93,7 @@ def clipped_masses(
     for tile in range(BLOCK // TILE):
         offsets = chunk * BLOCK + tile * TILE + tl.arange(0, TILE)
         target_law, draft_law = node_laws(
-            target, draft, temperatures, nodes, norms, request, depth, offsets, paths, length, vocab, IS_LAW, REAL
+            target, draft, temperatures, nodes, norms, request, depth, offsets, length, vocab, IS_LAW, REAL
         )
         lifted, drawn = (ratio * target_law)[None, :], draft_law[None, :]
         parts += tl.minimum(tl.maximum(lifted, lower * drawn), upper * drawn)
@@ -137,24 +123,17 @@ def failing_masses(
     most, least = densities(count, request, tl.full([1], 1.0, tl.float64) - high, paths, PATHS)
     most, least = tl.sum(most, axis=0), tl.sum(least, axis=0)
     if chunk == 0:
-        place = selection + (request * length + depth) * 4
+        place = selection + (request * length + depth) * WIDTH
         tl.store(place, most)
         tl.store(place + 1, least)
     offsets = chunk * BLOCK + tl.arange(0, BLOCK)
     target_law, draft_law = node_laws(
-        target, draft, temperatures, nodes, norms, request, depth, offsets, paths, length, vocab, IS_LAW, REAL
+        target, draft, temperatures, nodes, norms, request, depth, offsets, length, vocab, IS_LAW, REAL
     )
     ratio = tl.load(ratios + request * (length + 1) + depth).to(REAL)
     level = level_of(target_law, draft_law, ratio, most.to(REAL), least.to(REAL), TINY)
     mass = tl.sum((1.0 - level) * draft_law, axis=0).to(tl.float64)
     tl.store(sums + (((steps % 2) * requests + request) * chunks + chunk) * 16, mass)
-
-
-@triton.jit
-def shifted(polynomial, SIZE: tl.constexpr):
-    """The polynomial times s: coefficient m moves to m + 1 (the highest is 0 by construction)."""
-    index = tl.arange(0, SIZE)
-    return tl.where(index > 0, tl.gather(polynomial, tl.maximum(index - 1, 0), 0), 0.0)
 
 
 @triton.jit
@@ -193,28 +172,21 @@ def select_path(
     fails = tl.minimum(tl.maximum(fails, 0.0), 1.0)
     most, least = densities(count, request, tl.full([1], 0.0, tl.float64) + fails, paths, PATHS)
     most, least = tl.sum(most, axis=0), tl.sum(least, axis=0)
-    place = selection + (request * length + depth) * 4
+    place = selection + (request * length + depth) * WIDTH
     tl.store(place + 2, most)
     tl.store(place + 3, least)
 
     path = tl.arange(0, PATHS)
-    there = path < paths
-    token = tl.load(tokens + (request.to(tl.int64) * paths + path) * length + depth, mask=there, other=0)
-    known = there & (token >= 0) & (token < vocab)
-    if tl.sum((there & ~known).to(tl.int32), axis=0) > 0:
-        tl.store(valid + request, 0)
-    slot = request * 2 * (length + 1) + depth + path * 0
+    token, known, arrived = offered_tokens(tokens, alive, valid, request, depth, paths, length, vocab, path)
+    node = node_at(nodes, request, depth, length) + path * 0
+    slot = node * 2 * (length + 1) + depth
     inverse = inverse_temperature(temperatures, request, REAL).to(tl.float64)
-    ahead, drawn = (
-        target_row(nodes, request, depth, paths, length),
-        draft_row(nodes, request, depth, paths, length),
-    )
+    ahead, drawn = node * (length + 1) + depth, node * length + depth
     target_law = tl.exp(log_law_at(target, ahead, token, norms, slot, known, inverse, vocab, IS_LAW, REAL))
     draft_law = tl.exp(log_law_at(draft, drawn, token, norms, slot + length + 1, known, inverse, vocab, IS_LAW, REAL))
     ratio = tl.load(ratios + request * (length + 1) + depth)
     level = level_of(target_law, draft_law, ratio, tl.load(place), tl.load(place + 1), TINY)
 
-    arrived = there & (tl.load(alive + request * paths + path, mask=there, other=0) != 0)
     none_so_far = tl.cumprod(tl.where(arrived, 1.0 - level, 1.0), axis=0)
     none_before = tl.where(path > 0, tl.gather(none_so_far, tl.maximum(path - 1, 0), 0), 1.0)
     first = tl.min(tl.where(arrived, path, PATHS - 1), axis=0)
@@ -223,28 +195,16 @@ def select_path(
     goal = tl.load(select + request * length + depth).to(tl.float64) * tl.sum(weights, axis=0)
     chosen = path == first_above(weights, goal, PATHS)
 
-    chosen_token = tl.sum(tl.where(chosen, token, 0), axis=0)
     chosen_level = tl.sum(tl.where(chosen, level, 0.0), axis=0)
     mass = tl.sum(tl.where(chosen, draft_law, 0.0), axis=0)
-    selected = mass * (least + chosen_level * (most - least))
-    step = tl.sum(tl.where(chosen, target_law, 0.0), axis=0) / tl.where(selected > 0, selected, 1.0)
-    after = request * (length + 1) + depth + 1
-    tl.store(ratios + after, tl.minimum(ratio * tl.where(selected > 0, step, 1.0), 1.0))
-    tl.store(nodes + after, tl.sum(tl.where(chosen, path, 0), axis=0))
-    counts = tl.load(count + request * paths + path, mask=there, other=0.0)
-    tl.debug_barrier()
-    tl.store(alive + request * paths + path, (arrived & (token == chosen_token)).to(tl.int32), mask=there)
-    below = count_below(counts, chosen_level, mass, fails, most, least, PATHS)
-    tl.store(count + request * paths + path, below, mask=there)
-
-
-@triton.jit
-def open_walk(lengths, coins, ratios, first, stop, length, DEPTHS: tl.constexpr):
-    """Depths of the selected path whose residual mass can matter. Grid (B,)."""
-    request = tl.program_id(0)
-    depth = tl.arange(0, DEPTHS)
-    ratio = tl.load(ratios + request * (length + 1) + depth, mask=depth <= length, other=0.0)
-    open_depths(lengths, coins, ratio, first, stop, request, depth, length)
+    counts = tl.load(count + request * paths + path, mask=path < paths, other=0.0)
+    go_down(
+        nodes, ratios, alive, count, request, depth, paths, length,
+        path, chosen, token, arrived,
+        tl.sum(tl.where(chosen, target_law, 0.0), axis=0),
+        mass * (least + chosen_level * (most - least)),
+        count_below(counts, chosen_level, mass, fails, most, least, PATHS),
+    )  # fmt: skip
 
 
 def verify_two_level_logits(
@@ -276,35 +236,17 @@ def verify_two_level_logits(
     Raises:
         ValueError: wrong shape, dtype, device or layout.
     """
-    if draft_logits.ndim != 4:
-        raise ValueError(f"draft_logits has shape {tuple(draft_logits.shape)}; want [B, K, L, V]")
-    requests, paths, length, vocab = draft_logits.shape
-    if out is None:
-        dtype = torch.promote_types(target_logits.dtype, draft_logits.dtype)
-        out = workspace(requests, paths, length, vocab, draft_logits.device, dtype)
-    lengths = out.lengths if lengths is None else lengths
-    others = {
-        "temperatures": (temperatures, (requests,)),
-        "lengths": (lengths, (requests,)),
-        "select_uniforms": (select_uniforms, (requests, length)),
-        "coin_uniforms": (coin_uniforms, (requests, length)),
-        "choice_uniforms": (choice_uniforms, (requests,)),
-    }
-    check_arguments(target_logits, draft_logits, tokens, others, out)
-    if requests == 0:
-        return out.verdict
-    for tensor, value in ((out.valid, 1), (out.nodes, 0), (out.ratios, 1), (out.alive, 1), (out.count, 0)):
-        tensor.fill_(value)
-    out.count[:, -1].fill_(1)
-    rows = (target_logits, draft_logits, temperatures, lengths)
-    for depth in range(length + 1):
-        normalise_rows(*rows, out, depth, 1, laws)
-        if depth < length:
-            _descend(rows, tokens, select_uniforms, out, depth, laws)
-    depths = triton.next_power_of_2(length + 1)
-    open_walk[(requests,)](lengths, coin_uniforms, out.ratios, out.first, out.stop, length, DEPTHS=depths, num_warps=1)
-    finish(*rows, coin_uniforms, choice_uniforms, out, False, True, laws)
-    return out.verdict
+    out = paths_workspace(target_logits, draft_logits, out)
+
+    def descend(rows: tuple[Tensor, ...], out: Workspace, depth: int) -> None:
+        _descend(rows, tokens, select_uniforms, out, depth, laws)
+
+    return verify_by_walk(
+        target_logits, draft_logits, temperatures, tokens, lengths, coin_uniforms, choice_uniforms, out, laws,
+        selected=1,
+        descend=descend,
+        others={"select_uniforms": (select_uniforms, (out.shape[0], out.shape[2]))},
+    )  # fmt: skip
 
 
 def _descend(rows: tuple[Tensor, ...], tokens: Tensor, select: Tensor, out: Workspace, depth: int, laws: bool) -> None:
@@ -312,7 +254,7 @@ def _descend(rows: tuple[Tensor, ...], tokens: Tensor, select: Tensor, out: Work
     requests, paths, length, vocab = out.shape
     sizes = (requests, paths, length, vocab, out.chunks)
     common = out.constants | {
-        "PATHS": max(2, triton.next_power_of_2(paths)),
+        "PATHS": path_slots(paths),
         "CHUNKS": triton.next_power_of_2(out.chunks),
         "IS_LAW": laws,
     }

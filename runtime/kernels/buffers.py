@@ -1,6 +1,6 @@
 """Buffers of the fused verifiers, and the checks on their arguments that need no look at the data.
 
-B requests, K paths, L drafted tokens, V vocabulary, C = ceil(V / BLOCK) chunks of a row.
+B requests, K paths, W = B K, L drafted tokens, V vocabulary, C = ceil(V / BLOCK) chunks of a row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specbound.runtime.kernels.passes import WIDTH
 from specbound.runtime.verdict import Verdict
 
 BLOCK = 4096  # entries of a row per program
@@ -28,15 +29,16 @@ class Workspace:
         shape: (B, K, L, V).
         block: entries of a row per program.
         dtype: of the arithmetic on rows, float32, or float64 for float64 logits.
-        chunk_max, chunk_sum [B, 2, L+1, C]: per chunk of the target's and the draft's rows.
-        norms [B, 2, L+1, 2] float64: largest logit and log of the sum of each row.
-        masses [B, L+1, C]: residual mass per chunk.
-        ratios [B, L+1] float64: acceptance ratios.
-        first, stop, valid [B] int32: depths that still need residual masses; 0 where a row is no law.
-        nodes [B, L+1] int32: a path through the node reached at each depth.
+        chunk_max, chunk_sum [W, 2, L+1, C]: per chunk of the target's and the draft's rows.
+        norms [W, 2, L+1, 2] float64: largest logit and log of the sum of each row.
+        masses [W, L+1, C]: residual mass per chunk.
+        ratios [W, L+1] float64: acceptance ratios.
+        first, stop, valid [W] int32: depths that still need residual masses; 0 where a row is no law.
+        nodes [W, L+1] int32: the path, of all B K, that holds the rows of the node at each depth.
         lengths [B] int32: L everywhere, for calls without lengths.
-        alive, count [B, K], selection [B, L, 4], brackets [B, steps + 1, 2], sums [2, B, C, 16]: of the walk down
+        alive, count [B, K], selection [B, L, 64], brackets [B, steps + 1, 2], sums [B, C, 64]: of the walk down
             several paths; float64, but `alive` int32.
+        path_temperatures [W] float64, path_lengths [W] int32, path_verdict: of each path in the race of keys.
     """
 
     verdict: Verdict
@@ -58,6 +60,9 @@ class Workspace:
     selection: Tensor
     brackets: Tensor
     sums: Tensor
+    path_temperatures: Tensor
+    path_lengths: Tensor
+    path_verdict: Verdict
 
     @property
     def chunks(self) -> int:
@@ -106,26 +111,30 @@ def workspace(
 
     integer = torch.int32
     steps = 8 if real == torch.float64 else 4
+    walks = requests * paths
     return Workspace(
         verdict=Verdict(*(empty(requests, dtype=torch.int64) for _ in range(3))),
         shape=(requests, paths, length, vocab),
         block=block,
         dtype=real,
-        chunk_max=empty(requests, 2, length + 1, chunks, dtype=real),
-        chunk_sum=empty(requests, 2, length + 1, chunks, dtype=real),
-        norms=empty(requests, 2, length + 1, 2),
-        masses=empty(requests, length + 1, chunks, dtype=real),
-        ratios=empty(requests, length + 1),
-        first=empty(requests, dtype=integer),
-        stop=empty(requests, dtype=integer),
-        valid=empty(requests, dtype=integer),
-        nodes=empty(requests, length + 1, dtype=integer).zero_(),
+        chunk_max=empty(walks, 2, length + 1, chunks, dtype=real),
+        chunk_sum=empty(walks, 2, length + 1, chunks, dtype=real),
+        norms=empty(walks, 2, length + 1, 2),
+        masses=empty(walks, length + 1, chunks, dtype=real),
+        ratios=empty(walks, length + 1),
+        first=empty(walks, dtype=integer),
+        stop=empty(walks, dtype=integer),
+        valid=empty(walks, dtype=integer),
+        nodes=torch.arange(walks, dtype=integer, device=device)[:, None].repeat(1, length + 1),
         lengths=empty(requests, dtype=integer).fill_(length),
         alive=empty(requests, paths, dtype=integer),
         count=empty(requests, paths),
-        selection=empty(requests, length, 4),
+        selection=empty(requests, length, WIDTH.value),
         brackets=empty(requests, steps + 1, 2),
-        sums=empty(2, requests, chunks, 16),
+        sums=empty(requests, chunks, WIDTH.value),
+        path_temperatures=empty(walks),
+        path_lengths=empty(walks, dtype=integer),
+        path_verdict=Verdict(*(empty(walks, dtype=torch.int64) for _ in range(3))),
     )
 
 

@@ -1,0 +1,177 @@
+# mypy: disable-error-code="no-untyped-def"
+"""gbv-bucketed verification of K paths, from logits: down the first path of the highest bucket, then its block.
+
+At each node of the walk, and only there, both models' rows are read: once for their normalisers, once for the draft
+mass of every bucket of target/draft, and once more where the residual matters. The rule has no randomness of its own.
+
+Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks; bucket, count and density as in
+`specbound.runtime.verifiers.gbv`, whose rule this is. A ratio halfway between two buckets goes to the higher one.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specbound.runtime.kernels.buffers import Workspace
+from specbound.runtime.kernels.passes import (
+    WIDTH,
+    bucket_of,
+    inverse_temperature,
+    law,
+    node_at,
+    node_laws,
+    read_row,
+)
+from specbound.runtime.kernels.single_path import log_law_at
+from specbound.runtime.kernels.walk import go_down, offered_tokens, path_slots, shifted, verify_by_walk
+from specbound.runtime.verdict import Verdict
+
+
+@triton.jit
+def bucket_masses(
+    target, draft, temperatures, lengths, nodes, norms, sums,
+    depth, length, vocab, chunks,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Draft mass of each bucket in each chunk. Grid (C, B)."""
+    chunk, walk = tl.program_id(0), tl.program_id(1)
+    if depth >= tl.load(lengths + walk):
+        return
+    bucket = tl.arange(0, WIDTH)
+    parts = tl.full([WIDTH, TILE], 0.0, REAL)
+    for tile in range(BLOCK // TILE):
+        offsets = chunk * BLOCK + tile * TILE + tl.arange(0, TILE)
+        target_law, draft_law = node_laws(
+            target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab, IS_LAW, REAL
+        )
+        mine = bucket_of(target_law, draft_law, TINY)[None, :] == bucket[:, None]
+        parts += tl.where(mine, draft_law[None, :], 0.0)
+    tl.store(sums + (walk * chunks + chunk) * WIDTH + bucket, tl.sum(parts, axis=1).to(tl.float64))
+
+
+@triton.jit
+def bucket_densities(count, walk, below, upto, paths, PATHS: tl.constexpr):
+    """Selected law over draft law: sum_n count_n sum_{i+j=n-1} below^i upto^j, float64; see `selection_densities`."""
+    lowest = upto * 0.0
+    higher = lowest
+    for i in range(PATHS):
+        n = PATHS - 1 - i
+        lowest = lowest * below + tl.load(count + walk * paths + n, mask=n < paths, other=0.0)
+        higher = higher * upto + lowest
+    return higher
+
+
+@triton.jit
+def count_through(counts, below, reached, drafted, density, PATHS: tl.constexpr):
+    """Law of the number of paths through the chosen token, drafted with mass `drafted`: see `counts_after`."""
+    path = tl.arange(0, PATHS)
+    others = tl.maximum(reached - drafted, 0.0)
+    lowest = tl.full([PATHS], 0.0, tl.float64)
+    higher = lowest
+    for i in range(PATHS):
+        term = tl.sum(tl.where(path == PATHS - 1 - i, counts, 0.0), axis=0)
+        lowest = lowest * below + tl.where(path == 0, term, 0.0)
+        higher = higher * others + shifted(higher, PATHS) * drafted + lowest
+    return tl.where(density > 0, higher / tl.where(density > 0, density, 1.0), counts)
+
+
+@triton.jit
+def take_highest(
+    target, draft, temperatures, lengths, nodes, norms, ratios, count, sums, selection, alive, tokens, valid,
+    depth, paths, length, vocab, chunks,
+    PATHS: tl.constexpr, CHUNKS: tl.constexpr, TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Density of every bucket; then go down with the first alive path of the highest bucket. Grid (B,)."""
+    walk = tl.program_id(0)
+    if depth >= tl.load(lengths + walk):
+        return
+    bucket = tl.arange(0, WIDTH)
+    chunk = tl.arange(0, CHUNKS)[:, None]
+    parts = tl.load(sums + (walk * chunks + chunk) * WIDTH + bucket[None, :], mask=chunk < chunks, other=0.0)
+    upto = tl.cumsum(tl.sum(parts, axis=0), axis=0)
+    total = tl.max(upto, axis=0)
+    upto = upto / total
+    below = shifted(upto, WIDTH)
+    density = bucket_densities(count, walk, below, upto, paths, PATHS)
+    tl.store(selection + (walk * length + depth) * WIDTH + bucket, density)
+
+    path = tl.arange(0, PATHS)
+    token, known, arrived = offered_tokens(tokens, alive, valid, walk, depth, paths, length, vocab, path)
+    node = node_at(nodes, walk, depth, length)
+    ahead, drawn = node * (length + 1) + depth, node * length + depth
+    slot = node * 2 * (length + 1) + depth
+    inverse = inverse_temperature(temperatures, walk, REAL)
+    place = tl.where(known, token, vocab)
+    target_law = law(read_row(target, ahead, place, vocab, IS_LAW, REAL), inverse, norms, slot, REAL)
+    draft_law = law(read_row(draft, drawn, place, vocab, IS_LAW, REAL), inverse, norms, slot + length + 1, REAL)
+    mine = tl.where(arrived, bucket_of(target_law, draft_law, TINY), -1)
+    highest = tl.max(mine, axis=0)
+    chosen = path == tl.min(tl.where(arrived & (mine == highest), path, PATHS - 1), axis=0)
+
+    double = inverse.to(tl.float64)
+    logs = log_law_at(target, ahead + path * 0, token, norms, slot + path * 0, known, double, vocab, IS_LAW, REAL)
+    target_mass = tl.sum(tl.where(chosen, tl.exp(logs), 0.0), axis=0)
+    slots = slot + length + 1 + path * 0
+    logs = log_law_at(draft, drawn + path * 0, token, norms, slots, known, double, vocab, IS_LAW, REAL)
+    mass = tl.sum(tl.where(chosen, tl.exp(logs), 0.0), axis=0)
+    here = tl.sum(tl.where(bucket == highest, density, 0.0), axis=0)
+    lower = tl.sum(tl.where(bucket == highest, below, 0.0), axis=0)
+    reached = tl.sum(tl.where(bucket == highest, upto, 0.0), axis=0)
+    counts = tl.load(count + walk * paths + path, mask=path < paths, other=0.0)
+    go_down(
+        nodes, ratios, alive, count, walk, depth, paths, length,
+        path, chosen, token, arrived, target_mass, mass * here,
+        count_through(counts, lower, reached, mass / total, here, PATHS),
+    )  # fmt: skip
+
+
+def verify_gbv_bucketed_logits(
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    temperatures: Tensor,
+    tokens: Tensor,
+    lengths: Tensor | None,
+    coin_uniforms: Tensor,
+    choice_uniforms: Tensor,
+    out: Workspace | None = None,
+    laws: bool = False,
+) -> Verdict:
+    """gbv-bucketed verification of K paths from logits: see `specbound.runtime.verifiers.gbv`.
+
+    Args:
+        target_logits [B, K, L+1, V], draft_logits [B, K, L, V], tokens [B, K, L] int64: paths that share a prefix hold
+            the same rows there; the row is read from one of them.
+        lengths [B] int32: length of all the request's paths, 0..L; None for L.
+        coin_uniforms [B, L], choice_uniforms [B]: of the block verification of the selected path.
+        temperatures, out, laws: as for `verify_block_logits`.
+    Returns:
+        the verdict; accepted 0 and token -1 for a request with a row that is no law, or an unknown token, on the walk.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or layout.
+    """
+
+    def descend(rows: tuple[Tensor, ...], out: Workspace, depth: int) -> None:
+        _descend(rows, tokens, out, depth, laws)
+
+    return verify_by_walk(
+        target_logits, draft_logits, temperatures, tokens, lengths, coin_uniforms, choice_uniforms, out, laws,
+        selected=2,
+        descend=descend,
+        others={},
+    )  # fmt: skip
+
+
+def _descend(rows: tuple[Tensor, ...], tokens: Tensor, out: Workspace, depth: int, laws: bool) -> None:
+    """Find the buckets' densities at the node of this depth and go down to the next."""
+    requests, paths, length, vocab = out.shape
+    common = out.constants | {"TINY": out.tiny, "IS_LAW": laws}
+    bucket_masses[(out.chunks, requests)](
+        *rows, out.nodes, out.norms, out.sums, depth, length, vocab, out.chunks,
+        BLOCK=out.block, TILE=min(out.block, 256), num_warps=8, **common,
+    )  # fmt: skip
+    take_highest[(requests,)](
+        *rows, out.nodes, out.norms, out.ratios, out.count, out.sums, out.selection, out.alive, tokens, out.valid,
+        depth, paths, length, vocab, out.chunks,
+        PATHS=path_slots(paths), CHUNKS=triton.next_power_of_2(out.chunks), num_warps=4, **common,
+    )  # fmt: skip
