@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from specbound.commands.instance import print_json
 from specbound.commands.pair import pair_options, read_pair
+from specbound.files import read_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -265,13 +264,14 @@ def read_prompts(given: tuple[str, ...], file: str | None) -> list[str]:
     if given and file:
         raise ValueError("--prompt and --prompts are both given; use one of them")
     if file:
-        text = Path(file).read_text(encoding="utf-8")
+        text = read_text("--prompts", file)
         if not file.endswith(".json"):
-            return [line for line in text.splitlines() if line.strip()]
-        try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--prompts {file}: not JSON: {error}") from None
+            if lines := [line for line in text.splitlines() if line.strip()]:
+                return lines
+            raise ValueError(f"--prompts {file}: the file is empty; want one prompt a line")
+        from specbound.theory.json_objects import parse_json
+
+        entries = parse_json(f"--prompts {file}", text)
         listed = entries if isinstance(entries, list) else [None]
         found = [entry.get("text") if isinstance(entry, dict) else entry for entry in listed]
         prompts = [entry for entry in found if isinstance(entry, str) and entry]
