@@ -28,6 +28,7 @@ class Run:
         tokens, seconds: per prompt, prefill included.
         accepted: drafted tokens kept, for each target call.
         parts: seconds by part of the loop.
+        verification: what verified, "kernels" or "tensor"; None for "plain".
     """
 
     verifier: str
@@ -37,6 +38,7 @@ class Run:
     seconds: list[float] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
+    verification: str | None = None
 
     @property
     def name(self) -> str:
@@ -142,6 +144,7 @@ def _decode(
     run.tokens.append(sequences.shape[1] - inputs["input_ids"].shape[1])
     run.seconds.append(seconds)
     if statistics is not None:
+        run.verification = statistics.verification
         run.accepted += statistics.accepted[:, 0].tolist()
         for part, value in statistics.seconds.items():
             run.parts[part] = run.parts.get(part, 0.0) + value
@@ -183,6 +186,7 @@ def _described(run: Run, plain: Run, kept: dict[str, Tensor]) -> dict[str, Any]:
 
     entry: dict[str, Any] = {"method": run.name, "verifier": run.verifier, "paths": run.paths, "length": run.length}
     entry |= {"tokens_per_second": run.speed, "speedup": run.speed / plain.speed, "seconds": run.parts}
+    entry["verification"] = run.verification
     if run.accepted:
         entry["block_efficiency"] = 1 + sum(run.accepted) / len(run.accepted)
     if run.accepted and run.verifier in kept:
