@@ -42,8 +42,8 @@ THEORY_TESTS = (
     "single_step solution stopping token_level verifier_table"
 )
 RUNTIME_TESTS = (
-    "acceptance_head cache carry decode kernels law lengths mjsd models sampling spectr_gbv tree_attention two_level "
-    "verifiers_sampled"
+    "acceptance_head cache carry decode greedy_block kernels lengths mjsd models sampling shipped_pair "
+    "single_path_verifiers stream_law tree_attention tuning"
 )
 HELP = """
 import sys, time
@@ -209,13 +209,15 @@ def check_runtime(folder: Path, wheel: Path, interpreter: str) -> None:
         for verifier in ("--verifier token", "--verifier block", "--paths 2 --verifier two-level"):
             command = shlex.split(f"{decode} {verifier}")
             answer = json.loads(run([python.with_name("specbound"), *command], folder).stdout)
-            say(f"  decode {verifier}: {answer}")
+            (output,) = answer["outputs"]
+            say(f"  decode {verifier}: {output['text']!r}")
         run_tests(python, folder, RUNTIME_TESTS)
 
 
 def run_tests(python: Path, folder: Path, names: str) -> None:
-    """Run the test files against the installed package, from a folder that holds nothing else of the repository."""
-    shutil.copytree(ROOT / "tests", folder / "use" / "tests", dirs_exist_ok=True)
+    """Run test files against the installed package, from a folder with the tests and the benchmarks they start."""
+    for part in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / part, folder / "use" / part, dirs_exist_ok=True)
     files = [f"tests/test_{name}.py" for name in names.split()]
     say("  " + run([python, "-m", "pytest", "-q", "-n", "2", *files], folder / "use").stdout.splitlines()[-1])
 
