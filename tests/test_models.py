@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
@@ -87,3 +89,54 @@ def test_both_attention_implementations_agree(implementation):
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     output = generate(target, draft, ids, verifier="traversal", paths=3, do_sample=False, max_new_tokens=20)
     assert output.sequences.tolist() == target.generate(ids, do_sample=False, max_new_tokens=20).tolist()
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, file) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((), "give --allow-pickle"), (("--allow-pickle",), "more than tensors")],
+)
+def test_the_payload_of_a_pickled_checkpoint_never_runs(tmp_path, capsys, options, message):
+    from specbound import cli
+
+    model = tiny("llama", 0, vocab=9)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict() | {"payload": Payload(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    for file in shipped_pair.TARGET.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["decode", "--target", str(tmp_path), "--draft", str(tmp_path), "--prompt", "x", *options])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists(), "the payload would have run"
+
+
+def test_code_that_a_model_brings_along_never_runs(tmp_path):
+    model = tiny("llama", 0, vocab=9)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "modeling_own.Own", "AutoModelForCausalLM": "modeling_own.Own"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for file in shipped_pair.TARGET.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_pair(tmp_path, tmp_path, device="cpu")
+    assert not (tmp_path / "ran").exists()

@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,6 +63,9 @@ def pair_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(min=1),
             help="CPU threads; 1 for the shipped pair if not given, else torch's.",
         ),
+        click.option(
+            "--allow-pickle", is_flag=True, help="Also read checkpoints that are no safetensors (their tensors only)."
+        ),
     ]
 
     @functools.wraps(command)
@@ -85,13 +89,16 @@ def read_pair(
     draft_device_map: str | dict[str, int | str] | None = None,
     target_tp_plan: str | dict[str, str] | None = None,
     draft_tp_plan: str | dict[str, str] | None = None,
+    allow_pickle: bool = False,
 ) -> Pair:
     """Load the models that the options name, without the library's own progress bars.
 
-    The shipped pair is so small that a second thread costs more than it brings.
+    The shipped pair is so small that a second thread costs more than it brings. Code that a model brings along never
+    runs; of a pickled checkpoint, if it is read at all, only the tensors are.
 
     Raises:
-        ValueError: only one of the two models is given, a folder does not exist, or a device cannot be used.
+        ValueError: only one of the two models is given, a folder does not exist, a device cannot be used, or a
+            checkpoint is pickled and `allow_pickle` is False, or holds more than tensors.
     """
     if (target is None) != (draft is None):
         raise ValueError(f"{'--target' if target is None else '--draft'} is missing; give both models or neither")
@@ -114,16 +121,30 @@ def read_pair(
     logging.disable_progress_bar()
     if threads is not None or target is None:
         torch.set_num_threads(threads or 1)
-    return load_pair(
-        target or shipped_pair.TARGET,
-        draft or shipped_pair.DRAFT,
-        dtype=None if dtype is None else getattr(torch, dtype),
-        device=device,
-        target_device_map=target_device_map,
-        draft_device_map=draft_device_map,
-        target_tp_plan=target_tp_plan,
-        draft_tp_plan=draft_tp_plan,
-    )
+    try:
+        return load_pair(
+            target or shipped_pair.TARGET,
+            draft or shipped_pair.DRAFT,
+            dtype=None if dtype is None else getattr(torch, dtype),
+            device=device,
+            safetensors_only=not allow_pickle,
+            target_device_map=target_device_map,
+            draft_device_map=draft_device_map,
+            target_tp_plan=target_tp_plan,
+            draft_tp_plan=draft_tp_plan,
+        )
+    except UnpicklingError as error:
+        raise ValueError(f"a pickled checkpoint holds more than tensors: {_reason(error)}") from None
+    except OSError as error:
+        if allow_pickle or "safetensors" not in str(error):
+            raise
+        raise ValueError(f"{error} If you trust a pickled checkpoint, give --allow-pickle") from None
+
+
+def _reason(error: UnpicklingError) -> str:
+    """The line of torch's long message that says what was refused."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "GLOBAL" in line), lines[0])
 
 
 def check_device(device: str | int, option: str = "--device") -> None:
