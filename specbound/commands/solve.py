@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +178,14 @@ def write_witnesses(
         write_text(certificate, certificate_to_json(tree, verified))
 
 
+def _paper(source: str) -> str:
+    """The paper's number, "own", or what stands before the first comma or semicolon."""
+    if source.startswith("specbound (own)"):
+        return "own"
+    found = re.search(r"arXiv:[\d.]+\d", source)
+    return found[0] if found else re.split(r"[,;(]", source)[0].strip()
+
+
 def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -190,7 +198,6 @@ def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> Non
         optimum = result["name"].endswith("optimum")
         exact = result["exact"] if result["exact"] is not None and len(result["exact"]) <= 15 else ""
         gap = f"{result['gap']:.0e}" if optimum else ""
-        source = textwrap.shorten(result["source"], 20, placeholder=" ...")
-        row = (result["name"], f"{result['value']:.6f}", exact, gap, source)
+        row = (result["name"], f"{result['value']:.6f}", exact, gap, _paper(result["source"]))
         table.add_row(*row, style="bold" if optimum else None)
     Console().print(table)

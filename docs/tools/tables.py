@@ -1,0 +1,101 @@
+"""Tables of the documentation, made from what the project measures; `outputs.py` puts them into the pages."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from specbound.cli import cli
+from specbound.proofs_checks import ledger
+from specbound.proofs_checks.law import exact_law
+from specbound.runtime.verifiers import get
+from specbound.theory.prefix_tree import PrefixTree
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = PrefixTree.iid([Fraction(1, 3), Fraction(2, 3)], [Fraction(2, 3), Fraction(1, 3)], 2)
+
+
+def verifiers() -> str:
+    """Every registered verifier: what it does, declared and measured facts, tokens kept on the published example."""
+    entries = json.loads(CliRunner().invoke(cli, ["verifiers", "--json"], standalone_mode=False).stdout)["verifiers"]
+    lines = [
+        "| verifier | what it does | paths | lossless: declared / measured | keeps, K = 1 / 2 | cost | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        if entry["measured_lossless"] is None:
+            measured, kept = "needs a table", "optimum of its table"
+        else:
+            distance = entry["total_variation"]
+            measured = "yes" if entry["measured_lossless"] else f"no, up to {distance:.3f} off"
+            kept = " / ".join(_kept(entry["name"], paths) for paths in ((1, 2) if entry["paths"] == "many" else (1,)))
+        name = f"`{entry['name']}`" + (", stateful" if entry["stateful"] else "")
+        declared = "yes" if entry["lossless"] else "no"
+        paths = "one" if entry["paths"] == "single" else "K"
+        cells = [
+            name,
+            entry["summary"],
+            paths,
+            f"{declared} / {measured}",
+            kept,
+            entry["cost"],
+            _linked(entry["source"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _kept(name: str, paths: int) -> str:
+    return f"{exact_law(get(name).verify, EXAMPLE, paths).acceptance_length:.4f}"
+
+
+def timings() -> str:
+    """Milliseconds per verdict of a batch, from the recorded benchmark."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "verifiers.json").read_text(encoding="utf-8"))
+    batches = list(record["verdicts"])
+    lines = ["| verifier | " + " | ".join(f"B = {batch}" for batch in batches) + " |"]
+    lines.append("|---|" + "---:|" * len(batches))
+    for name in record["verdicts"][batches[0]]:
+        times = [record["verdicts"][batch].get(name, {}).get("verdict_ms") for batch in batches]
+        cells = ["" if time is None else f"{time:.2g}" for time in times]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def findings() -> str:
+    """Every claim of the ledger with its recorded verdict and counterexample."""
+    record = ledger.read_record()
+    lines = ["| claim | verdict | statement | tested on | counterexample |", "|---|---|---|---|---|"]
+    for claim in ledger.claims().values():
+        found = record[claim.id]
+        cells = [
+            f"`{claim.id}`",
+            f"**{found['verdict']}**",
+            f"{claim.statement} ({_linked(claim.source)})",
+            _linked(claim.tested),
+            found["counterexample"] or "",
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _linked(source: str) -> str:
+    """Sources with arXiv numbers and the ledger's short names as links."""
+    papers = {
+        "[BV]": "2403.10444",
+        "[GBV]": "2602.16961",
+        "[SpecTr-GBV]": "2604.25925",
+        "[SpecDec++]": "2405.19715",
+        "[MJSD]": "2407.09722",
+    }
+    for name, number in papers.items():
+        source = source.replace(name, f"{name}(https://arxiv.org/abs/{number})")
+    words = source.split(" ")
+    for place, word in enumerate(words):
+        number = word.strip(",;()").removeprefix("arXiv:")
+        if word.lstrip("(").startswith("arXiv:"):
+            words[place] = word.replace(f"arXiv:{number}", f"[arXiv:{number}](https://arxiv.org/abs/{number})")
+    return " ".join(words)
