@@ -222,7 +222,7 @@ class LazyTensor(torch.Tensor):
         kwargs = kwargs or {}
         raw = getattr(func, "__name__", str(func))
         if raw in FACTS:
-            return super().__torch_function__(func, types, args, kwargs)
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         in_place = (raw.endswith("_") and not raw.endswith("__")) or raw.startswith("__i")
         name = raw.strip("_")
         if raw == "__float__":
