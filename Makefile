@@ -36,3 +36,6 @@ package: setup
 
 package-all: package
 	$(BIN)/python scripts/package.py --installs --theory python3.12 python3.13 --runtime python3.12
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov --cov-report=term
