@@ -10,12 +10,16 @@ run from top to bottom in one empty folder, Python blocks of a page share their 
     timed    every number may change from run to run; the tests compare the rest
     exit=N   the exit code that is expected, 0 if not given; what goes to stderr is shown if it is not 0
 
-Seconds and rounding errors (2e-16) may differ everywhere. Tables between `<!-- table: NAME -->` and `<!-- end -->` come
-from the functions in `tables.py`.
+Seconds and rounding errors (2e-16) may differ everywhere. Three more comments:
+
+    <!-- table: NAME -->         what follows, up to <!-- end -->, comes from the function NAME of `tables.py`
+    <!-- source: FILE NAME -->   the Python block that follows shows the function or class NAME of FILE
+    <!-- file: NAME -->          the Python block that follows is written to the file NAME before the page runs
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import doctest
 import io
@@ -34,6 +38,10 @@ COLUMNS = "92"
 BLOCK = re.compile(
     r"(?:^<!-- run(?P<options>[^\n]*) -->\n)?^```(?P<kind>console|pycon)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+SOURCE = re.compile(
+    r"(?<=^<!-- source: )(?P<file>\S+) (?P<name>\w+)( -->\n```python\n)(?P<body>.*?)(?=^```$)", re.M | re.S
+)
+FILE = re.compile(r"^<!-- file: (?P<name>\S+) -->\n```python\n(?P<body>.*?)^```$", re.M | re.S)
 TABLE = re.compile(r"(?<=^<!-- table: )(?P<name>\w+)(?P<open> -->\n)(?P<body>.*?)(?=^<!-- end -->$)", re.M | re.S)
 CHANGING = (
     (re.compile(r"\b\d+(\.\d+)? s\b"), "# s"),
@@ -87,11 +95,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 @contextlib.contextmanager
-def empty_folder() -> Iterator[None]:
-    """A temporary current folder that holds nothing but `examples`, and a terminal of fixed width."""
+def folder_of(page: Path) -> Iterator[None]:
+    """A temporary current folder with `examples` and the files that the page defines; a terminal of fixed width."""
     before, environment = os.getcwd(), dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
+        for match in FILE.finditer(page.read_text(encoding="utf-8")):
+            (Path(folder) / match["name"]).write_text(match["body"], encoding="utf-8")
         os.chdir(folder)
         os.environ |= {"COLUMNS": COLUMNS, "OMP_NUM_THREADS": "1"}
         os.environ.pop("FORCE_COLOR", None)
@@ -192,17 +202,37 @@ def table(name: str) -> str:
     return str(getattr(tables, name)())
 
 
+def source(file: str, name: str) -> str:
+    """The source of a function or class of a file of the repository.
+
+    Raises:
+        ValueError: the file has none of that name.
+    """
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno]) + "\n"
+    raise ValueError(f"{file} has no function or class {name!r} at its top level")
+
+
+def generated(text: str) -> str:
+    """The text of a page with its tables and sources made anew."""
+    text = TABLE.sub(lambda match: match["name"] + match["open"] + table(match["name"]), text)
+    return SOURCE.sub(
+        lambda match: f"{match['file']} {match['name']}{match[3]}{source(match['file'], match['name'])}", text
+    )
+
+
 def rewrite(page: Path) -> bool:
     """Run a page and write it anew; True if it changed."""
     text = page.read_text(encoding="utf-8")
     pieces, place = [], 0
     variables: dict[str, Any] = {}
-    with empty_folder():
+    with folder_of(page):
         for block in blocks(page):
             pieces += [text[place : block.start], run(block, variables)]
             place = block.stop
-    written = "".join([*pieces, text[place:]])
-    written = TABLE.sub(lambda match: match["name"] + match["open"] + table(match["name"]), written)
+    written = generated("".join([*pieces, text[place:]]))
     page.write_text(written, encoding="utf-8")
     return written != text
 
