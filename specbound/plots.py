@@ -77,7 +77,13 @@ def _depth_first(tree: PrefixTree, shown: Array) -> list[int]:
     return order[::-1]
 
 
-def draw_curves(axes: Axes, xs: Sequence[int], curves: Mapping[str, Sequence[float]], xlabel: str) -> None:
+def draw_curves(
+    axes: Axes,
+    xs: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str = "drafted tokens kept per call",
+) -> None:
     """Lines of expected acceptance length; names that end in "optimum" are drawn as bounds, black and dashed."""
     for number, (name, values) in enumerate(curves.items()):
         bound = name.endswith("optimum")
@@ -86,8 +92,8 @@ def draw_curves(axes: Axes, xs: Sequence[int], curves: Mapping[str, Sequence[flo
             style = {"color": "black", "linestyle": "--" if name.startswith("lossless") else ":"}
         axes.plot(xs, values, markersize=4, linewidth=1.3, label=name, **style)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("drafted tokens kept per call")
-    axes.set_xticks(list(xs))
+    axes.set_ylabel(ylabel)
+    axes.set_xticks(list(xs), [f"{x:.3g}" for x in xs])
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 

@@ -10,15 +10,35 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 from matplotlib.figure import Figure
 
 from specbound import __version__
 from specbound.plots import draw_curves, draw_fractions, draw_tree, figure
+from specbound.proofs_checks.sweep.results import (
+    Row,
+    by_method,
+    complete,
+    instance_of,
+    mean,
+    method_cells,
+    statuses,
+)
 
 if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
 
 Values = Mapping[str, float]
+SWEEP_AXES = (
+    ("paths", "drafted paths K"),
+    ("length", "draft length L"),
+    ("vocab", "vocabulary size V"),
+    ("top_k", "top-k"),
+    ("concentration", "concentration"),
+    ("temperature", "temperature T of the target"),
+    ("draft_temperature", "temperature S of the draft"),
+)
+MAX_TICKS, MAX_MISSING = 8, 100
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,84 @@ def decoding_section(report: Mapping[str, Any]) -> Section:
         table.append((entry["method"], f"{entry['tokens_per_second']:.1f}", f"{entry['speedup']:.2f}", efficiency))
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.get("settings", {}).items())
     return Section("decoding", "Decoding", settings + ".", (), table)
+
+
+def sweep_sections(rows: Sequence[Row]) -> list[Section]:
+    """A sweep: for each kind of instance its figures and its table, then the cases without a value.
+
+    Curves and boxes show means over the instances on which every method has a value, so that methods are compared on
+    the same instances.
+    """
+    sections = []
+    for kind, title in (("random", "Sweep: random instances"), ("context", "Sweep: contexts of a pair of models")):
+        if group := [row for row in rows if row["instance"] == kind]:
+            counts = ", ".join(f"{count} {status}" for status, count in statuses(group).items())
+            shown = complete(group)
+            instances = len({instance_of(row) for row in shown})
+            text = (
+                f"{len(group)} cases: {counts}. Figures: the {instances} instances on which every method has a value."
+            )
+            text += " Table: means over all values; least is the smallest fraction of the lossless optimum."
+            pictures = [_against(shown, *axis) for axis in SWEEP_AXES if len({row[axis[0]] for row in shown}) > 1]
+            pictures += _boxes(shown)
+            sections.append(Section(f"sweep-{kind}", title, text, pictures, method_cells(by_method(group))))
+    if missing := [row for row in rows if row["status"] != "done"]:
+        table = [
+            ("case", "status", "why"),
+            *((row["id"], row["status"], row["error"]) for row in missing[:MAX_MISSING]),
+        ]
+        text = f"{len(missing)} cases" + (f", the first {MAX_MISSING} of them." if len(missing) > MAX_MISSING else ".")
+        sections.append(Section("sweep-missing", "Sweep: cases without a value", text, (), table))
+    return sections
+
+
+def _against(rows: Sequence[Row], name: str, label: str) -> Picture:
+    """Mean value and, if known, mean fraction of the optimum of every method against one parameter."""
+    groups = _binned(rows, name)
+    quantities = {"value": "drafted tokens kept per call"}
+    if all(row["fraction"] is not None for row in rows):
+        quantities["fraction"] = "fraction of the lossless optimum"
+    made = Figure(figsize=(5.0 * len(quantities) + 1.5, 3.8), layout="constrained")
+    for number, (quantity, ylabel) in enumerate(quantities.items(), start=1):
+        axes = made.add_subplot(1, len(quantities), number)
+        draw_curves(axes, list(groups), _means(list(groups.values()), quantity), label, ylabel)
+        if isinstance(rows[0][name], float):
+            axes.set_xscale("log")
+            axes.set_xticks(list(groups), [f"{x:.3g}" for x in groups])
+            axes.minorticks_off()
+        if number < len(quantities) and (legend := axes.get_legend()) is not None:
+            legend.remove()
+    return Picture(svg(made), f"Mean over the instances, against {label}.")
+
+
+def _binned(rows: Sequence[Row], name: str) -> dict[float, list[Row]]:
+    """The rows by their value of a parameter; by six equally filled ranges of it, and its mean, if it has many."""
+    values = sorted({row[name] for row in rows})
+    bins = [[value] for value in values] if len(values) <= MAX_TICKS else np.array_split(values, 6)
+    return {float(np.mean(part)): [row for row in rows if part[0] <= row[name] <= part[-1]] for part in bins}
+
+
+def _means(groups: Sequence[Sequence[Row]], quantity: str) -> dict[str, list[float]]:
+    methods = dict.fromkeys(row["method"] for group in groups for row in group)
+
+    def of(group: Sequence[Row], method: str) -> float:
+        found = mean([row[quantity] for row in group if row["method"] == method])
+        return float("nan") if found is None else found
+
+    return {method: [of(group, method) for group in groups] for method in methods}
+
+
+def _boxes(rows: Sequence[Row]) -> list[Picture]:
+    """Distribution of value / lossless optimum for every other method, if the optimum is among the methods."""
+    fractions: dict[str, list[float]] = {}
+    for row in rows:
+        if row["fraction"] is not None and row["method"] != "lossless-optimum":
+            fractions.setdefault(row["method"], []).append(row["fraction"])
+    if not fractions:
+        return []
+    made, axes = figure(7.5, 0.8 + 0.32 * len(fractions))
+    draw_fractions(axes, fractions)
+    return [Picture(svg(made), "Fraction of the lossless optimum over the instances.")]
 
 
 def svg(made: Figure) -> str:

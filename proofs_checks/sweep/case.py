@@ -9,9 +9,10 @@ A tree at temperature T has rows proportional to row^(1/T); tokens of probabilit
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -157,7 +158,7 @@ def default_methods() -> tuple[str, ...]:
 
 
 def check_methods(methods: tuple[str, ...]) -> None:
-    """Raise ValueError unless every method exists (of a module, only whether it can be found; it is not run here)."""
+    """Raise ValueError unless every method exists (of a module only whether it is there: it is not run here)."""
     verifiers = [name for name in registry.names() if name != "table"]
     known = [*OPTIMA, *verifiers, *(CLOSED + name for name in SOURCES)]
     for method in methods:
@@ -165,15 +166,9 @@ def check_methods(methods: tuple[str, ...]) -> None:
             continue
         if method.startswith(CLOSED) or ":" not in method:
             raise ValueError(f"method {method!r} is unknown; known are {', '.join(known)}, and package.module:function")
-        module = method.partition(":")[0]
-        try:
-            found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            found = None
-        if found is None:
-            raise ValueError(
-                f"method {method!r}: there is no module {module!r} here; start in its folder, or install it"
-            )
+        module = method.partition(":")[0].partition(".")[0]
+        if importlib.machinery.PathFinder.find_spec(module, [os.getcwd(), *sys.path]) is None:
+            raise ValueError(f"method {method!r}: no module {module!r} found; start in its folder, or install it")
 
 
 # ---------------------------------------------------------------------- the process

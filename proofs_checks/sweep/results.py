@@ -124,19 +124,15 @@ def mean(values: Sequence[float]) -> float | None:
 
 def method_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The summaries of `by_method` as a table of texts, its head first."""
-    head = ("method", "done", "value", "fraction", "least", "variation", "lossless", "seconds")
-    formats = {
-        "value": ".4f",
-        "fraction": ".4f",
-        "smallest_fraction": ".4f",
-        "total_variation": ".0e",
-        "seconds": ".3f",
-    }
 
     def cells(summary: Mapping[str, Any]) -> tuple[str, ...]:
-        flag = {True: "yes", False: "no", None: ""}[summary["lossless"]]
-        numbers = {name: "" if summary[name] is None else format(summary[name], formats[name]) for name in formats}
-        *values, seconds = numbers.values()
-        return summary["method"], f"{summary['done']}/{summary['cases']}", *values, flag, seconds
+        def number(name: str, form: str) -> str:
+            return "" if summary[name] is None else format(summary[name], form)
 
-    return [head, *map(cells, summaries)]
+        flag = {True: "yes", False: "no", None: ""}[summary["lossless"]]
+        means = (number(name, ".4f") for name in ("value", "fraction", "smallest_fraction"))
+        distance = number("total_variation", ".0e")
+        done = f"{summary['done']}/{summary['cases']}"
+        return summary["method"], done, *means, f"{flag} {distance}".strip(), number("seconds", ".3f")
+
+    return [("method", "done", "value", "fraction", "least", "lossless", "seconds"), *map(cells, summaries)]

@@ -22,6 +22,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
+from specbound.files import replacing, write_text
 from specbound.proofs_checks.sweep.design import Case, Design, cases
 from specbound.proofs_checks.sweep.results import COLUMNS, Row, with_fractions
 
@@ -75,9 +76,8 @@ class Store:
         """Write rows.parquet and rows.csv, each whole or not at all."""
         table = pyarrow.Table.from_pylist(in_order(self.rows, everything), schema=SCHEMA)
         for name, write in (("rows.parquet", pyarrow.parquet.write_table), ("rows.csv", pyarrow.csv.write_csv)):
-            partial = self.folder / f".{name}.partial"
-            write(table, partial)
-            partial.replace(self.folder / name)
+            with replacing(self.folder / name) as partial:
+                write(table, partial)
 
     def _check_design(self) -> None:
         stored = read_design(self.folder)
@@ -91,7 +91,7 @@ class Store:
             if value != wanted[name]:
                 raise ValueError(
                     f"{self.folder} holds a sweep with {name} {_short(value)}, not {_short(wanted[name])}; "
-                    "choose another folder, or continue that sweep with its own design"
+                    "choose another folder, or give --out alone to continue it"
                 )
 
 
@@ -136,9 +136,7 @@ def read_design(folder: Path) -> Design | None:
 def _write_design(folder: Path, design: Design) -> None:
     plain = design.to_dict()
     data = {"format": FORMAT, "version": VERSION, "sha256": _hash(plain), "design": plain}
-    partial = folder / ".design.json.partial"
-    partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / "design.json")
+    write_text(folder / "design.json", json.dumps(data, indent=1) + "\n")
 
 
 def _hash(plain: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -143,6 +144,8 @@ def on_ray(cases: Iterable[Case], design: Design, limits: Limits, address: str, 
     place: dict[str, Any] = {"address": address}
     if address == "local":
         place |= {"num_cpus": jobs, "include_dashboard": False}
+    elif ":" in address:
+        _check_reachable(address)
     ray.init(**place, logging_level="ERROR", log_to_driver=False)
     try:
         settings = json.dumps(design.to_dict())
@@ -170,6 +173,15 @@ def on_ray(cases: Iterable[Case], design: Design, limits: Limits, address: str, 
             yield row
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError unless something answers at [ray://]HOST:PORT; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster answers at {address}: {error}") from None
 
 
 def _row_on_ray(case: Case, settings: str, limits: Limits) -> Row:

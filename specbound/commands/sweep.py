@@ -74,7 +74,7 @@ DESIGN_OPTIONS = [
     ),
     click.option("--sample", type=click.IntRange(min=1), help="Draw so many combinations instead of taking all."),
     click.option("--contexts", type=click.IntRange(min=1), help="Also trees of a model pair at so many prompts."),
-    click.option("--prompts", type=click.Path(dir_okay=False), help="A file of prompts, one per line, for --contexts."),
+    click.option("--prompts", type=click.Path(dir_okay=False), help="Their file: JSON list, or lines."),
     click.option("--top-k", type=Whole(), help="Tokens kept in each row of the models.  [default: 3]"),
     click.option("--target", metavar="NAME_OR_PATH", help="Target model; the shipped one if not given."),
     click.option("--draft", metavar="NAME_OR_PATH", help="Draft model; the shipped one if not given."),
@@ -208,16 +208,14 @@ def read_design_options(out: Path, options: dict[str, Any]) -> Design:
 
 def _contexts(count: int | None, file: str | None) -> tuple[str, ...]:
     """The first `count` prompts of the shipped pair or of a file."""
+    from specbound.commands.decode import read_prompts
     from specbound.shipped_pair import prompts
 
     if count is None:
         if file is not None:
-            raise ValueError("--prompts is a source for --contexts; say how many with --contexts")
+            raise ValueError("--prompts is a source of --contexts; say how many with --contexts")
         return ()
-    if file is None:
-        texts = [entry["text"] for entry in prompts()]
-    else:
-        texts = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    texts = [entry["text"] for entry in prompts()] if file is None else read_prompts((), file)
     if count > len(texts):
         raise ValueError(f"--contexts is {count}; there are {len(texts)} prompts")
     return tuple(texts[:count])
@@ -293,14 +291,13 @@ def _print_summary(facts: dict[str, Any]) -> None:
 
 
 def _table(facts: dict[str, Any]) -> Table:
-    from rich import box
     from rich.table import Table
 
     from specbound.proofs_checks.sweep.results import method_cells
 
     head, *rows = method_cells(facts["methods"])
-    caption = "value: drafted tokens kept per call, fraction of the lossless optimum, time: means; variation: largest"
-    table = Table(box=box.SIMPLE, pad_edge=False, caption=caption, caption_justify="left")
+    caption = "means; fraction, least: of the lossless optimum; lossless: and the largest total variation"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=caption, caption_justify="left")
     for number, name in enumerate(head):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
