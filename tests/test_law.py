@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -110,6 +111,65 @@ def test_the_race_law_gives_ties_of_fixed_keys_to_the_smaller_index():
     same = torch.tensor([[0.5, 0.5, 0.9]])
     assert race_law(same, same).tolist() == [[1.0, 0.0, 0.0]]
     assert Draws().smallest_key(same, same).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "low, high, law",
+    [
+        ([0.9, 0.5, 0.5], [0.9, 0.5, 0.5], [0, 1, 0]),
+        ([0.5, 0.5, 0.0], [0.5, 0.5, 1.0], [0.5, 0, 0.5]),
+        ([0.0, 0.5, 0.5], [1.0, 0.5, 0.5], [0.5, 0.5, 0]),
+        ([0.5, 0.0, 0.5, 0.5], [0.5, 2.0, 0.5, 0.5], [0.75, 0.25, 0, 0]),
+        ([0.25, 0.25, 0.0], [0.25, 1.0, 1.0], [0.75, 0, 0.25]),
+        ([0.5, 0.0, 0.0], [0.5, 1.0, 1.0], [0.25, 0.375, 0.375]),
+        ([0.0, 0.0], [0.0, 1.0], [1, 0]),
+        ([1.0, 0.0], [1.0, 1.0], [0, 1]),
+    ],
+)
+def test_the_race_law_of_fixed_keys_among_others_agrees_with_integrals_done_by_hand(low, high, law):
+    found = race_law(*(torch.tensor([ends, ends], dtype=torch.float64) for ends in (low, high)))
+    assert torch.allclose(found, torch.tensor([law, law], dtype=torch.float64), atol=1e-15)
+
+
+@pytest.mark.parametrize("keys", [2, 3, 4, 6])
+def test_the_race_law_is_that_of_integrated_polynomials(keys):
+    """Pr(k smallest) = int dt / width_k prod of the others' survival, piecewise polynomial, in exact fractions."""
+    rng = np.random.default_rng(keys)
+    low = [Fraction(int(n), 8) for n in rng.integers(0, 5, keys)]
+    high = [end + Fraction(int(n), 8) for end, n in zip(low, rng.integers(1, 6, keys), strict=True)]
+    cuts = sorted({*low, *high})
+    for k in range(keys):
+        total = Fraction(0)
+        for left, right in itertools.pairwise(cuts):
+            if low[k] <= left and right <= high[k]:
+                polynomial = [Fraction(1)]
+                for j in [j for j in range(keys) if j != k and low[j] < right]:
+                    factor = (high[j] / (high[j] - low[j]), -1 / (high[j] - low[j])) if left < high[j] else (0, 0)
+                    shifted = [Fraction(0), *polynomial]
+                    polynomial = [factor[0] * a + factor[1] * b for a, b in zip([*polynomial, 0], shifted, strict=True)]
+                total += sum(c * (right ** (n + 1) - left ** (n + 1)) / (n + 1) for n, c in enumerate(polynomial))
+        found = race_law(*(torch.tensor([[float(e) for e in ends]], dtype=torch.float64) for ends in (low, high)))
+        assert abs(float(found[0, k]) - float(total / (high[k] - low[k]))) < 1e-14
+
+
+@pytest.mark.parametrize("coin", [-1e-9, 1 + 1e-9, float("nan"), float("inf")])
+@pytest.mark.parametrize("question", ["accept", "accept_while", "accept_last"])
+def test_a_coin_of_impossible_probability_is_an_error(question, coin):
+    coins = torch.tensor([[0.5, coin]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"probabilities are not in \[0, 1\]"):
+        getattr(ReplayDraws([()]), question)(coins)
+
+
+def test_a_draw_with_a_negative_weight_is_an_error_and_rounding_is_not():
+    with pytest.raises(ValueError, match=r"probabilities are not in \[0, 1\]"):
+        ReplayDraws([()]).choose(torch.tensor([[1.0, -1e-9, 0.5]], dtype=torch.float64))
+    with pytest.raises(ValueError, match="all zero or not finite"):
+        ReplayDraws([()]).choose(torch.tensor([[1.0, float("inf")]]))
+    draws = ReplayDraws([()])
+    draws.accept(torch.tensor([[1 + 1e-13]], dtype=torch.float64))
+    draws.choose(torch.tensor([[1.0, -1e-13]], dtype=torch.float64))
+    assert draws.weight.tolist() == [1.0]
+    assert draws.alternatives == []
 
 
 @pytest.mark.parametrize("name", ["token", "block"])

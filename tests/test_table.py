@@ -33,15 +33,15 @@ def favoured(tree: PrefixTree, paths: int) -> np.ndarray:
     return law
 
 
-def table_for(label: str, paths: int, objective: str, even: bool = False) -> dict:
-    """A table as parsed JSON; its selected path has the draft law (`even`) or the favoured law."""
+def table_for(label: str, paths: int, objective: str, even: float = 0.0) -> dict:
+    """A table as parsed JSON; the law of its selected path is a mixture, `even` the draft law, the rest favoured."""
     tree = TREES[label]
-    law = np.asarray(tree.draft_joint, dtype=float)[tree.leaves] if even else favoured(tree, paths)
+    law = even * np.asarray(tree.draft_joint, dtype=float)[tree.leaves] + (1 - even) * favoured(tree, paths)
     return json.loads(verifier_table(tree, paths, law, objective).to_json())
 
 
 @pytest.mark.parametrize("objective", ["lossless", "block-transport"])
-@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("even", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("paths", [1, 2, 3])
 @pytest.mark.parametrize("label", TREES)
 def test_an_executed_table_emits_the_target_and_keeps_what_it_says(label, paths, even, objective):

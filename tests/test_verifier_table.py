@@ -53,13 +53,27 @@ def test_degenerate_trees_have_tables_with_the_target_law(name, objective):
     assert law.acceptance_length >= value - 1e-12
 
 
+@pytest.mark.parametrize("paths", [2, 3, 4])
 @pytest.mark.parametrize("objective", SOLVERS)
-def test_any_law_of_selection_gives_a_table_with_the_target_law(objective):
+def test_any_law_of_selection_gives_a_table_with_the_target_law(objective, paths):
     rng = np.random.default_rng(0)
     for seed in range(6):
-        tree = ragged(seed, vocab=3, length=2)
-        table = verifier_table(tree, 2, rng.dirichlet(np.full(len(tree.bonus), 0.3)), objective)
+        tree = ragged(seed, vocab=3, length=2 if paths == 2 else 1)
+        table = verifier_table(tree, paths, rng.dirichlet(np.full(len(tree.bonus), 0.3)), objective)
         assert output_law(table).total_variation(tree.target_law()) <= 1e-12
+
+
+@pytest.mark.parametrize("paths", [2, 3, 5])
+def test_a_law_between_the_draft_and_the_favoured_one_needs_scores_in_several_pieces(paths):
+    """Selected laws inside the polymatroid: the later leaf gets what is left on both sides of an earlier one."""
+    tree = PrefixTree.random(4, 1, seed=3)
+    draft = np.asarray(tree.draft_joint, dtype=float)[tree.leaves]
+    favoured = np.diff(np.concatenate([[0], np.cumsum(draft)]) ** paths)
+    table = verifier_table(tree, paths, 0.5 * draft + 0.5 * favoured, "lossless")
+    np.testing.assert_allclose(table.kappa, 0.5 * draft + 0.5 * favoured, atol=1e-14)
+    np.testing.assert_allclose(selected_law(table), table.kappa, atol=1e-14)
+    assert max(len(intervals) for intervals in table.scores) > 1
+    assert output_law(table).total_variation(tree.target_law()) <= 1e-13
 
 
 def test_the_published_example_is_found_by_hand():

@@ -1,0 +1,121 @@
+"""Pieces that several verifiers share, one by one, where a wrong last digit would not show in an emitted law."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import pytest
+import torch
+
+from specbound.runtime.verifiers.draft_race import entry_scores, hit_chance, leaving, optimal_slopes, race_weights
+from specbound.runtime.verifiers.draft_tree import first_appearance, first_path, target_ratio
+from specbound.runtime.verifiers.roots import falling_root
+from specbound.runtime.verifiers.single_path import correction_weights
+
+ROOTS = torch.tensor([2.0**-20, 1e-4, 0.1, 1 / 3, 0.5, 0.75, 0.999, 1 - 2.0**-20], dtype=torch.float64)
+FALLING = {
+    "line": lambda x: ROOTS - x,
+    "steep": lambda x: (ROOTS - x) * 1e6,
+    "step": lambda x: torch.where(x < ROOTS, 1.0, -1.0).double(),
+    "uneven step": lambda x: torch.where(x < ROOTS, 1e6, -1e-6).double(),
+    "flat above": lambda x: (ROOTS - x).clamp_min(0),
+    "flat below": lambda x: (ROOTS - x).clamp_max(0) + torch.where(x < ROOTS, 1e-9, 0.0),
+    "cubic": lambda x: (ROOTS - x) ** 3,
+    "ninth power": lambda x: (ROOTS - x) ** 9,
+    "hyperbola": lambda x: ROOTS / x.clamp_min(1e-12) - 1,
+}
+
+
+@pytest.mark.parametrize("dtype, accuracy", [(torch.float32, 2.0**-12), (torch.float64, 2.0**-48)])
+@pytest.mark.parametrize("name", FALLING)
+def test_a_root_is_met_from_above_to_the_stated_accuracy(name, dtype, accuracy):
+    low, high = torch.zeros_like(ROOTS), torch.ones_like(ROOTS)
+    found = falling_root(lambda x: FALLING[name](x).to(dtype), low, high)
+    assert bool((FALLING[name](found).to(dtype) <= 0).all())
+    assert bool((found <= ROOTS + accuracy).all())
+
+
+def test_a_function_below_zero_from_the_start_has_its_root_at_the_left_end():
+    for dtype, accuracy in ((torch.float32, 2.0**-12), (torch.float64, 2.0**-48)):
+        found = falling_root(lambda x, dtype=dtype: (-1 - x).to(dtype), torch.zeros(1).double(), torch.ones(1).double())
+        assert 0 <= float(found) <= accuracy
+
+
+@pytest.mark.parametrize("paths", [1, 2, 3, 5])
+def test_the_chance_to_hit_a_set_and_its_slope_are_those_of_fractions(paths):
+    count = [Fraction(n + 1, paths * (paths + 1) // 2) for n in range(paths)]
+    masses = [Fraction(0), Fraction(1, 7), Fraction(1, 2), Fraction(1)]
+    got = hit_chance(
+        torch.tensor([[float(t) for t in masses]], dtype=torch.float64),
+        torch.tensor([[float(c) for c in count]], dtype=torch.float64),
+    )
+    for place, t in enumerate(masses):
+        chance = sum(c * (1 - (1 - t) ** n) for n, c in enumerate(count, start=1))
+        slope = sum(c * n * (1 - t) ** (n - 1) for n, c in enumerate(count, start=1))
+        assert abs(float(got[0][0, place]) - float(chance)) < 1e-15
+        assert abs(float(got[1][0, place]) - float(slope)) < 1e-14
+
+
+def raced(wanted: list[float], draft: list[float], count: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slopes of the law closest to `wanted`, and the law of the winner summed over all drafts, by tokens."""
+    tensors = [torch.tensor([values], dtype=torch.float64) for values in (wanted, draft, count)]
+    slopes, _ = optimal_slopes(*tensors)
+    times = leaving(entry_scores(slopes, tensors[1], tensors[2], 60), tensors[1])[0]
+    law = torch.zeros(len(draft), dtype=torch.float64)
+    for n, chance in enumerate(count, start=1):
+        for drafts in itertools.product(range(len(draft)), repeat=n):
+            weights = race_weights(times[list(drafts)].unsqueeze(0), torch.ones(1, n, dtype=torch.bool))[0]
+            for token, weight in zip(drafts, weights, strict=True):
+                law[token] += chance * weight * float(tensors[1][0, list(drafts)].prod())
+    return slopes[0], law
+
+
+@pytest.mark.parametrize("count", [[0.0, 1.0], [0.0, 0.0, 1.0], [0.2, 0.3, 0.5]])
+@pytest.mark.parametrize("wanted", [[0.5, 0.3, 0.2], [0.9, 0.1, 0.0], [0.6, 0.25, 0.15]])
+def test_the_race_gives_every_token_exactly_its_slope(wanted, count):
+    draft = [0.2, 0.3, 0.5]
+    slopes, law = raced(wanted, draft, count)
+    assert abs(float(law.sum()) - 1) < 1e-12
+    assert float((law - slopes * torch.tensor(draft, dtype=torch.float64)).abs().max()) < 1e-11
+
+
+def test_an_entry_score_never_passes_the_mass_entered_before_even_if_rounding_makes_the_law_impossible():
+    """Slopes a hair above the largest possible ones: the line runs above g, and Newton's step would leave [0, T]."""
+    draft = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)
+    count = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    hit, _ = hit_chance(draft.cumsum(dim=1), count)
+    edge = torch.cat([hit[:, :1], hit.diff(dim=1)], dim=1) / draft
+    before = torch.tensor([[0.0, 0.25, 0.5]], dtype=torch.float64)
+    for excess in (0.0, 1e-15, 1e-12, 1e-6):
+        entry = entry_scores(edge * (1 + excess), draft, count, 60)
+        assert bool((entry <= before).all())
+        assert bool(torch.isfinite(leaving(entry, draft)).all())
+        assert torch.allclose(entry, before, atol=2 * excess**0.5 + 1e-7)
+
+
+def test_the_winner_of_a_race_follows_the_order_of_entering():
+    alive = torch.tensor([[True, True, False, True]])
+    times = torch.tensor([[0.7, 0.0, 0.0, 0.7]], dtype=torch.float64)
+    # second alone until 0.7, then three at rate 1 each
+    alone = 1 - torch.exp(torch.tensor(-0.7, dtype=torch.float64))
+    share = float((1 - alone) / 3)
+    wanted = torch.tensor([[share, float(alone) + share, 0.0, share]], dtype=torch.float64)
+    assert torch.allclose(race_weights(times, alive), wanted, atol=1e-15)
+
+
+def test_paths_are_grouped_by_their_common_prefixes():
+    tokens = torch.tensor([[[0, 1, 2], [0, 1, 1], [1, 1, 2], [0, 1, 2]]])
+    assert first_appearance(tokens).tolist() == [[[0, 0, 0], [0, 0, 1], [2, 2, 2], [0, 0, 0]]]
+    mask = torch.tensor([[False, True, True], [False, False, False], [True, False, True]])
+    assert first_path(mask).tolist() == [1, 0, 0]
+
+
+def test_ratios_and_residuals_at_zero_probabilities():
+    ratio = target_ratio(torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[0.0, 0.0, 1.0]]))
+    assert ratio[0, 0] == 0
+    assert ratio[0, 1] > 1e30
+    assert ratio[0, 2] == 0.5
+    same = torch.tensor([[0.25, 0.75]])
+    assert correction_weights(torch.ones(1), same, same).tolist() == same.tolist()
+    assert correction_weights(torch.tensor([0.5]), same, same * 0).tolist() == [[0.125, 0.375]]
