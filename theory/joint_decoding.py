@@ -17,13 +17,13 @@ How public implementations differ from the definition above (facts about their c
   The MJSD repository verifies all B beams and keeps the longest accepted prefix (first among equals); the number it
   uses as Q is the beam sampler's probability, normalised over beams times vocabulary and not gathered again after
   beams are reordered, so it is no joint and its ratios are inflated. It treats tau >= 1 as "reject all".
-  MTAD, the earlier version, tests strictly, P > tau Q, allows tau > 1, and uses the true joint of one final beam
+  MTAD, the later version, tests strictly, P > tau Q, allows tau > 1, and uses the true joint of one final beam
   under the tempered, top-k or top-p draft; its batched version weighs beams by a softmax of probabilities.
   Target temperature 0 makes p one-hot there: acceptance is then exact argmax matching (lossless greedy decoding),
   not the greedy mode of this module. Tree versions accept at depth d any beam node with P > tau Qref(d), Qref the
   largest Q among the beam's nodes or the final winner's own entry. With gamma = 1 MTAD selects no beam.
 
-[MJSD] arXiv:2407.09722 (MTAD is the name of its first version), sections 3 and 4.
+[MJSD] arXiv:2407.09722 (MTAD is the name of its later versions), sections 3 and 4.
 """
 
 from __future__ import annotations

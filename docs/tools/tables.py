@@ -21,30 +21,17 @@ EXAMPLE = PrefixTree.iid([Fraction(1, 3), Fraction(2, 3)], [Fraction(2, 3), Frac
 def verifiers() -> str:
     """Every registered verifier: what it does, declared and measured facts, tokens kept on the published example."""
     entries = json.loads(CliRunner().invoke(cli, ["verifiers", "--json"], standalone_mode=False).stdout)["verifiers"]
-    lines = [
-        "| verifier | what it does | paths | lossless: declared / measured | keeps, K = 1 / 2 | cost | source |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| verifier | what it does | lossless: declared / measured | keeps, K = 1 / 2 |", "|---|---|---|---|"]
     for entry in entries:
+        many = entry["paths"] == "many"
         if entry["measured_lossless"] is None:
-            measured, kept = "needs a table", "optimum of its table"
+            measured, kept = "needs a table", "the optimum of its table"
         else:
-            distance = entry["total_variation"]
-            measured = "yes" if entry["measured_lossless"] else f"no, up to {distance:.3f} off"
-            kept = " / ".join(_kept(entry["name"], paths) for paths in ((1, 2) if entry["paths"] == "many" else (1,)))
-        name = f"`{entry['name']}`" + (", stateful" if entry["stateful"] else "")
-        declared = "yes" if entry["lossless"] else "no"
-        paths = "one" if entry["paths"] == "single" else "K"
-        cells = [
-            name,
-            entry["summary"],
-            paths,
-            f"{declared} / {measured}",
-            kept,
-            entry["cost"],
-            _linked(entry["source"]),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+            measured = "yes" if entry["measured_lossless"] else f"no, up to {entry['total_variation']:.3f} off"
+            kept = " / ".join(_kept(entry["name"], paths) for paths in ((1, 2) if many else (1,)))
+        name = f"`{entry['name']}`<br>{'K paths' if many else 'one path'}{', stateful' if entry['stateful'] else ''}"
+        story = f"{entry['summary']}<br>*{_linked(entry['source'])}; {entry['cost']}*"
+        lines.append(f"| {name} | {story} | {'yes' if entry['lossless'] else 'no'} / {measured} | {kept} |")
     return "\n".join(lines) + "\n"
 
 
@@ -68,16 +55,11 @@ def timings() -> str:
 def findings() -> str:
     """Every claim of the ledger with its recorded verdict and counterexample."""
     record = ledger.read_record()
-    lines = ["| claim | verdict | statement | tested on | counterexample |", "|---|---|---|---|---|"]
+    lines = ["| claim | statement, and what was tested | counterexample |", "|---|---|---|"]
     for claim in ledger.claims().values():
         found = record[claim.id]
-        cells = [
-            f"`{claim.id}`",
-            f"**{found['verdict']}**",
-            f"{claim.statement} ({_linked(claim.source)})",
-            _linked(claim.tested),
-            found["counterexample"] or "",
-        ]
+        story = f"{claim.statement}<br>*{_linked(claim.source)}; tested: {_linked(claim.tested)}*"
+        cells = [f"`{claim.id}`<br>**{found['verdict']}**", story, found["counterexample"] or ""]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
