@@ -22,6 +22,7 @@ from torch import Tensor
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import registry
+from specbound.runtime.verifiers.spectr_gbv import interpolate
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
 Verify = Callable[[Batch, Draws], Verdict]
@@ -163,23 +164,16 @@ def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:
     nodes, weights = (torch.as_tensor(array) for array in np.polynomial.legendre.leggauss(paths))
     ends = values.flatten(1).sort(dim=1).values
     points = ends[:, :-1, None] + (1 + nodes) / 2 * ends.diff(dim=1)[..., None]
-    survival = torch.stack([1 - _interpolate(points, values[:, k], places[:, k]) for k in range(paths)], dim=1)
+    survival = torch.stack(
+        [1 - interpolate(points.flatten(1), values[:, k], places[:, k]).view_as(points) for k in range(paths)], dim=1
+    )
     law = torch.empty(values.shape[:2], dtype=torch.float64)
     for k in range(paths):
         others = survival[:, [j for j in range(paths) if j != k]].prod(dim=1) @ weights / 2
-        law[:, k] = (_interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others).sum(dim=1)
+        law[:, k] = (interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others).sum(dim=1)
     if ((law.sum(dim=1) - 1).abs() > 1e-9).any():
         raise ValueError("a verifier raced keys that are not strictly increasing in their uniforms")
     return law.to(keys.device)
-
-
-def _interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """The function through (knots, values) [B, N], linear between ascending knots and 0 or 1 outside, at x [B, ...]."""
-    flat = x.flatten(1).contiguous()
-    right = torch.searchsorted(knots.contiguous(), flat).clamp(1, knots.shape[1] - 1)
-    x0, x1, y0, y1 = (array.gather(1, place) for array in (knots, values) for place in (right - 1, right))
-    part = torch.where(x1 > x0, (flat - x0) / (x1 - x0), torch.ones_like(flat)).clamp(0, 1)
-    return (y0 + part * (y1 - y0)).reshape(x.shape)
 
 
 @dataclass(frozen=True)

@@ -112,3 +112,8 @@ def validate_rows(name: str, rows: Tensor) -> None:
 def arithmetic_dtype(probs: Tensor) -> torch.dtype:
     """float64 for float64 inputs, float32 for every other float dtype."""
     return torch.float64 if probs.dtype == torch.float64 else torch.float32
+
+
+def arithmetic(batch: Batch) -> torch.dtype:
+    """The dtype a verifier computes in: float64 if an input is float64, else float32."""
+    return torch.promote_types(arithmetic_dtype(batch.draft_probs), arithmetic_dtype(batch.target_probs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from specbound.runtime.verifiers.draft_race import entry_scores, hit_chance, lea
 from specbound.runtime.verifiers.draft_tree import first_appearance, first_path, target_ratio
 from specbound.runtime.verifiers.roots import falling_root
 from specbound.runtime.verifiers.single_path import correction_weights
+from specbound.runtime.verifiers.spectr_gbv import interpolate
 
 ROOTS = torch.tensor([2.0**-20, 1e-4, 0.1, 1 / 3, 0.5, 0.75, 0.999, 1 - 2.0**-20], dtype=torch.float64)
 FALLING = {
@@ -119,3 +121,15 @@ def test_ratios_and_residuals_at_zero_probabilities():
     same = torch.tensor([[0.25, 0.75]])
     assert correction_weights(torch.ones(1), same, same).tolist() == same.tolist()
     assert correction_weights(torch.tensor([0.5]), same, same * 0).tolist() == [[0.125, 0.375]]
+
+
+def test_interpolation_is_that_of_numpy_and_takes_the_lower_end_of_a_jump():
+    rng = np.random.default_rng(0)
+    knots, values, at = (np.sort(rng.random((4, size)), axis=1) for size in (6, 6, 50))
+    at = 1.4 * at - 0.2
+    found = interpolate(*(torch.as_tensor(array) for array in (at, knots, values)))
+    wanted = np.stack([np.interp(*row) for row in zip(at, knots, values, strict=True)])
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-15)
+    x, knots, values = ([0.2, 0.5, 0.7], [0.0, 0.5, 0.5, 1.0], [0.0, 0.1, 0.9, 1.0])
+    found = interpolate(*(torch.tensor([row], dtype=torch.float64) for row in (x, knots, values)))
+    np.testing.assert_allclose(found.numpy(), [[0.04, 0.1, 0.94]], atol=1e-15)

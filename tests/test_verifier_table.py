@@ -11,9 +11,10 @@ import pytest
 
 from specbound.theory.multi_path import lossless_optimum, transport_optimum
 from specbound.theory.prefix_tree import PrefixTree
-from specbound.theory.verifier_table import VerifierTable, output_law, score_intervals, selected_law, verifier_table
+from specbound.theory.verifier_table import VerifierTable, score_intervals, verifier_table
 
 from .reference import DEGENERATE, INSTANCES, ragged
+from .table_law import output_law, selected_law
 
 SOLVERS = {"lossless": lossless_optimum, "block-transport": transport_optimum}
 SIZES = [(2, 2, 2), (3, 2, 2), (2, 3, 3), (3, 2, 3), (5, 1, 3), (2, 2, 5), (2, 2, 1)]
@@ -161,9 +162,3 @@ def test_bad_files_are_refused_by_field(change, message):
 def test_bad_laws_are_refused(kappa, message):
     with pytest.raises(ValueError, match=message):
         verifier_table(PrefixTree.iid([0.5, 0.5], [0.5, 0.5], 1), 2, np.array(kappa), "lossless")
-
-
-def test_too_many_tuples_are_refused_before_they_are_run():
-    tree = PrefixTree.random(8, 2, 1)
-    with pytest.raises(ValueError, match="too many tuples"):
-        selected_law(verifier_table(tree, 8, tree.draft_joint[tree.leaves], "lossless"))

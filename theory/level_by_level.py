@@ -16,9 +16,7 @@ Sources: SpecInfer, arXiv:2305.09781; SpecTr (K-SEQ), arXiv:2310.15141, Algorith
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -98,50 +96,3 @@ def times_linear(polynomial: Array, constant: Array, slope: Array) -> Array:
     product = polynomial * constant[:, None]
     product[:, 1:] += polynomial[:, :-1] * slope[:, None]
     return product
-
-
-def specinfer_without_replacement(tree: PrefixTree, paths: int) -> Array:
-    """[n] phi of recursive rejection over the distinct tokens, the draft row renormalised after each rejection.
-
-    The residuals depend on which tokens were rejected in which order; all orders are followed, so this is for few
-    drafts and small vocabularies.
-    """
-    phi = tree.target * 0
-    phi[0] = tree.target[0]
-    reach: dict[int, dict[int, Any]] = {0: {paths: phi[0]}}
-    for node in range(tree.leaves.start):
-        below = tree.children[node]
-        for offers, mass in reach.pop(node, {}).items():
-            law = _distinct_offers(tree.target[below], tree.draft[below], tree.draft[below], offers, ())
-            for (place, count), probability in law.items():
-                child = below.start + place
-                counts = reach.setdefault(child, {})
-                counts[count] = counts.get(count, 0) + mass * probability
-                phi[child] += mass * probability
-    return phi
-
-
-def _distinct_offers(
-    residual: Array, renormalised: Array, draft: Array, offers: int, rejected: tuple[int, ...]
-) -> dict[tuple[int, int], Any]:
-    """Law of (token kept, drafts that hold it) when `offers` drafts are to come and `rejected` tokens are skipped."""
-    law: dict[tuple[int, int], Any] = {}
-    if offers == 0:
-        return law
-    for token in np.flatnonzero(draft > 0).tolist():
-        if token in rejected:
-            following, chance = (residual, renormalised, draft, offers - 1, rejected), draft[token]
-        else:
-            coin = min(residual[token] / renormalised[token], residual[token] * 0 + 1)
-            for more in range(offers):
-                others = math.comb(offers - 1, more) * draft[token] ** more * (1 - draft[token]) ** (offers - 1 - more)
-                law[token, more + 1] = law.get((token, more + 1), 0) + draft[token] * coin * others
-            left, rest = np.maximum(residual - renormalised, 0), renormalised.copy()
-            rest[token] *= 0
-            if coin == 1 or left.sum() == 0 or rest.sum() == 0:
-                continue
-            following = (left / left.sum(), rest / rest.sum(), draft, offers - 1, (*rejected, token))
-            chance = draft[token] * (1 - coin)
-        for key, probability in _distinct_offers(*following).items():
-            law[key] = law.get(key, 0) + chance * probability
-    return law

@@ -9,12 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.verdict import Batch, arithmetic_dtype
-
-
-def arithmetic(batch: Batch) -> torch.dtype:
-    """The dtype a verifier computes in: float64 if an input is float64, else float32."""
-    return torch.promote_types(arithmetic_dtype(batch.draft_probs), arithmetic_dtype(batch.target_probs))
+from specbound.runtime.verdict import Batch, arithmetic
 
 
 def node_rows(probs: Tensor, path: Tensor, depth: Tensor | int) -> Tensor:

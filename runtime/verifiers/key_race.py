@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verdict import Batch, Verdict, arithmetic
 from specbound.runtime.verifiers.block import block_ratios, block_thresholds
-from specbound.runtime.verifiers.draft_tree import arithmetic
 from specbound.runtime.verifiers.registry import register
 from specbound.runtime.verifiers.single_path import at, emitted_row, row_at
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.verdict import Batch, arithmetic_dtype
+from specbound.runtime.verdict import Batch, arithmetic
 
 
 def only_path(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """tokens [B, L], draft_probs [B, L, V], target_probs [B, L+1, V] of the single path, in arithmetic dtype."""
-    dtype = torch.promote_types(arithmetic_dtype(batch.draft_probs), arithmetic_dtype(batch.target_probs))
+    dtype = arithmetic(batch)
     return batch.tokens[:, 0], batch.draft_probs[:, 0].to(dtype), batch.target_probs[:, 0].to(dtype)
 
 

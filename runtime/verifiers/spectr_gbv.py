@@ -32,7 +32,7 @@ from torch import Tensor
 
 from specbound.runtime.carry import Layers
 from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict, arithmetic_dtype
+from specbound.runtime.verdict import Batch, Verdict, arithmetic
 from specbound.runtime.verifiers.greedy_block import carried_layers, emit, next_log_ratio, usable_length, within_block
 from specbound.runtime.verifiers.registry import register
 from specbound.runtime.verifiers.single_path import at
@@ -245,7 +245,7 @@ def verify_spectr_gbv(batch: Batch, draws: Draws) -> Verdict:
     it does not depend on the drafted tokens, K may not.
     """
     requests, paths, length, _ = batch.shape
-    dtype = torch.promote_types(arithmetic_dtype(batch.draft_probs), arithmetic_dtype(batch.target_probs))
+    dtype = arithmetic(batch)
     carry = carried_layers(batch, dtype)
     usable = usable_length(carry, length)
     index = torch.arange(requests, device=usable.device)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict, arithmetic_dtype
+from specbound.runtime.verdict import Batch, Verdict, arithmetic
 from specbound.runtime.verifiers.greedy_block import next_log_ratio
 from specbound.runtime.verifiers.registry import register
 from specbound.runtime.verifiers.single_path import at, row_at
@@ -112,7 +112,7 @@ def sequential_search(tokens: Tensor, thresholds: Tensor, draws: Draws) -> tuple
 def verify_spectr_gbv_published(batch: Batch, draws: Draws) -> Verdict:
     """Test the prefixes of one path after another; then draw from the published correction law."""
     requests, paths, length, _ = batch.shape
-    dtype = torch.promote_types(arithmetic_dtype(batch.draft_probs), arithmetic_dtype(batch.target_probs))
+    dtype = arithmetic(batch)
     draft_probs, target_probs = batch.draft_probs.to(dtype), batch.target_probs.to(dtype)
     thresholds, log_ratios = sequential_thresholds(
         batch.tokens.flatten(0, 1), draft_probs.flatten(0, 1), target_probs.flatten(0, 1), paths

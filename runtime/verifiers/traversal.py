@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.draft_tree import arithmetic, first_appearance, node_rows
+from specbound.runtime.verdict import Batch, Verdict, arithmetic
+from specbound.runtime.verifiers.draft_tree import first_appearance, node_rows
 from specbound.runtime.verifiers.registry import register
 from specbound.runtime.verifiers.single_path import at
 
