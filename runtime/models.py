@@ -98,12 +98,17 @@ def check_place(role: str, device: torch.device, device_map: DeviceMap | None, p
             f"{role}_device_map is {device_map!r} and {role}_tp_plan {plan!r}; give one of them: a map spreads layers "
             "inside this process, a plan cuts matrices over all processes"
         )
+    for name, value, kinds in (("device_map", device_map, (str, int)), ("tp_plan", plan, str)):
+        if isinstance(value, dict) and not (value and all(isinstance(place, kinds) for place in value.values())):
+            raise ValueError(f"{role}_{name} is {value!r}; want at least one module name and a place for each")
     if device_map is not None and not is_accelerate_available():
         raise ValueError(
             f"{role}_device_map is {device_map!r}, which wants accelerate; pip install 'specbound[multi-device]'"
         )
     if plan is None:
         return
+    if plan != "auto" and not isinstance(plan, dict):
+        raise ValueError(f"{role}_tp_plan is {plan!r}; want 'auto', or a dict from module names to styles")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise ValueError(
             f"{role}_tp_plan is {plan!r}, but this is a single process; start it with "

@@ -116,7 +116,7 @@ def read_pair(
         check_device(device)
     for role, device_map in zip(ROLES, (target_device_map, draft_device_map), strict=True):
         for place in device_map.values() if isinstance(device_map, dict) else [device_map]:
-            if place is not None and place not in CHOSEN_BY_ACCELERATE:
+            if isinstance(place, str | int) and place not in CHOSEN_BY_ACCELERATE:
                 check_device(place, f"--{role}-device-map")
     logging.disable_progress_bar()
     if threads is not None or target is None:
