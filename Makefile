@@ -30,12 +30,18 @@ test: lint
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Wheel and sdist, used outside the repository; package-all also in empty environments and on other Pythons (10 GB, an hour).
+# Wheel and sdist, used outside the repository; package-all also in empty environments and on other Pythons.
+# It downloads some 6 GB and takes the better part of an hour. Pythons by name or by path.
+OTHER_PYTHONS ?= python3.12 python3.13
+RUNTIME_PYTHON ?= python3.12
 package: setup
 	$(BIN)/python scripts/package.py
 
 package-all: package
-	$(BIN)/python scripts/package.py --installs --theory python3.12 python3.13 --runtime python3.12
+	$(BIN)/python scripts/package.py --installs --theory $(OTHER_PYTHONS) --runtime $(RUNTIME_PYTHON)
 
 coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov --cov-report=term
+
+mutate: setup
+	$(BIN)/python scripts/mutate.py
