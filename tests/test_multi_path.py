@@ -47,6 +47,24 @@ REFERENCE = {
 MIDDLE = {(2, 10, 3): (2.26536776, 2.26536797), (8, 4, 3): (1.59157453, 1.59157477)}
 
 
+def test_tangent_windows_in_the_wrong_place_are_moved_instead_of_adding_tangents(monkeypatch):
+    monkeypatch.setattr(multi_path, "WIDTH", 2)
+    rounds = []
+    solution = lossless_optimum(PrefixTree.random(8, 3, 1), 3, progress=rounds.append)
+    tangents = [each.tangents for each in rounds]
+    assert solution.gap <= 1e-6
+    assert solution.value - 1e-7 <= 1.52000193 <= solution.bound + 1e-7
+    assert any(now == after for now, after in zip(tangents, tangents[1:], strict=False))
+
+
+def test_the_excess_over_a_tangent_is_the_mass_above_its_line():
+    work = work_tree(PrefixTree.iid([0.5, 0.5], [0.25, 0.75], 1), 2, "lossless", 1e-6)
+    tangents = tangents_at(np.array([0.5, 1.0]), 2)  # slopes 1 and 0, heights 1/4 and 1
+    profile = multi_path.Profile.of(work, np.array([0.6, 0.3]))
+    assert profile.excess(tangents) == pytest.approx(0.6 - 0.25 - 0.25, abs=1e-15)
+    assert multi_path.Profile.of(work, np.array([0.5, 0.3])).excess(tangents) == pytest.approx(0.0, abs=1e-15)
+
+
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: "V{} L{} K{} seed{}".format(*case))
 def test_the_reference_table_is_reproduced(case):
     vocab, length, paths, seed = case

@@ -32,6 +32,7 @@ FIRST_COVERAGES = (0.09, 0.2, 0.36, 0.58, 0.78, 0.95, 1.0)
 SMALLEST_TANGENT = 1e-6
 SMALLEST_GAP = 1e-9
 WIDTH = 8
+NOTEWORTHY = 0.03
 TIE = 0.02
 FARTHEST, NEAREST = 0.1, 0.003
 RETREATS = (0.03, 0.1, 0.3, 1.0)
@@ -122,8 +123,8 @@ def _optimum(
     if paths > 1 and bounds.gap > tol:
         _close(bounds, tol, max_rounds, progress)
     if bounds.gap > tol:
-        status = f"the bounds [{bounds.value:.9g}, {bounds.bound:.9g}] are {bounds.gap:.3g} apart, tol is {tol:.3g}"
-        raise CertificateError(SOLVER, status, "raise max_rounds, or ask for a larger tol")
+        status = f"the bounds [{bounds.value:.9g}, {bounds.bound:.9g}] are {bounds.gap:.3g} apart, the tolerance is {tol:.3g}"
+        raise CertificateError(SOLVER, status, "raise max_rounds, or ask for a larger tolerance")
     phi = kept_mass(tree, bounds.kappa, objective)
     seconds = time.perf_counter() - bounds.begin
     found = certify(
@@ -196,7 +197,7 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
     work = work_tree(bounds.tree, bounds.paths, bounds.objective, tol)
     points = np.unique(-np.expm1(np.log1p(-np.array(FIRST_COVERAGES[:-1])) / bounds.paths))
     points = np.append(np.maximum(points, SMALLEST_TANGENT), 1.0)
-    width, following, aim = len(points), WIDTH, 2e-4
+    width, wider, aim = len(points), WIDTH, 2e-4
     guess = Guess(ratio_priority(work, bounds.paths), FARTHEST)
     density = guess.kappa / work.draft
     for _ in range(max_rounds):
@@ -209,16 +210,20 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
                 break
         kappa, potential = np.empty(len(work.leaves)), interior_point.potential(layout, point)
         kappa[layout.order] = point.kappa
-        before = bounds.gap
         bounds.offer(*_on_tree(bounds.tree, work, kappa, potential))
         if progress is not None:
             seconds = time.perf_counter() - bounds.begin
             progress(Round(bounds.value, bounds.bound, len(points), steps, seconds))
         if bounds.gap <= tol:
             return
-        following += WIDTH // 2 if bounds.gap > 0.9 * before else 0
-        density, width = located(kappa / work.draft, potential[work.leaves], tangents, point.mu), following
-        points = _refined(work, kappa, points, bounds.paths)
+        density = located(kappa / work.draft, potential[work.leaves], tangents, point.mu)
+        profile = Profile.of(work, kappa)
+        violation = profile.kappa - coverage(profile.t, bounds.paths)
+        if profile.excess(tangents) > 0.1 * violation.max():
+            wider += WIDTH // 2
+        else:
+            points = refined(points, profile, violation)
+        width = wider
         mu = np.where(np.isin(points, tangents.t), np.interp(points, tangents.t, point.mu), 0.0)
         mix = float(np.clip(3 * np.sqrt(bounds.gap), NEAREST, FARTHEST))
         guess = Guess(selectable(np.maximum(kappa, 0.0), work.draft, bounds.paths), mix, point.Z, point.D, mu)
@@ -247,17 +252,35 @@ def tangents_at(points: Array, paths: int) -> Tangents:
     return Tangents(points, slope, coverage(points, paths) - points * slope)
 
 
-def _refined(work: WorkTree, kappa: Array, points: Array, paths: int) -> Array:
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Leaves by falling density kappa/Q [m], and of each first so many of them: draft mass t and kappa, both [m]."""
+
+    density: Array
+    t: Array
+    kappa: Array
+
+    @classmethod
+    def of(cls, work: WorkTree, kappa: Array) -> Profile:
+        density = kappa / work.draft
+        order = np.argsort(-density, kind="stable")
+        return cls(density[order], np.minimum(np.cumsum(work.draft[order]), 1.0), np.cumsum(kappa[order]))
+
+    def excess(self, tangents: Tangents) -> float:
+        """max over tangents of sum (kappa - lam_i Q)+ - h_i: above 0 only as far as windows were misplaced."""
+        last = np.searchsorted(-self.density, -tangents.slope) - 1
+        over = np.where(last >= 0, self.kappa[last] - tangents.slope * self.t[last], 0.0) - tangents.height
+        return float(over.max())
+
+
+def refined(points: Array, profile: Profile, violation: Array) -> Array:
     """These tangent points and 1, and in every arc between two of them the worst violation of g."""
     points = np.union1d(points, 1.0)
-    order = np.argsort(-kappa / work.draft, kind="stable")
-    mass = np.minimum(np.cumsum(work.draft[order]), 1.0)
-    violation = np.cumsum(kappa[order]) - coverage(mass, paths)
-    arc = np.minimum(np.searchsorted(points, mass), len(points) - 1)
+    arc = np.minimum(np.searchsorted(points, profile.t), len(points) - 1)
     worst = np.full(len(points), -np.inf)
     np.maximum.at(worst, arc, violation)
-    bad = (violation == worst[arc]) & (violation > max(0.1 * violation.max(), 0.0))
-    return np.union1d(points, np.maximum(mass[bad], SMALLEST_TANGENT))
+    bad = (violation == worst[arc]) & (violation > max(NOTEWORTHY * violation.max(), 0.0))
+    return np.union1d(points, np.maximum(profile.t[bad], SMALLEST_TANGENT))
 
 
 def located(density: Array, potential: Array, tangents: Tangents, mu: Array) -> Array:
