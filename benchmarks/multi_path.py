@@ -25,6 +25,7 @@ import numpy as np
 import scipy
 from matplotlib.figure import Figure
 
+from specbound.files import write_text
 from specbound.theory import antichain, coupling, multi_path, tangent_lp
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError, Solution
@@ -79,18 +80,21 @@ def main() -> None:
             rows.append(row)
             shown = f"{row['value']:12.8f}  {row['gap']:.1e}" if "value" in row else row["error"]
             print(f"{vocab:3d} {length:3d} {tree.size:7d}  {name:28} {row['seconds']:8.2f}  {shown}", flush=True)
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
+            write(rows)
+    draw(rows)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The results so far, after every row: the last rows of a long run take half an hour."""
     results = {
         "paths": PATHS,
         "tolerance": TOLERANCE,
-        "versions": versions,
-        "processor": platform.processor(),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "multi_path.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(rows)
+    write_text(RESULTS / "multi_path.json", json.dumps(results, indent=1) + "\n")
 
 
 def draw(rows: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_tangent_windows_in_the_wrong_place_are_moved_instead_of_adding_tangents
     tangents = [each.tangents for each in rounds]
     assert solution.gap <= 1e-6
     assert solution.value - 1e-7 <= 1.52000193 <= solution.bound + 1e-7
-    assert any(now == after for now, after in zip(tangents, tangents[1:], strict=False))
+    assert any(now == after for now, after in pairwise(tangents))
 
 
 def test_the_excess_over_a_tangent_is_the_mass_above_its_line():

@@ -123,7 +123,8 @@ def _optimum(
     if paths > 1 and bounds.gap > tol:
         _close(bounds, tol, max_rounds, progress)
     if bounds.gap > tol:
-        status = f"the bounds [{bounds.value:.9g}, {bounds.bound:.9g}] are {bounds.gap:.3g} apart, the tolerance is {tol:.3g}"
+        reached = f"the bounds [{bounds.value:.9g}, {bounds.bound:.9g}] are {bounds.gap:.3g} apart"
+        status = f"{reached}, the tolerance is {tol:.3g}"
         raise CertificateError(SOLVER, status, "raise max_rounds, or ask for a larger tolerance")
     phi = kept_mass(tree, bounds.kappa, objective)
     seconds = time.perf_counter() - bounds.begin
