@@ -1,11 +1,13 @@
-"""MkDocs hook: shows mkdocstrings the package as it is imported, `specbound.theory` and so on.
+"""MkDocs hooks: the package as it is imported, for the API reference, and pages that stand at the repository's root.
 
 The folders of the layers stand at the top of the repository and are mapped into the package by setuptools, which a
 reader of source files cannot see. Links in a folder that lives as long as the build put them where they are imported.
+A page that says `<!-- root: FILE -->` shows that file, with its links into docs/ made relative.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -34,3 +36,11 @@ def on_config(config: Any) -> Any:
     handlers = config.plugins["mkdocstrings"].config.handlers
     handlers.setdefault("python", {}).setdefault("paths", []).insert(0, _linked.name)
     return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the file in the place of a comment `<!-- root: FILE -->`."""
+    found = re.fullmatch(r"<!-- root: (\S+) -->\s*", markdown)
+    if found is None:
+        return markdown
+    return (ROOT / found[1]).read_text(encoding="utf-8").replace("](docs/", "](")

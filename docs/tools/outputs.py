@@ -7,7 +7,7 @@ What runs: every `console` block with a comment `<!-- run -->` on the line befor
 run from top to bottom in one empty folder, Python blocks of a page share their variables. Options in the comment:
 
     slow     not repeated by the tests (they only check that the command line still parses)
-    timed    every number may change from run to run; the tests compare the rest
+    timed    numbers and the breaking of lines may change from run to run; the tests compare the words
     exit=N   the exit code that is expected, 0 if not given; what goes to stderr is shown if it is not 0
 
 Seconds and rounding errors (2e-16) may differ everywhere. Three more comments:
@@ -183,13 +183,10 @@ def run_python(block: Block, variables: dict[str, Any]) -> str:
 
 
 def comparable(body: str, timed: bool) -> str:
-    """The text without what may change from run to run, spaces and rules of tables included where numbers may."""
+    """The text without what may change from run to run; of a timed block its words, wherever lines are broken."""
     for pattern, instead in CHANGING:
         body = pattern.sub(instead, body)
-    if timed:
-        body = re.sub(r"[-+]?\d[\d.,e]*", "#", body)
-        body = re.sub(r"[ ━─]+", " ", body)
-    return body
+    return re.sub(r"[-+]?\d[\d.,e]*|[\s#┏┓┗┛┡┩┳┻╇└┘├┤┴┼━─│┃]", "", body) if timed else body
 
 
 def table(name: str) -> str:
