@@ -21,16 +21,12 @@ import numpy as np
 import torch
 
 from specbound.proofs_checks.interception import Interception
-from specbound.proofs_checks.law import Law, batch_of
+from specbound.proofs_checks.law import InvalidResult, Law, batch_of
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
 Kind = Literal["list", "numpy", "torch"]
 Result = Callable[[Any, "Call"], Sequence[int]]
 MAX_CALLS = 50_000
-
-
-class InvalidResult(ValueError):
-    """A verifier returned something that is not a block of 1 to L+1 tokens."""
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def audit(
         way=lab.way,
         verdict=_verdict(failed, [breakdown for breakdown, _ in breakdowns]),
         declared=lab.declared,
+        optimum="block-transport" if lab.stateful else "lossless",
         cases=len(found),
         skipped=tuple(f"V={v} L={ell} K={k}" for v, ell, k in skipped),
         tolerance=tolerance,
@@ -138,6 +139,7 @@ def _audit_sampled(
         way="sampled",
         verdict=_verdict([case for case, _ in failed], breakdowns, "not rejected"),
         declared=lab.declared,
+        optimum="lossless",
         cases=len(results),
         skipped=(),
         tolerance=rates[0],
@@ -200,7 +202,7 @@ def _examine(
                 break
             continue
         deviation = find_deviation(evidence.blocks, evidence.wanted, tolerance)
-        found.append(Case(case, deviation, evidence.acceptance_length, optimum(case.tree, case.paths)))
+        found.append(Case(case, deviation, evidence.acceptance_length, optimum(case.tree, case.paths, lab.stateful)))
     return found, breakdowns
 
 
@@ -213,7 +215,7 @@ def _verdict(failed: list[Case], breakdowns: list[Breakdown], passed: str = "los
 
 
 def _acceptance(found: list[Case]) -> dict[str, float]:
-    pairs = [(case.acceptance_length, case.optimum) for case in found if case.optimum is not None]
+    pairs = [(case.acceptance_length, case.optimum) for case in found]
     ratios = [length / best if best > 0 else 1.0 for length, best in pairs]
     if not ratios:
         return {}

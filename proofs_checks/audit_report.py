@@ -39,7 +39,7 @@ class Case:
     instance: Instance
     deviation: Deviation | None
     acceptance_length: float
-    optimum: float | None
+    optimum: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ class AuditReport:
         declared: what a registered verifier declares about itself, None if nothing.
         cases: number of instances audited; skipped: sizes that were too large to enumerate.
         worst: the deviation of largest total variation; position: the first wrong position over all cases.
-        acceptance: mean and smallest ratio to the lossless optimum, and the largest excess over it.
+        optimum: what the acceptance is compared with: "lossless", or "block-transport" for a verifier that changes
+            the target of later positions.
+        acceptance: mean and smallest ratio to that optimum, and the largest excess over it.
         breakdowns: crashes and the like.
         counterexample: the minimal one; causes: known mistakes whose law equals the code's on every case compared.
         limits: what the audit does not say.
@@ -86,6 +88,7 @@ class AuditReport:
     way: str
     verdict: str
     declared: bool | None
+    optimum: str
     cases: int
     skipped: tuple[str, ...]
     tolerance: float
@@ -128,6 +131,7 @@ class AuditReport:
             "verdict": self.verdict,
             "lossless": self.lossless,
             "declared": self.declared,
+            "optimum": self.optimum,
             "cases": self.cases,
             "skipped": list(self.skipped),
             "tolerance": self.tolerance,
@@ -180,8 +184,9 @@ def report_text(report: AuditReport) -> Text:
 def _acceptance_line(report: AuditReport) -> str:
     found = report.acceptance
     line = (
-        f"Accepted tokens per call: mean {found['mean_length']:.4f}, lossless optimum {found['mean_optimum']:.4f}; "
-        f"ratio {found['mean_ratio']:.4f} on average, {found['smallest_ratio']:.4f} at worst."
+        f"Accepted tokens per call: mean {found['mean_length']:.4f}, {report.optimum} optimum "
+        f"{found['mean_optimum']:.4f}; ratio {found['mean_ratio']:.4f} on average, "
+        f"{found['smallest_ratio']:.4f} at worst."
     )
     exact = report.way != "sampled"
     above = exact and found["largest_excess"] > 1e-6 and report.verdict == "not lossless"

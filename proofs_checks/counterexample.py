@@ -17,7 +17,7 @@ from specbound.proofs_checks.mistakes import MISTAKES
 from specbound.proofs_checks.sampled import Sampled
 from specbound.proofs_checks.shrink import Shrunk, rows_of, shrink
 from specbound.proofs_checks.subject import Evidence
-from specbound.theory import single_path
+from specbound.theory import block_transport, multi_path, single_path
 from specbound.theory.prefix_tree import PrefixTree
 
 SAME_LAW = 1e-9
@@ -25,15 +25,13 @@ COMPARED = 2
 STORY_GAP = 1e-3
 
 
-def optimum(tree: PrefixTree, paths: int) -> float | None:
-    """The largest acceptance length that a lossless verifier can have; None where no solver is at hand."""
+def optimum(tree: PrefixTree, paths: int, stateful: bool = False) -> float:
+    """The largest acceptance length of a lossless verifier: the lossless optimum, or, for one that may change the
+    target of later positions, the block-transport optimum."""
     if paths == 1:
-        return float(single_path.optimum(tree).value)
-    try:
-        from specbound.theory.multi_path import lossless_optimum
-    except ImportError:
-        return None
-    return float(lossless_optimum(tree.as_float(), paths).value)
+        return float((block_transport if stateful else single_path).optimum(tree).value)
+    solver = multi_path.transport_optimum if stateful else multi_path.lossless_optimum
+    return float(solver(tree.as_float(), paths).value)
 
 
 def explain(lab: Laboratory, failed: list[Case], tolerance: float) -> tuple[Counterexample, tuple[str, ...]]:
@@ -102,7 +100,7 @@ def _counterexample(
         wanted = None if law is None else Fraction(marginal(law, deviation.position).get(block, 0))
     story = (
         _setting(found.tree, found.paths),
-        _enumerated(found, evidence),
+        _enumerated(found, evidence, lab.stateful),
         _place(found.tree, deviation),
         _wrong(deviation, emitted, wanted),
         _why(causes, lab.declared),
@@ -140,12 +138,11 @@ def _setting(tree: PrefixTree, paths: int) -> str:
     return head + "; ".join(lines) + "."
 
 
-def _enumerated(found: Shrunk, evidence: Evidence) -> str:
-    best = optimum(found.tree, found.paths)
-    against = "" if best is None else f", the lossless optimum is {best:.6g}"
+def _enumerated(found: Shrunk, evidence: Evidence, stateful: bool) -> str:
+    best = optimum(found.tree, found.paths, stateful)
     return (
-        f"All {evidence.outcomes} outcomes of drafts and random choices: "
-        f"{evidence.acceptance_length:.6g} tokens accepted per call{against}."
+        f"All {evidence.outcomes} outcomes of drafts and random choices: {evidence.acceptance_length:.6g} tokens "
+        f"accepted per call, the {'block-transport' if stateful else 'lossless'} optimum is {best:.6g}."
     )
 
 

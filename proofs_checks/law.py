@@ -27,7 +27,12 @@ from specbound.theory.prefix_tree import Prefix, PrefixTree
 
 Verify = Callable[[Batch, Draws], Verdict]
 MAX_DRAFTS = 2_000_000
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 NUMBERS_PER_PASS = 20_000_000
+
+
+class InvalidResult(ValueError):
+    """A verifier returned something else than it should."""
 
 
 class ReplayDraws(Draws):
@@ -219,7 +224,8 @@ def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
 
     Raises:
         ValueError: if the enumeration would need more than 2e6 K-tuples of drafts, or the verifier asks an ill-posed
-            question or returns a verdict out of range.
+            question.
+        InvalidResult: (a ValueError) if it returns no verdict, or one that is out of range.
     """
     verify = registry.get(verifier).verify if isinstance(verifier, str) else verifier
     tree = tree.as_float()
@@ -264,7 +270,7 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
     """Every random outcome of `verify` on every row of the batch; probabilities sum to 1 per row.
 
     Raises:
-        ValueError: if a verdict is out of range.
+        InvalidResult: if it returns no verdict, or one that is out of range.
     """
     requests, paths, length, vocab = batch.shape
     pending: list[tuple[int, tuple[int, ...]]] = [(row, ()) for row in range(requests)]
@@ -273,15 +279,33 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
         draws = ReplayDraws([decisions for _, decisions in pending])
         carry = None if batch.carry is None else batch.carry.select(rows)
         verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows], carry), draws)
-        answer: list[np.ndarray] = []
-        for name, limit in (("path", paths), ("accepted", length + 1), ("token", vocab)):
-            values = getattr(verdict, name).cpu().numpy()
-            if values.shape != (len(rows),) or (values < 0).any() or (values >= limit).any():
-                raise ValueError(f"the verdict's {name} is {values}; want {len(rows)} values in 0..{limit - 1}")
-            answer.append(values)
-        path, accepted, token = answer
-        yield Outcomes(np.array(rows), path, accepted, token, draws.weight, verdict.carry)
+        limits = {"path": paths, "accepted": length + 1, "token": vocab}
+        path, accepted, token = (_read(verdict, name, limit, len(rows)) for name, limit in limits.items())
+        yield Outcomes(np.array(rows), path, accepted, token, draws.weight, getattr(verdict, "carry", None))
         pending = [(rows[row], decisions) for row, decisions in draws.alternatives]
+
+
+def _read(verdict: Any, name: str, limit: int, rows: int) -> np.ndarray:
+    """One part of a verdict: int64 [rows] in 0..limit-1.
+
+    Raises:
+        InvalidResult: it is something else.
+    """
+    if not isinstance(getattr(verdict, name, None), Tensor):
+        raise InvalidResult(f"the verifier returned {_shown(verdict)}; want a Verdict with the tensor {name!r}")
+    values: Tensor = getattr(verdict, name)
+    if values.dtype not in INTEGERS or values.shape != (rows,) or values.device.type == "meta":
+        found = f"{values.dtype} of shape {tuple(values.shape)} on {values.device}"
+        raise InvalidResult(f"the verdict's {name} is {found}; want int64 of shape ({rows},)")
+    numbers = values.cpu().long().numpy()
+    if (numbers < 0).any() or (numbers >= limit).any():
+        raise InvalidResult(f"the verdict's {name} is {numbers}; want {rows} values in 0..{limit - 1}")
+    return numbers
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def ancestors(tree: PrefixTree) -> np.ndarray:

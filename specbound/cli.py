@@ -18,6 +18,8 @@ from specbound.commands.solve import solve
 from specbound.commands.sweep import sweep
 from specbound.commands.verifiers import verifiers
 
+LONGEST_LINE = 1000
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(specbound.__version__, prog_name="specbound")
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except MemoryError as error:
+        _fail(f"out of memory{f': {error}' if str(error) else ''}; use a smaller instance or shorter drafts", 2)
     except ValueError as error:
         _fail(str(error), 2)
     except RuntimeError as error:
@@ -52,5 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo("specbound: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    click.echo(f"specbound: {line}", err=True)
     sys.exit(code)

@@ -5,6 +5,7 @@ import json
 from fractions import Fraction
 
 import pytest
+import torch
 
 from specbound.proofs_checks.adapters import Call, InvalidResult, emitted_tokens, foreign, foreign_law, hugging_face
 from specbound.proofs_checks.audit import audit, report_text
@@ -255,6 +256,35 @@ def test_adapters_read_the_usual_results_and_layouts():
         foreign(takes, tokens="nothing")
     with pytest.raises(InvalidResult, match=r"1 to L\+1"):
         foreign(lambda tokens: [])(call)
+
+
+def test_a_verifier_that_returns_no_verdict_is_blamed_itself():
+    from specbound.runtime.verdict import Verdict
+
+    whole, none = torch.zeros(1, dtype=torch.int64), None
+    for returned, words in (
+        (none, "the verifier returned None; want a Verdict with the tensor 'path'"),
+        ((whole, whole, whole), "the verifier returned (tensor([0])"),
+        (Verdict(whole, whole, torch.tensor([float("nan")])), "the verdict's token is torch.float32 of shape (1,)"),
+        (Verdict(whole, whole, torch.zeros(2, dtype=torch.int64)), "of shape (2,) on cpu; want int64 of shape (1,)"),
+        (Verdict(whole, whole + 9, whole), "the verdict's accepted is [9]; want 1 values in 0..1"),
+    ):
+        report = audit(lambda batch, draws, r=returned: r, vocab=range(1, 2), length=range(1, 2), cases=1)
+        assert report.verdict == "broken"
+        assert report.breakdowns[0].kind == "invalid result"
+        assert words in report.breakdowns[0].message
+
+
+def test_a_stateful_verifier_is_compared_with_the_block_transport_optimum():
+    sizes = {"vocab": range(2, 3), "length": range(2, 3), "paths": range(1, 2), "cases": 13}
+    greedy, block = audit("greedy-block", **sizes), audit("block", **sizes)
+    assert (greedy.optimum, block.optimum) == ("block-transport", "lossless")
+    assert abs(greedy.acceptance["smallest_ratio"] - 1) < 1e-9
+    assert greedy.acceptance["largest_excess"] < 1e-9
+    assert greedy.acceptance["mean_optimum"] > block.acceptance["mean_optimum"] + 1e-3
+    assert "block-transport optimum" in report_text(greedy).plain
+    many = audit("spectr-gbv", **sizes | {"paths": range(2, 3), "cases": 4})
+    assert many.acceptance["largest_excess"] < 1e-6
 
 
 @pytest.mark.parametrize(("body", "kind"), [("os._exit(3)", "exit"), ("time.sleep(600)", "hang")])

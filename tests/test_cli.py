@@ -142,6 +142,51 @@ def test_verifiers_lists_declared_and_measured_facts(run):
     assert entries["block"]["paths"] == "single"
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--plot", "x.xyz"), "'x.xyz' wants one of the endings .png, .svg, .pdf"),
+        (("--emit", "none/x.json"), "'none/x.json' is in a folder that does not exist"),
+        (("--certificate", "x" * 300), "too long for the name of a file"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_the_work(run, monkeypatch, arguments, message):
+    from specbound.commands import solve
+
+    monkeypatch.setattr(solve, "values", lambda *a: pytest.fail("worked first"))
+    code, out, err = run(*PUBLISHED, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"Invalid value for '{arguments[0]}'" in err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (MemoryError("Unable to allocate 9 GiB"), 2, "out of memory: Unable to allocate 9 GiB; use a smaller"),
+        (RuntimeError("two\nlines"), 1, "two lines"),
+        (ValueError("9" * 5000), 2, "9 ... 9"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_short_line(run, monkeypatch, error, code, words):
+    def fail(only):
+        raise error
+
+    monkeypatch.setattr(ledger, "select", fail)
+    found, _, err = run("check")
+    assert found == code
+    assert words in err
+    assert err.count("\n") == 1
+    assert len(err) < 1100
+
+
+def test_a_tolerance_that_cannot_be_met_names_the_option(run):
+    code, _, err = run("solve", "--random", "3", "--length", "3", "--paths", "3", "--tolerance", "1e-300")
+    assert code == 1
+    assert "give a larger --tolerance" in err
+    assert "max_rounds" not in err
+
+
 def test_an_interrupt_ends_without_a_traceback(run, monkeypatch):
     def interrupted(only):
         raise KeyboardInterrupt

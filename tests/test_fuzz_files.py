@@ -10,15 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specbound.commands.decode import read_prompts
+from specbound.commands.report import DECODING_FIELDS, FINDING_FIELDS, _read_json
 from specbound.proofs_checks.law import exact_law
+from specbound.report import decoding_section, page
 from specbound.runtime.verifiers.table import table_verifier
 from specbound.theory import block_transport, multi_path, single_path
 from specbound.theory.certificates import certificate_from_json, certificate_to_json, verify_certificate
 from specbound.theory.json_objects import parse_json
 from specbound.theory.prefix_tree import PrefixTree
+from specbound.theory.solution import CertificateError
 from specbound.theory.stopping import StoppingInstance, solve_report
 from specbound.theory.verifier_table import VerifierTable, verifier_table
-from tests.fuzzing import almost, case, fuzz, odd_values, some_trees
+from tests.fuzzing import almost, attempt, case, fuzz, odd_values, one_of, some_trees
 
 
 def checked_tree(tree: PrefixTree) -> None:
@@ -38,7 +41,9 @@ tree_documents = some_trees.map(lambda tree: json.loads(tree.to_json()))
 @given(almost(tree_documents))
 def test_tree_files_are_read_or_refused(text):
     with case():
-        checked_tree(PrefixTree.from_json(text))
+        tree = attempt(PrefixTree.from_json, text)
+        if tree is not None:
+            checked_tree(tree)
 
 
 OBJECTIVES = ("lossless", "block-transport")
@@ -55,30 +60,28 @@ SOLVED = [
     for paths in (1, 2, 3)
     for objective in OBJECTIVES
 ]
-certificates = st.sampled_from(
-    [
-        json.loads(certificate_to_json(tree, verify_certificate(tree, paths, found.kappa, found.potential, objective)))
-        for tree, paths, objective, found in SOLVED
-    ]
-)
-tables = st.sampled_from(
-    [
-        json.loads(verifier_table(tree, paths, found.kappa, objective).to_json())
-        for tree, paths, objective, found in SOLVED
-    ]
-)
+CERTIFICATES = [
+    json.loads(certificate_to_json(tree, verify_certificate(tree, paths, found.kappa, found.potential, objective)))
+    for tree, paths, objective, found in SOLVED
+]
+TABLES = [
+    json.loads(verifier_table(tree, paths, found.kappa, objective).to_json())
+    for tree, paths, objective, found in SOLVED
+]
+certificates, tables = one_of(CERTIFICATES), one_of(TABLES)
 
 
 @fuzz(40)
 @given(almost(certificates))
 def test_certificate_files_are_verified_or_refused(text):
-    from specbound.theory.solution import CertificateError
-
     with case():
         try:
-            tree, found = certificate_from_json(text)
+            read = attempt(certificate_from_json, text)
         except CertificateError:
             return
+        if read is None:
+            return
+        tree, found = read
         assert found.value <= found.bound + 1e-9 * (1 + tree.length)
         assert -1e-12 <= found.value <= tree.length + 1e-6
         best = _solved(tree, found.paths, found.objective)
@@ -90,7 +93,9 @@ def test_certificate_files_are_verified_or_refused(text):
 @given(almost(tables))
 def test_table_files_give_the_law_they_promise_or_are_refused(text):
     with case():
-        table = VerifierTable.from_json(text)
+        table = attempt(VerifierTable.from_json, text)
+        if table is None:
+            return
         law = exact_law(table_verifier(json.loads(text)).verify, table.tree, table.paths)
         assert abs(law.acceptance_length - table.value) < 1e-6
         if table.objective == "lossless":
@@ -101,14 +106,17 @@ def test_table_files_give_the_law_they_promise_or_are_refused(text):
 @given(almost(tables))
 def test_the_runtime_reads_table_files_or_refuses_them(text):
     with case():
-        document = parse_json("the table", text)
+        document = attempt(parse_json, "the table", text)
         if not isinstance(document, dict):
             return
-        verifier = table_verifier(document)
-        tree = PrefixTree.from_json(document["tree"])
-        law = exact_law(verifier.verify, tree, document["paths"])
-        assert abs(law.mass - 1) < 1e-6
-        assert abs(sum(law.blocks.values()) - 1) < 1e-6
+        verifier = attempt(table_verifier, document)
+        tree = attempt(PrefixTree.from_json, document.get("tree", ""))
+        if verifier is None or tree is None:
+            return
+        law = attempt(exact_law, verifier.verify, tree, document["paths"])
+        if law is not None:
+            assert abs(law.mass - 1) < 1e-6
+            assert abs(sum(law.blocks.values()) - 1) < 1e-6
 
 
 @fuzz(10)
@@ -117,7 +125,7 @@ def test_the_runtime_reads_table_files_from_disk(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "table.json"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     with case():
-        table_verifier(file)
+        attempt(table_verifier, file)
 
 
 STOPPING = [
@@ -131,11 +139,11 @@ STOPPING = [
 
 
 @fuzz(15)
-@given(almost(st.sampled_from(STOPPING)))
+@given(almost(one_of(STOPPING)))
 def test_stopping_files_are_solved_or_refused(text):
     with case():
-        instance = StoppingInstance.from_json(text)
-        if instance.max_length > 12:
+        instance = attempt(StoppingInstance.from_json, text)
+        if instance is None or instance.max_length > 12:
             return
         report = solve_report(instance)
         eta = report["eta"]["value"]
@@ -159,6 +167,28 @@ def test_prompt_files_are_read_or_refused(tmp_path_factory, data, as_json):
     file = tmp_path_factory.getbasetemp() / ("prompts.json" if as_json else "prompts.txt")
     file.write_bytes(data)
     with case():
-        found = read_prompts((), str(file))
-        assert found
-        assert all(isinstance(prompt, str) and prompt for prompt in found)
+        found = attempt(read_prompts, (), str(file))
+        assert found is None or found
+        assert all(isinstance(prompt, str) and prompt for prompt in found or ())
+
+
+FINDING = dict.fromkeys(("id", "source", "claim", "tested", "verdict", "evidence"), "holds")
+REPORTED = [
+    ("findings", {"findings": [FINDING | {"counterexample": None, "recorded": True}], "other": 1}),
+    ("decoding", {"decoding": [{"method": "token", "tokens_per_second": 2.5, "speedup": 1, "block_efficiency": 1.5}]}),
+    ("decoding", {"decoding": [{"method": "x", "tokens_per_second": 1, "speedup": 1}], "settings": {"top_k": 3}}),
+]
+
+
+@fuzz(15)
+@given(st.data())
+def test_figures_for_the_report_are_shown_or_refused(tmp_path_factory, data):
+    field, document = data.draw(one_of(REPORTED))
+    file = tmp_path_factory.getbasetemp() / "figures.json"
+    file.write_text(data.draw(almost(st.just(document))), encoding="utf-8")
+    wanted = FINDING_FIELDS if field == "findings" else DECODING_FIELDS
+    with case():
+        read = attempt(_read_json, f"--{field}", str(file), field, wanted)
+        if read is not None:
+            html = page(read["findings"], []) if field == "findings" else page([], [decoding_section(read)])
+            assert html.startswith("<!doctype html>")

@@ -811,6 +811,28 @@ def test_a_file_of_another_shape_is_refused(text, message):
         StoppingInstance.from_json(text)
 
 
+def test_numbers_with_huge_exponents_are_refused_at_once():
+    with pytest.raises(ValueError, match="target_time is '1e999999999999'"):
+        StoppingInstance.from_json(edited(target_time="1e999999999999"))
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 2.0**63])
+def test_the_lp_does_not_depend_on_the_unit_of_time(unit):
+    instance = StoppingInstance([[0.25, 0.75]], [[0.5, 0.5]], 1.5 * unit, 0.1 * unit, 2, successor=[[0, 0]])
+    assert solve_by_lp(instance) * unit == pytest.approx(float(solve(instance).eta) * unit, rel=1e-9)
+
+
+def test_a_report_walks_through_each_family_of_rules_once(monkeypatch):
+    from specbound.theory import stopping_rules
+
+    walks = []
+    walk = stopping_rules._family_rates
+    monkeypatch.setattr(stopping_rules, "_family_rates", lambda *a: (walks.append(a[0]), walk(*a))[1])
+    stopping_rules._rates_of.cache_clear()
+    solve_report(StoppingInstance([[Q(1, 4), Q(3, 4)]], [[Q(1, 2), Q(1, 2)]], 7, 1, 4, successor=[[0, 0]]))
+    assert len(walks) == 3, "constant lengths, thresholds, thresholds one token late"
+
+
 def test_prefix_trees_must_be_whole():
     rows = {(): ["1/2", "1/2"], (0,): ["1/2", "1/2"]}
     with pytest.raises(ValueError, match=r"2 prefixes; want a row for each of the 3 words"):

@@ -20,6 +20,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from specbound.theory.prefix_tree import parse_number
+
 Number: TypeAlias = Fraction | float
 Rows: TypeAlias = tuple[tuple[Number, ...], ...]
 
@@ -35,8 +37,8 @@ def to_number(value: object, field: str) -> Number:
     """
     if isinstance(value, str):
         try:
-            return Fraction(value)
-        except (ValueError, ZeroDivisionError):
+            return parse_number(value)
+        except ValueError:
             raise ValueError(f'{field} is {value!r}; want a number or a rational string such as "3/4"') from None
     if isinstance(value, Rational) and not isinstance(value, bool):
         return Fraction(int(value.numerator), int(value.denominator))

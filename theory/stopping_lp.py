@@ -12,6 +12,8 @@ It shares only the instance and the leaf law with policy iteration: the independ
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cvxpy as cp
 import numpy as np
 from scipy.sparse import lil_array
@@ -20,7 +22,7 @@ from specbound.theory.stopping_instance import StoppingInstance
 from specbound.theory.stopping_leaves import Block, leaf_law
 
 LP_NODE_LIMIT = 10_000
-_ADVICE = "rescale the times so that target_time is near 1"
+_ADVICE = "bring draft_time / target_time nearer to 1"
 
 
 def solve_by_lp(instance: StoppingInstance) -> float:
@@ -30,14 +32,15 @@ def solve_by_lp(instance: StoppingInstance) -> float:
         ValueError: more than 10,000 nodes (start context, drafted block).
         RuntimeError: the solver did not report an optimum.
     """
-    problem = occupancy_problem(instance)
+    unit = instance.target_time
+    problem = occupancy_problem(replace(instance, target_time=1, draft_time=instance.draft_time / unit))
     try:
         problem.solve(solver=cp.SCIPY, scipy_options={"method": "highs"})
     except cp.error.SolverError as error:
         raise RuntimeError(f"the occupancy LP failed ({error}); {_ADVICE}") from None
     if problem.status != cp.OPTIMAL:
         raise RuntimeError(f"the occupancy LP ended {problem.status}; {_ADVICE}")
-    return float(problem.value)
+    return float(problem.value / unit)
 
 
 def occupancy_problem(instance: StoppingInstance) -> cp.Problem:

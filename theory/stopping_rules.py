@@ -11,6 +11,7 @@ at which it is drafted, and one pass over the nodes in order of level evaluates 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from specbound.theory.contexts import Number
 from specbound.theory.stopping_instance import StoppingInstance
@@ -20,7 +21,7 @@ from specbound.theory.stopping_rounds import DraftState, Rule, check_state_count
 
 def constant_length_rates(instance: StoppingInstance) -> dict[int, Number]:
     """Tokens per unit of time of every constant draft length min_length..max_length."""
-    rates = _family_rates(instance, lambda state: state.depth + 1, instance.min_length)
+    rates = _rates_of(instance, "length")
     return {length: rates.get(length, _last(rates)) for length in range(instance.min_length, instance.max_length + 1)}
 
 
@@ -32,9 +33,17 @@ def threshold_rates(instance: StoppingInstance, lag: int = 0) -> dict[Number, Nu
     """
     if lag not in (0, 1):
         raise ValueError(f"lag is {lag}; want 0 (rule of the paper) or 1 (rule of the public code)")
-    if lag == 1:
-        return _family_rates(instance, lambda state: 1 - state.lagged_rho, 0 * instance.one)
-    return _family_rates(instance, lambda state: 1 - state.rho, 0 * instance.one)
+    return dict(_rates_of(instance, "late threshold" if lag else "threshold"))
+
+
+@lru_cache(maxsize=6)
+def _rates_of(instance: StoppingInstance, family: str) -> dict[Number, Number]:
+    """The rates of one family; kept, because a report looks at them several times and they are most of its work."""
+    if family == "length":
+        return _family_rates(instance, lambda state: state.depth + 1, instance.min_length)
+    if family == "threshold":
+        return _family_rates(instance, lambda state: 1 - state.rho, 0 * instance.one)
+    return _family_rates(instance, lambda state: 1 - state.lagged_rho, 0 * instance.one)
 
 
 def best_of(rates: dict[Number, Number] | dict[int, Number]) -> tuple[Number, Number]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from specbound.files import read_text
 
 if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
+
+
+LONGEST_NAME = 255
 
 
 class OutputFile(click.Path):
@@ -26,6 +30,8 @@ class OutputFile(click.Path):
         file = str(super().convert(value, param, ctx))
         if self.suffixes and Path(file).suffix not in self.suffixes:
             self.fail(f"{file!r} wants one of the endings {', '.join(self.suffixes)}", param, ctx)
+        if len(os.fsencode(Path(file).name)) > LONGEST_NAME:
+            self.fail(f"{file!r} is too long for the name of a file", param, ctx)
         if not Path(file).resolve().parent.is_dir():
             self.fail(f"{file!r} is in a folder that does not exist", param, ctx)
         return file

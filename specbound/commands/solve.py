@@ -13,6 +13,7 @@ from specbound.commands.instance import OutputFile, instance_options, print_json
 from specbound.files import replacing, write_text
 
 if TYPE_CHECKING:
+    from specbound.theory.multi_path import PathSolution
     from specbound.theory.prefix_tree import PrefixTree
     from specbound.theory.solution import Solution
 
@@ -113,14 +114,29 @@ def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: floa
 
 def optimum(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> Solution:
     """The certified optimum: in closed form for one path, as a fraction where a small exact tree allows it."""
-    from specbound.theory import antichain, block_transport, multi_path, single_path
+    from specbound.theory import antichain, block_transport, single_path
 
     if paths == 1:
         return single_path.optimum(tree) if objective == "lossless" else block_transport.optimum(tree)
     if tree.exact and tree.size <= MAX_EXACT_NODES:
         return antichain.optimum(tree, paths, "lossless" if objective == "lossless" else "block-transport")
+    return path_optimum(tree, paths, objective, tolerance)
+
+
+def path_optimum(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> PathSolution:
+    """The optimum with its witnesses.
+
+    Raises:
+        CertificateError: it was not found to that tolerance; says which option to change.
+    """
+    from specbound.theory import multi_path
+    from specbound.theory.solution import CertificateError
+
     solver = multi_path.lossless_optimum if objective == "lossless" else multi_path.transport_optimum
-    return solver(tree, paths, tolerance)
+    try:
+        return solver(tree, paths, tolerance)
+    except CertificateError as error:
+        raise CertificateError(error.solver, error.status, "give a larger --tolerance") from None
 
 
 def _optimum(name: str, solution: Solution, source: str) -> dict[str, Any]:
@@ -165,12 +181,10 @@ def write_witnesses(
     tree: PrefixTree, paths: int, objective: str, tolerance: float, emit: str | None, certificate: str | None
 ) -> None:
     """Write the optimal verifier as a table, and the certificate of its optimum, from one solution."""
-    from specbound.theory import multi_path
     from specbound.theory.certificates import certificate_to_json, verify_certificate
     from specbound.theory.verifier_table import verifier_table
 
-    solver = multi_path.lossless_optimum if objective == "lossless" else multi_path.transport_optimum
-    found = solver(tree, paths, tolerance)
+    found = path_optimum(tree, paths, objective, tolerance)
     if emit is not None:
         write_text(emit, verifier_table(tree, paths, found.kappa, found.objective).to_json())
     if certificate is not None:
