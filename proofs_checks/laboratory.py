@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from specbound.proofs_checks.adapters import InvalidResult
+from specbound.proofs_checks.law import InvalidResult
 from specbound.proofs_checks.lazy import NotExact
 from specbound.proofs_checks.sandbox import Died, Raised, Sandbox
 from specbound.proofs_checks.subject import Evidence, load, subject_of

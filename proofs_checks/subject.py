@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from specbound.proofs_checks.adapters import KNOWN, Foreign, InvalidResult, call_of, foreign, foreign_law
-from specbound.proofs_checks.law import Verify, batch_of, exact_law, replay
+from specbound.proofs_checks.adapters import KNOWN, Foreign, call_of, foreign, foreign_law
+from specbound.proofs_checks.law import InvalidResult, Verify, batch_of, exact_law, replay
 from specbound.proofs_checks.sandbox import alive
 from specbound.proofs_checks.stream_law import ModelPair, stream_law
 from specbound.runtime.draws import Draws
