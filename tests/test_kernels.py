@@ -4,36 +4,32 @@ Nothing here runs on a GPU.
 """
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from specbound.commands import bench
 from specbound.runtime import kernels
 from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch
-from specbound.runtime.verifiers import get
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers import get, names
 
-triton = pytest.importorskip("triton", reason="the optional package triton is not installed")
 HERE = Path(__file__).parent
+FLOATS = (torch.float32, torch.float32)
+needs_triton = pytest.mark.skipif(not kernels._has_triton(), reason="the optional package triton is not installed")
 
 
+@needs_triton
 def test_the_kernels_decide_as_the_tensor_versions_do_under_the_interpreter() -> None:
     """Triton decides on the interpreter when it is first imported, hence the process of its own."""
+    options = ["-q", "-s", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            HERE / "interpreted_kernels.py",
-        ],
+        [sys.executable, "-m", "pytest", *options, HERE / "interpreted_kernels.py"],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parent,
         capture_output=True,
@@ -41,24 +37,104 @@ def test_the_kernels_decide_as_the_tensor_versions_do_under_the_interpreter() ->
         check=False,
     )
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    counted = re.search(r"(\d+) requests compared; (\d+) left out, with a uniform near a threshold", run.stdout)
+    assert counted is not None
+    print(counted.group(0))
+    compared, near = (int(group) for group in counted.groups())
+    assert compared >= 200
+    assert near <= 0.02 * compared
 
 
-def test_kernels_are_for_cuda_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SPECBOUND_KERNELS", raising=False)
-    assert kernels.available("cuda:0")
-    assert not kernels.available("cpu")
-    monkeypatch.setenv("SPECBOUND_KERNELS", "0")
-    assert not kernels.available("cuda:0")
+def decided(name: str, environment: dict[str, str], device: str = "cuda", triton: bool = True) -> str:
+    return kernels.decide(get(name), device, FLOATS, environment, triton)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_verifier_with_a_kernel_uses_it_on_cuda(name: str) -> None:
+    has_one = name in ("block", "token", "two-level", "key-race", "gbv-bucketed")
+    assert (name in kernels.NAMES) == has_one
+    assert decided(name, {}) == ("kernels" if has_one else "tensor")
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "answer"),
+    [
+        (None, "cuda", "kernels"),
+        ("1", "cuda", "kernels"),
+        ("0", "cuda", "tensor"),
+        (None, "cpu", "tensor"),
+        ("1", "cpu", "tensor"),
+        ("0", "cpu", "tensor"),
+        ("interpret", "cpu", "kernels"),
+        ("interpret", "cuda", "kernels"),
+        (None, "mps", "tensor"),
+    ],
+)
+def test_the_environment_and_the_device_decide(wish: str | None, device: str, answer: str) -> None:
+    environment = {"TRITON_INTERPRET": "1"} | ({} if wish is None else {"SPECBOUND_KERNELS": wish})
+    assert decided("block", environment, device) == answer
+    assert decided("kseq", environment, device) == "tensor"
+    assert decided("block", environment, device, triton=False) == "tensor"
+
+
+def test_dtypes_without_a_kernel_and_verifiers_of_ones_own_are_left_to_the_tensor_version() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        assert kernels.decide(get("block"), "cuda", (dtype, torch.float32), {}, True) == "kernels"
+    assert kernels.decide(get("block"), "cuda", (torch.float32, torch.float8_e4m3fn), {}, True) == "tensor"
+    own = replace(get("block"), verify=lambda batch, draws: get("block").verify(batch, draws))
+    assert kernels.decide(own, "cuda", FLOATS, {}, True) == "tensor"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SPECBOUND_KERNELS": "yes"}, "SPECBOUND_KERNELS is 'yes'; want 0 .off., 1 .on CUDA devices. or interpret"),
+        ({"SPECBOUND_KERNELS": "interpret"}, "without TRITON_INTERPRET=1; set both"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decided("block", environment, "cpu")
+
+
+def small_batch() -> Batch:
+    laws = torch.softmax(torch.randn(3, 1, 3, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
+    return Batch(torch.zeros(3, 1, 2, dtype=torch.int64), laws[:, :, :2], laws)
+
+
+class Counting(Draws):
+    """A caller's own draws."""
+
+
+def test_draws_of_ones_own_are_asked_the_questions_of_the_tensor_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECBOUND_KERNELS", "interpret")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    assert kernels.implementation(get("block"), small_batch(), Draws()) == "kernels"
+    assert kernels.implementation(get("block"), small_batch(), Counting()) == "tensor"
+
+
+def test_the_decision_is_what_verify_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = Verdict(*(torch.full((3,), 7) for _ in range(3)))
+    monkeypatch.setattr(kernels, "verify_laws", lambda name, batch, generator: mark)
+    for answer in ("kernels", "tensor"):
+        monkeypatch.setattr(kernels, "implementation", lambda verifier, batch, draws, answer=answer: answer)
+        assert (kernels.verify(get("block"), small_batch(), Draws()) is mark) == (answer == "kernels")
 
 
 @pytest.mark.parametrize("name", ["block", "token", "kseq"])
 def test_without_a_kernel_the_tensor_version_answers(name: str) -> None:
-    laws = torch.softmax(torch.randn(3, 1, 3, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
-    batch = Batch(torch.zeros(3, 1, 2, dtype=torch.int64), laws[:, :, :2], laws)
     first, second = (Draws(torch.Generator().manual_seed(7)) for _ in range(2))
-    got, want = kernels.verify(get(name), batch, first), get(name).verify(batch, second)
+    got, want = kernels.verify(get(name), small_batch(), first), get(name).verify(small_batch(), second)
     assert torch.equal(got.token, want.token)
     assert torch.equal(got.accepted, want.accepted)
+
+
+def test_bench_says_which_implementation_verified() -> None:
+    plain = bench.Run("plain", 1, 0, tokens=[4], seconds=[1.0])
+    run = bench.Run("block", 1, 2, tokens=[4], seconds=[1.0], accepted=[1], verification="kernels")
+    assert bench._described(run, plain, {})["verification"] == "kernels"
+    assert bench._described(plain, plain, {})["verification"] is None
 
 
 COMPILE = """
@@ -66,34 +142,40 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from specbound.runtime.kernels import passes, single_path, two_level
+from specbound.runtime.kernels import gbv_bucketed, key_race, passes, single_path, two_level, walk
 
 KERNELS = {
     passes: "row_masses row_norms surplus_masses emit_verdict",
     single_path: "block_ratios token_acceptance",
-    two_level: "clipped_masses failing_masses select_path open_walk",
+    walk: "begin_walk open_walk",
+    two_level: "clipped_masses failing_masses select_path",
+    gbv_bucketed: "bucket_masses take_highest",
+    key_race: "begin_race end_race",
 }
-CONSTANTS = dict(
-    BLOCK=4096, TILE=512, CHUNKS=32, DEPTHS=16, PATHS=4, IS_LAW=False, SELECTED=True, DECIDED=False,
-    TINY=1.2e-38, ONE=1.000001, REAL=tl.float32,
-)
+COMMON = dict(BLOCK=4096, TILE=256, CHUNKS=32, DEPTHS=16, TINY=1.2e-38, ONE=1.000001)
+LOGITS = COMMON | dict(IS_LAW=False, SHARED=False, SELECTED=1, DECIDED=False, PATHS=4, REAL=tl.float32)
+LAWS = COMMON | dict(IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2, REAL=tl.float64)
 INTEGERS = "start paths length vocab chunks depth step steps requests".split()
-POINTERS = dict.fromkeys("lengths nodes first stop valid alive".split(), "*i32")
-POINTERS |= dict.fromkeys("tokens path accepted token".split(), "*i64")
-POINTERS |= dict(target="*bf16", draft="*bf16", temperatures="*fp32")
-POINTERS |= dict(chunk_max="*fp32", chunk_sum="*fp32", masses="*fp32")
-for module, names in KERNELS.items():
-    for name in names.split():
-        kernel = getattr(module, name)
-        constants = {arg: CONSTANTS[arg] for arg in kernel.arg_names if arg in CONSTANTS}
-        kinds = {arg: "constexpr" if arg in constants else "i32" if arg in INTEGERS else POINTERS.get(arg, "*fp64")
-                 for arg in kernel.arg_names}
-        source = ASTSource(kernel, kinds, constants)
-        assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]
-        print(name)
+KINDS = dict.fromkeys("lengths path_lengths nodes first stop valid alive".split(), "*i32")
+KINDS |= dict.fromkeys("tokens path accepted token path_accepted path_token".split(), "*i64")
+KINDS |= dict.fromkeys("out_path out_accepted out_token".split(), "*i64") | dict.fromkeys(INTEGERS, "i32")
+for constants, rows, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64")):
+    kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum masses".split(), real)
+    kinds |= {"target": rows, "draft": rows}
+    for module, names in KERNELS.items():
+        for name in names.split():
+            kernel = getattr(module, name)
+            fixed = {arg: constants[arg] for arg in kernel.arg_names if arg in constants}
+            signature = {arg: "constexpr" if arg in fixed else kinds.get(arg, "*fp64") for arg in kernel.arg_names}
+            source = ASTSource(kernel, signature, fixed)
+            warps = 1 if module in (walk, single_path) else 8
+            target = GPUTarget("cuda", 90, 32)
+            assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
+            print(name)
 """
 
 
+@needs_triton
 def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
     run = subprocess.run(
         [sys.executable, "-c", COMPILE],
@@ -103,7 +185,10 @@ def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    assert len(run.stdout.split()) == 10
+    assert len(run.stdout.split()) == 30
+    sources = [path.read_text() for path in (HERE.parent / "runtime" / "kernels").glob("*.py")]
+    launched = {name for text in sources for name in re.findall(r"^ +(\w+)\[\(", text, flags=re.MULTILINE)}
+    assert launched == set(run.stdout.split())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without CUDA")
