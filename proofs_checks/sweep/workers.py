@@ -100,6 +100,7 @@ class Worker:
                 os.killpg(process.pid, signal.SIGKILL)
         if self.busy.acquire(timeout=STOP_SECONDS):
             self.sandbox.stop()
+            self.busy.release()
 
 
 def on_this_machine(cases: Iterable[Case], design: Design, limits: Limits, jobs: int) -> Iterator[Row]:

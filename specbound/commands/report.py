@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from specbound.report import Section
     from specbound.theory.prefix_tree import PrefixTree
 
-FINDING_FIELDS = ("id", "source", "claim", "tested", "verdict", "evidence", "counterexample", "recorded")
-DECODING_FIELDS = ("method", "tokens_per_second", "speedup")
+Fields = dict[str, tuple[type, ...]]
+FINDING_FIELDS: Fields = dict.fromkeys(("id", "source", "claim", "tested", "verdict", "evidence"), (str,))
+FINDING_FIELDS |= {"counterexample": (str, type(None)), "recorded": (bool,)}
+DECODING_FIELDS: Fields = {"method": (str,), "tokens_per_second": (int, float), "speedup": (int, float)}
+OPTIONAL_FIELDS: Fields = {"block_efficiency": (int, float)}
 CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
 
 
 @click.command(
     epilog="Example:  specbound report out.html   "
-    "or, with figures you already have:  specbound report out.html --findings check.json --decoding demo.json"
+    "or, with figures you already have:  specbound report out.html --findings check.json --decoding demo.json   "
+    "or a sweep:  specbound report sweep.html --sweep sweep"
 )
 @click.argument("out", type=OutputFile())
 @click.option(
@@ -36,37 +40,83 @@ CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
 @click.option(
     "--contexts", type=click.IntRange(min=0), default=12, show_default=True, help="Trees of the shipped pair."
 )
-def report(out: str, findings: str | None, decoding: str | None, random_count: int, contexts: int) -> None:
-    """Write OUT, a self-contained HTML page: claims, curves, optimality gaps, a prefix tree, decoding results."""
+@click.option(
+    "--sweep", "folder", type=click.Path(file_okay=False), help="A folder of `sweep`: its figures instead of the above."
+)
+@click.pass_context
+def report(
+    context: click.Context,
+    out: str,
+    findings: str | None,
+    decoding: str | None,
+    random_count: int,
+    contexts: int,
+    folder: str | None,
+) -> None:
+    """Write OUT, a self-contained HTML page: claims, curves, optimality gaps, a prefix tree, decoding results.
+
+    With --sweep: the figures and the table of a sweep, finished or not, and what --findings and --decoding hold.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     from specbound.report import decoding_section, page
 
     decoded = None if decoding is None else _read_json("--decoding", decoding, "decoding", DECODING_FIELDS)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        known = (
-            _findings(progress)
-            if findings is None
-            else _read_json("--findings", findings, "findings", FINDING_FIELDS)["findings"]
-        )
-        sections = [_curves(progress), *_gaps(progress, random_count, contexts)]
+    known = None if findings is None else _read_json("--findings", findings, "findings", FINDING_FIELDS)["findings"]
+    if folder is not None:
+        known, sections = known or [], _sweep(context, folder)
+    else:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            known = _findings(progress) if known is None else known
+            sections = [_curves(progress), *_gaps(progress, random_count, contexts)]
     if decoded is not None:
         sections.append(decoding_section(decoded))
     write_text(out, page(known, sections))
     click.echo(f"wrote {out}")
 
 
-def _read_json(option: str, file: str, field: str, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object whose `field` is a list of objects with the wanted fields."""
+def _sweep(context: click.Context, folder: str) -> list[Section]:
+    """The sections of a sweep.
+
+    Raises:
+        ValueError: there is none in the folder, or an option says how to make what is left out.
+    """
+    from click.core import ParameterSource
+
+    from specbound.proofs_checks.sweep.store import read
+    from specbound.report import sweep_sections
+
+    for name, option in (("random_count", "--random"), ("contexts", "--contexts")):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise ValueError(f"{option} belongs to a report without --sweep; leave it out")
+    _, rows = read(folder)
+    if not rows:
+        raise ValueError(f"--sweep {folder}: no case is finished yet")
+    return sweep_sections(rows)
+
+
+def _read_json(option: str, file: str, field: str, wanted: Fields) -> dict[str, Any]:
+    """A JSON object whose `field` is a list of objects with the wanted fields, each of one of its types.
+
+    Raises:
+        ValueError: naming the option, the entry and what it lacks.
+    """
     from specbound.theory.json_objects import parse_json
 
     data = parse_json(f"{option} {file}", read_text(option, file))
-    if not isinstance(data, dict) or field not in data:
-        raise ValueError(f'{option} {file}: want a JSON object with "{field}"')
-    entries = data[field]
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and {*wanted} <= {*entry} for entry in entries):
-        raise ValueError(f"{option} {file}: every entry of {field!r} wants the fields {', '.join(wanted)}")
+    if not isinstance(data, dict) or not isinstance(data.get(field), list):
+        raise ValueError(f'{option} {file}: want a JSON object with a list "{field}"')
+    for place, entry in enumerate(data[field]):
+        if not isinstance(entry, dict) or not {*wanted} <= {*entry}:
+            raise ValueError(f"{option} {file}: {field}[{place}] wants the fields {', '.join(wanted)}")
+        for name, types in (wanted | OPTIONAL_FIELDS).items():
+            if name in entry and type(entry[name]) not in types:
+                raise ValueError(
+                    f"{option} {file}: {field}[{place}] has {name} {entry[name]!r}; want {types[0].__name__}"
+                )
+    if not isinstance(data.get("settings", {}), dict):
+        raise ValueError(f'{option} {file}: "settings" is {data["settings"]!r}; want an object')
     return data
 
 
