@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree
 
 Values = Mapping[str, float]
-SWEEP_AXES = (
-    ("paths", "drafted paths K"),
-    ("length", "draft length L"),
-    ("vocab", "vocabulary size V"),
-    ("top_k", "top-k"),
-    ("concentration", "concentration"),
-    ("temperature", "temperature T of the target"),
-    ("draft_temperature", "temperature S of the draft"),
-)
-MAX_TICKS, MAX_MISSING = 8, 100
+SWEEP_AXES = {
+    "paths": "drafted paths K",
+    "length": "draft length L",
+    "vocab": "vocabulary size V",
+    "top_k": "top-k",
+    "concentration": "concentration",
+    "temperature": "temperature T of the target",
+    "draft_temperature": "temperature S of the draft",
+}
+MAX_TICKS, MAX_MISSING = 8, 40
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,7 @@ def sweep_sections(rows: Sequence[Row]) -> list[Section]:
                 f"{len(group)} cases: {counts}. Figures: the {instances} instances on which every method has a value."
             )
             text += " Table: means over all values; least is the smallest fraction of the lossless optimum."
-            pictures = [_against(shown, *axis) for axis in SWEEP_AXES if len({row[axis[0]] for row in shown}) > 1]
-            pictures += _boxes(shown)
+            pictures = [_against(shown, name, label) for name, label in _varied(shown)] + _boxes(shown)
             sections.append(Section(f"sweep-{kind}", title, text, pictures, method_cells(by_method(group))))
     if missing := [row for row in rows if row["status"] != "done"]:
         table = [
@@ -147,6 +146,15 @@ def sweep_sections(rows: Sequence[Row]) -> list[Section]:
         text = f"{len(missing)} cases" + (f", the first {MAX_MISSING} of them." if len(missing) > MAX_MISSING else ".")
         sections.append(Section("sweep-missing", "Sweep: cases without a value", text, (), table))
     return sections
+
+
+def _varied(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Name and label of the parameters that have more than one value; S is left out where it is T everywhere."""
+    varied = {name: label for name, label in SWEEP_AXES.items() if len({row[name] for row in rows}) > 1}
+    if "draft_temperature" in varied and all(row["temperature"] == row["draft_temperature"] for row in rows):
+        del varied["draft_temperature"]
+        varied["temperature"] = "temperature T of target and draft"
+    return list(varied.items())
 
 
 def _against(rows: Sequence[Row], name: str, label: str) -> Picture:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from specbound import cli
+from specbound import __version__, cli
 from specbound.proofs_checks.model_trees import from_models
 from specbound.proofs_checks.sweep.case import TooLarge, check_methods, default_methods, measure, serve, tempered
 from specbound.proofs_checks.sweep.design import Between, Design, cases
@@ -82,14 +82,16 @@ def nonsense(batch, draws):
     return verdict
 """
 DESIGN = Design(
-    version="test",
+    version=__version__,
     methods=("lossless-optimum", "block-transport-optimum", "closed:gbv", "gbv", "block", "naive", "swept:naps"),
     vocab=(2,),
     paths=(1, 2),
     temperature=(1.0, 0.5),
     replicates=1,
 )
-SMALL = Design(version="test", methods=("block", "lossless-optimum"), vocab=(2,), length=(1,), paths=(1,), replicates=1)
+SMALL = Design(
+    version=__version__, methods=("block", "lossless-optimum"), vocab=(2,), length=(1,), paths=(1,), replicates=1
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -432,7 +434,8 @@ def test_a_sample_draws_from_the_ranges_and_the_lists():
     )
     drawn = cases(design)
     concentrations = np.array([case.concentration for case in drawn])
-    assert ((concentrations > 0.1) & (concentrations < 10)).all()
+    assert ((concentrations >= 0.1) & (concentrations <= 10)).all()
+    assert len(set(concentrations)) > 190
     assert 60 < (concentrations < 1).sum() < 140  # log-uniform: half of them; outside with probability < 1e-7
     assert {case.vocab for case in drawn} == {2, 5}
     assert {case.paths for case in drawn} == {1, 3}
@@ -484,6 +487,13 @@ def test_another_design_in_the_same_folder_is_refused(tmp_path, capsys):
     code, _, errors = run(capsys, "sweep", "--out", folder, "--vocab", "2")
     assert code == 2
     assert "choose another folder, or give --out alone to continue it" in errors
+
+
+def test_a_sweep_of_another_version_is_not_continued(tmp_path, capsys):
+    Store(tmp_path, replace(SMALL, version="0.0.1")).__exit__()
+    code, _, errors = run(capsys, "sweep", "--out", str(tmp_path))
+    assert code == 2
+    assert f"was computed by specbound 0.0.1, this is {__version__}; go on with that version" in errors
 
 
 def test_two_sweeps_cannot_write_to_one_folder(tmp_path):
@@ -605,7 +615,7 @@ def test_the_report_draws_the_sweep_on_the_instances_that_every_method_has(tmp_p
     code, _, _ = run(capsys, "report", str(tmp_path / "out.html"), "--sweep", str(tmp_path / "sweep"))
     text = (tmp_path / "out.html").read_text()
     assert code == 0
-    axes = ("paths K", "length L", "temperature T of the target", "temperature S of the draft")
+    axes = ("paths K", "length L", "temperature T of target and draft")
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
     assert all(any(axis in caption for caption in captions) for axis in axes)
     assert text.count("<svg") == len(captions) == len(axes) + 1
@@ -634,6 +644,9 @@ def test_many_values_of_a_parameter_are_drawn_as_six_ranges():
     sections = sweep_sections(with_fractions(rows))
     text = page([], sections)
     assert [picture.caption for picture in sections[0].pictures] == ["Mean over the instances, against concentration."]
+    warmer = [row | {"draft_temperature": 1.0 + row["number"] % 2} for row in rows]
+    captions = [picture.caption for section in sweep_sections(warmer) for picture in section.pictures]
+    assert captions[1:] == ["Mean over the instances, against temperature S of the draft."]
     assert len(set(re.findall(r"<!-- (\d\.?\d*) -->", text)) & {f"{x:.3g}" for x in np.arange(0, 3, 0.001)}) >= 5
 
 

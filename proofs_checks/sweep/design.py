@@ -31,7 +31,7 @@ MAX_CASES = 1_000_000
 
 @dataclass(frozen=True)
 class Between:
-    """A range to draw from in a sample, uniformly in the logarithm; 0 < low < high."""
+    """A range to draw from in a sample, uniformly in the logarithm, to four digits; 0 < low < high."""
 
     low: float
     high: float
@@ -181,7 +181,8 @@ def _pick_shared(rng: np.random.Generator, design: Design) -> tuple[float, float
 
 def _pick(rng: np.random.Generator, values: tuple[Any, ...] | Between) -> Any:
     if isinstance(values, Between):
-        return float(np.exp(rng.uniform(np.log(values.low), np.log(values.high))))
+        drawn = np.exp(rng.uniform(np.log(values.low), np.log(values.high)))
+        return min(max(float(f"{drawn:.4g}"), values.low), values.high)
     return values[int(rng.integers(len(values)))]
 
 

@@ -86,6 +86,11 @@ class Store:
                 raise ValueError(f"{self.folder} holds rows.jsonl but no design.json; choose another folder")
             _write_design(self.folder, self.design)
             return
+        if stored.version != self.design.version:
+            raise ValueError(
+                f"{self.folder} was computed by specbound {stored.version}, this is {self.design.version}; "
+                "go on with that version, or choose another folder"
+            )
         wanted = self.design.to_dict()
         for name, value in stored.to_dict().items():
             if value != wanted[name]:

@@ -155,7 +155,8 @@ def on_ray(cases: Iterable[Case], design: Design, limits: Limits, address: str, 
         running: dict[Any, tuple[Case, int]] = {}
         submit = partial(task.remote, settings=settings, limits=limits)
         while True:
-            while len(running) < 2 * ray.cluster_resources().get("CPU", 1) and (case := next(waiting, None)):
+            width = 2 * max(1, int(ray.cluster_resources().get("CPU", 0)))
+            while len(running) < width and (case := next(waiting, None)):
                 running[submit(case)] = case, 1
             if not running:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,9 @@ def design_options(command: Any) -> Any:
     show_default=True,
     help="Time limit of a case.",
 )
-@click.option("--memory", type=click.IntRange(min=64), default=4096, show_default=True, help="Limit of a case in MiB.")
+@click.option(
+    "--memory", type=click.IntRange(min=64), default=4096, show_default=True, help="Limit of a case in MiB (on CPUs)."
+)
 @click.option(
     "--max-nodes", type=click.IntRange(min=1), default=200_000, show_default=True, help="Limit of its prefix tree."
 )
@@ -174,7 +177,7 @@ def sweep(
             err=True,
         )
         return INTERRUPTED
-    return 1 if facts["rows"] > facts["statuses"].get("done", 0) else 0
+    return 0 if facts["statuses"].get("done", 0) == facts["cases"] else 1
 
 
 def read_design_options(out: Path, options: dict[str, Any]) -> Design:
@@ -189,7 +192,7 @@ def read_design_options(out: Path, options: dict[str, Any]) -> Design:
 
     given = {name: value for name, value in options.items() if value is not None and value != ()}
     if not given and (stored := read_design(out)) is not None:
-        return stored
+        return replace(stored, version=__version__)
     contexts = _contexts(given.pop("contexts", None), given.pop("prompts", None))
     if not contexts and (alone := {"top_k", "target", "draft", "device"} & given.keys()):
         raise ValueError(f"--{min(alone).replace('_', '-')} is for trees of models; give --contexts too")
@@ -202,8 +205,7 @@ def read_design_options(out: Path, options: dict[str, Any]) -> Design:
         check_device(given["device"])
     methods = tuple(name.strip() for listed in given.pop("methods", ()) for name in listed.split(","))
     check_methods(methods)
-    design = Design(methods=methods or default_methods(), version=__version__, contexts=contexts, **given)
-    return design
+    return Design(methods=methods or default_methods(), version=__version__, contexts=contexts, **given)
 
 
 def _contexts(count: int | None, file: str | None) -> tuple[str, ...]:
