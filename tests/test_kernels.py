@@ -3,15 +3,22 @@
 Nothing here runs on a GPU.
 """
 
+import importlib.util
+import inspect
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from specbound.commands import bench
 from specbound.runtime import kernels
@@ -20,6 +27,7 @@ from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get, names
 
 HERE = Path(__file__).parent
+SCRIPT = HERE.parent / "benchmarks" / "kernels.py"
 FLOATS = (torch.float32, torch.float32)
 needs_triton = pytest.mark.skipif(not kernels._has_triton(), reason="the optional package triton is not installed")
 
@@ -193,9 +201,128 @@ def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without CUDA")
 def test_the_benchmark_says_in_one_line_that_there_is_no_gpu() -> None:
-    script = HERE.parent / "benchmarks" / "kernels.py"
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert run.stdout == ""
     assert len(run.stderr.splitlines()) == 1
     assert "CUDA" in run.stderr
+
+
+@needs_triton
+def test_the_whole_benchmark_runs_on_the_interpreter_with_tiny_sizes(tmp_path: Path) -> None:
+    output = tmp_path / "kernels.json"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT, "--smoke", "--output", output],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    found = json.loads(output.read_text())
+    own = [record for record in found["records"] if record["what"] in ("kernel", "tensor", "compile")]
+    assert [record for record in own if "error" in record] == []
+    single, many = ({"block", "token"}, {"two-level", "key-race", "gbv-bucketed"})
+    for requests in (1, 2):
+        for paths, verifiers in ((1, single), (2, many)):
+            cases = [record for record in own if (record["B"], record["K"]) == (requests, paths)]
+            wanted = {(name, what) for name in verifiers for what in ("kernel", "tensor", "compile")}
+            assert wanted == {(record["verifier"], record["what"]) for record in cases}
+    assert [law["control"] for law in found["laws"]] == [False] * 5 + [True]
+    assert len(run.stdout.splitlines()) == 2 + len(found["records"]) + 1 + 6
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kernels_benchmark", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_sampled_audit_passes_lossless_verifiers_and_rejects_a_correction_from_the_target(
+    benchmark: ModuleType,
+) -> None:
+    """By the tensor versions; a lossless one fails with probability 2e-9."""
+    generator = torch.Generator().manual_seed(1)
+    target = 2 * torch.randn(3, 40, generator=generator)
+    laws = benchmark.Laws(target, target[:2] + torch.randn(2, 40, generator=generator))
+
+    def tensor_version(name: str) -> Callable[..., Verdict]:
+        def verify(target: Tensor, draft: Tensor, tokens: Tensor) -> Verdict:
+            batch = Batch(tokens, draft.double().softmax(-1), target.double().softmax(-1))
+            return get(name).verify(batch, Draws())
+
+        return verify
+
+    torch.manual_seed(0)
+    for name, paths in (("block", 1), ("gbv-bucketed", 2)):
+        found = benchmark.audit(tensor_version(name), laws, paths, rows=10_000, draws=200_000)
+        assert found["passed"]
+        assert found["draws"] == 200_000
+        assert found["groups"]["resolution"] < 0.02
+    broken = benchmark.audit(tensor_version("block"), laws, 1, 10_000, 200_000, from_target=True)
+    assert not broken["passed"]
+    assert broken["groups"]["distance"] > broken["groups"]["threshold"]
+
+
+def test_the_floor_counts_shared_prefixes_once(benchmark: ModuleType) -> None:
+    inputs = benchmark.Inputs("cpu", requests=3, paths=4, length=2, vocab=8, span=1)
+    target, draft, tokens = inputs[0]
+    inputs.sets = inputs.sets[:1]
+    nodes = [len({tuple(path[:depth]) for path in request}) for request in tokens.tolist() for depth in range(3)]
+    drafted = sum(nodes) - sum(nodes[2::3])
+    assert inputs.floor_bytes("key-race") == 2 * 8 * (sum(nodes) + drafted)
+    assert inputs.floor_bytes("two-level") == 2 * 8 * 3 * 5
+    assert sum(nodes) <= 3 * (1 + 3 + 4)
+    for request, path in ((0, 2), (1, 3), (2, 1)):
+        assert torch.equal(target[request, path, 0], target[request, 0, 0])
+        assert torch.equal(draft[request, path, 0], draft[request, 0, 0])
+    assert torch.equal(target[:, 3, 1], target[:, 0, 1])
+    assert torch.equal(tokens[:, 3, 0], tokens[:, 0, 0])
+
+
+@pytest.mark.parametrize("sixth", ["target_probs", "target_logits"])
+def test_other_packages_are_called_as_they_document(
+    monkeypatch: pytest.MonkeyPatch, benchmark: ModuleType, sixth: str
+) -> None:
+    inputs = benchmark.Inputs("cpu", requests=3, paths=1, length=2, vocab=8, span=1)
+    calls = []
+
+    def chain_speculative_sampling(draft_probs: Tensor, draft_token_ids: Tensor, target_probs: Tensor) -> None:
+        assert (draft_probs.shape, draft_token_ids.shape, target_probs.shape) == ((3, 2, 8), (3, 2), (3, 3, 8))
+        assert torch.allclose(target_probs.sum(-1), torch.ones(3, 3))
+        assert torch.allclose(draft_probs.sum(-1), torch.ones(3, 2))
+        assert draft_token_ids.dtype == torch.int32
+        calls.append("flashinfer")
+
+    names = ["draft_token_ids", "num_draft_tokens", "max_spec_len", "cu_num_draft_tokens", "draft_probs", sixth]
+    names += ["bonus_token_ids", "sampling_metadata"]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+
+    def rejection_sample(*given: Any) -> None:
+        tokens, counts, most, ends, draft, target, bonus, sampling = (
+            inspect.signature(rejection_sample).bind(*given).args
+        )
+        assert (tokens.shape, draft.shape, target.shape, bonus.shape) == ((6,), (6, 8), (6, 8), (3, 1))
+        assert (counts, most, ends.tolist()) == ([2, 2, 2], 2, [2, 4, 6])
+        assert all(each.is_contiguous() for each in (tokens, draft, target, bonus))
+        assert torch.allclose(draft.sum(-1), torch.ones(6))
+        rows = inputs[0][0][:, 0, :2].reshape(6, 8).float()
+        assert torch.equal(target, rows if sixth == "target_logits" else rows.softmax(-1))
+        assert sampling.temperature.shape == (3,)
+        calls.append("vllm")
+
+    rejection_sample.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    sampling = SimpleNamespace(chain_speculative_sampling=chain_speculative_sampling)
+    modules = {"flashinfer": SimpleNamespace(), "flashinfer.sampling": sampling}
+    modules |= {name: SimpleNamespace() for name in ("vllm", "vllm.v1", "vllm.v1.sample")}
+    modules["vllm.v1.sample.rejection_sampler"] = SimpleNamespace(rejection_sample=rejection_sample)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    benchmark.flashinfer_call(inputs)(0)
+    benchmark.vllm_call(inputs)(0)
+    assert calls == ["flashinfer", "vllm"]
