@@ -34,7 +34,7 @@ from specbound.runtime.drafting import Context, Drafts, draft_beam, draft_paths
 from specbound.runtime.draws import Draws
 from specbound.runtime.lengths import FixedLength, LengthPolicy
 from specbound.runtime.models import check_pair, context_limit, input_device, vocabulary
-from specbound.runtime.processes import SharedDraws, check_same_request, shared
+from specbound.runtime.processes import agreement, check_same_request, own
 from specbound.runtime.sampling import Sampler
 from specbound.runtime.tree_attention import merge_paths
 from specbound.runtime.verdict import Batch, Verdict
@@ -325,8 +325,8 @@ class _Decoding:
     ) -> None:
         self.loop = loop
         self.device = input_device(target)
-        draws = loop.generator if isinstance(loop.generator, Draws) else Draws(loop.generator)
-        self.draws = shared(draws, target, loop.draft)
+        self.draws = loop.generator if isinstance(loop.generator, Draws) else Draws(loop.generator)
+        self.agreed = agreement(target, loop.draft)
         self.prompt = _left_padded(input_ids.to(self.device), attention_mask)
         self.rows, self.columns = self.prompt.ids.shape
         self.limit = int(config.max_length)
@@ -339,7 +339,7 @@ class _Decoding:
         eos = config.eos_token_id
         self.eos = set() if eos is None else {eos} if isinstance(eos, int) else set(map(int, eos))
         self.pad = config.pad_token_id if config.pad_token_id is not None else min(self.eos, default=0)
-        if isinstance(self.draws, SharedDraws):
+        if self.agreed is not own:
             prompts = self.prompt.ids.tolist(), self.padding, self.limit, sorted(self.eos)
             settings = loop.facts.name, loop.paths, type(loop.policy).__name__, loop.policy.maximum, loop.beams
             check_same_request(repr((prompts, settings)), self.device)
@@ -437,10 +437,10 @@ class _Decoding:
         context = Context(self._known(), recent, torch.tensor(starts, device=self.device) - 1)
         if self.loop.beams:
             longest = self.loop.policy.maximum
-            drafts = draft_beam(self.draft, self.sampler, self.draws, context, self.loop.beams, longest)
+            drafts = draft_beam(self.draft, self.sampler, context, self.loop.beams, longest, self.agreed)
             return replace(drafts, lengths=self._draft_lengths())
         lengths, policy = self._draft_lengths(), self.loop.policy
-        return draft_paths(self.draft, self.sampler, self.draws, context, self.loop.paths, lengths, policy)
+        return draft_paths(self.draft, self.sampler, self.draws, context, self.loop.paths, lengths, policy, self.agreed)
 
     def _unread(self, model: CachedModel, starts: list[int]) -> Tensor:
         """Known tokens [B, n] the model has not read, n that of the row with most; others read some again."""
@@ -481,8 +481,10 @@ class _Decoding:
             target_probs = pad_rows(target_probs, lengths, self.done)
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry)
         self.verification = kernels.implementation(self.loop.facts, batch, self.draws)
-        verdict = _agreed(kernels.verify(self.loop.facts, batch, self.draws), self.draws)
+        verdict = kernels.verify(self.loop.facts, batch, self.draws)
         self.carry = verdict.carry
+        path, accepted, token = (self.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
+        verdict = replace(verdict, path=path, accepted=accepted, token=token)
         if lengths is not None:
             verdict = replace(verdict, accepted=verdict.accepted.minimum(lengths))
         return batch, verdict
@@ -634,12 +636,6 @@ def pad_rows(target_probs: Tensor, lengths: Tensor, done: list[bool]) -> Tensor:
     padded = torch.where(beyond | finished, sure, target_probs)
     padded[:, :, -1:] = torch.where(finished, sure, last)
     return padded
-
-
-def _agreed(verdict: Verdict, draws: Draws) -> Verdict:
-    """The verdict that all processes of a shared model take."""
-    path, accepted, token = (draws.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
-    return replace(verdict, path=path, accepted=accepted, token=token)
 
 
 def _block(tokens: Tensor, verdict: Verdict) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from specbound.runtime.cache import CachedModel, causal
 from specbound.runtime.draws import Draws
 from specbound.runtime.lengths import LengthPolicy
+from specbound.runtime.processes import Agreed
 from specbound.runtime.sampling import Sampler
 
 
@@ -57,11 +58,13 @@ def draft_paths(
     paths: int,
     lengths: list[int],
     policy: LengthPolicy,
+    agreed: Agreed,
 ) -> Drafts:
     """Draw `paths` drafts per row, each token from the processed law of the draft after the tokens before it.
 
     Args:
         lengths: of each row, at most; an adaptive policy may stop earlier (single paths only).
+        agreed: how processes that share a model agree on tokens and lengths.
     """
     logits = _last_logits(model, context).expand(-1, paths, -1)
     place, longest, lengths = context.place, max(lengths), list(lengths)
@@ -72,7 +75,7 @@ def draft_paths(
     for i in range(longest):
         law = sampler.next_laws(logits, context.known, tokens[:, :, :i])
         law = _sure_beyond(law, lengths, i)
-        tokens[:, :, i] = draws.choose(law)
+        tokens[:, :, i] = agreed(draws.choose(law))
         laws.append(law)
         if policy.adaptive:
             hidden = None if model.hidden is None else model.hidden[:, -1].to(law.device)
@@ -81,7 +84,7 @@ def draft_paths(
             )
             lengths = [
                 min(length, i + 1) if ends else length
-                for length, ends in zip(lengths, draws.agreed(stop).tolist(), strict=True)
+                for length, ends in zip(lengths, agreed(stop).tolist(), strict=True)
             ]
         if i + 1 >= max(lengths):
             break
@@ -92,7 +95,9 @@ def draft_paths(
     return Drafts(tokens[:, :, : len(laws)], torch.stack(laws, dim=2), lengths, slots)
 
 
-def draft_beam(model: CachedModel, sampler: Sampler, draws: Draws, context: Context, beams: int, length: int) -> Drafts:
+def draft_beam(
+    model: CachedModel, sampler: Sampler, context: Context, beams: int, length: int, agreed: Agreed
+) -> Drafts:
     """The most probable block that a beam search of the given width finds; ties go to the earlier beam and token.
 
     Each step keeps the `beams` continuations of largest joint draft probability; the best one is the draft.
@@ -109,7 +114,7 @@ def draft_beam(model: CachedModel, sampler: Sampler, draws: Draws, context: Cont
         law = sampler.next_laws(logits, context.known, tokens)
         grown = (joint[:, :, None] + law.double().log()).flatten(1)
         joint, chosen = grown.sort(dim=1, descending=True, stable=True)
-        joint, chosen = joint[:, :beams], draws.agreed(chosen[:, :beams])
+        joint, chosen = joint[:, :beams], agreed(chosen[:, :beams])
         parent, token, width = chosen // vocab, chosen % vocab, chosen.shape[1]
         row = torch.arange(rows, device=place.device)[:, None]
         laws = torch.cat([laws[row, parent], law[row, parent][:, :, None]], dim=2)

@@ -24,10 +24,6 @@ class Draws:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.generator = generator
 
-    def agreed(self, decision: Tensor) -> Tensor:
-        """`decision`, which was computed without chance, as all processes of a shared model take it; here itself."""
-        return decision
-
     def accept(self, probability: Tensor) -> Tensor:
         """bool, shape of `probability`: independent coins, True with the given probability in [0, 1]."""
         return self._uniform(probability) < probability

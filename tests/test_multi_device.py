@@ -85,7 +85,7 @@ def test_matrices_are_cut_and_attention_with_three_heads_is_not(found):
     assert found["parts"][0][2] == found["parts"][1][2]
 
 
-@pytest.mark.parametrize("place", ["target cut", "both cut"])
+@pytest.mark.parametrize("place", ["target cut", "both cut, skewed"])
 @pytest.mark.parametrize("name", list(together.SETTINGS))
 def test_every_process_decodes_what_one_process_decodes(found, alone, place, name):
     first, second = found[place][name]

@@ -22,10 +22,9 @@ from torch import Tensor
 from specbound import cli, shipped_pair
 from specbound.runtime import decode
 from specbound.runtime.decode import Generation, generate
-from specbound.runtime.draws import Draws
 from specbound.runtime.lengths import ConfidenceLength
 from specbound.runtime.models import Pair, load_pair
-from specbound.runtime.processes import shared
+from specbound.runtime.processes import agreement, own
 from tests.test_decode import on_a_grid, replayed_law
 
 PROMPTS = [[1, 0, 1], [1]]
@@ -71,9 +70,16 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
-def outputs(places: dict[str, str]) -> dict[str, list[Any]]:
-    """Of every process, in every setting; each process comes with a seed of its own."""
+def outputs(places: dict[str, str], skew: float = 1.0) -> dict[str, list[Any]]:
+    """Of every process, in every setting; each process comes with a seed of its own.
+
+    Args:
+        skew: process 1 sees all logits multiplied by this, as rounding or other hardware might change them.
+    """
     pair = shipped(**places)
+    if dist.get_rank() == 1:
+        for model in (pair.target, pair.draft):
+            model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: skew * logits)
     return {name: gathered(described(decoded(pair, name, seed=dist.get_rank()))) for name in SETTINGS}
 
 
@@ -112,12 +118,12 @@ def spoiled(folder: Path) -> Pair:
 
 def unshared() -> list[Any]:
     """Broken twin: every process draws and decides for itself, with a seed of its own."""
-    pair, kept = shipped(target_tp_plan="auto"), decode.shared
-    decode.shared = lambda draws, *models: draws
+    pair, kept = shipped(target_tp_plan="auto"), decode.agreement
+    decode.agreement = lambda *models: own
     try:
         return gathered(decoded(pair, "block", seed=dist.get_rank(), new_tokens=1).sequences.tolist())
     finally:
-        decode.shared = kept
+        decode.agreement = kept
 
 
 def refusals() -> dict[str, list[str]]:
@@ -132,7 +138,7 @@ def refusals() -> dict[str, list[str]]:
 
     pair = shipped(target_tp_plan="auto")
     other = refusal(lambda: decoded(pair, "greedy", 0, new_tokens=8 + dist.get_rank()))
-    few = refusal(lambda: shared(Draws(), SimpleNamespace(tp_size=3)))
+    few = refusal(lambda: agreement(SimpleNamespace(tp_size=3)))
     return {"request": gathered(other), "few": gathered(few)}
 
 
@@ -161,7 +167,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found = {
         "target cut": outputs({"target_tp_plan": "auto"}),
-        "both cut": outputs({"target_tp_plan": "auto", "draft_tp_plan": "auto"}),
+        "both cut, skewed": outputs({"target_tp_plan": "auto", "draft_tp_plan": "auto"}, skew=0.5),
         "parts": parts(),
         "laws": laws(tiny_pair(folder, target_tp_plan="auto")),
         "laws, both cut": laws(tiny_pair(folder, target_tp_plan="auto", draft_tp_plan="auto")),
