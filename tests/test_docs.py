@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -90,11 +91,18 @@ def test_an_unexpected_exit_code_is_an_error(tmp_path):
 def test_every_command_shown_is_one_that_parses(page):
     for body in re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         for _, words in outputs.commands(body):
-            words = words[1:] if words[0].endswith("=1") else words
-            if Path(words[0]).name == "specbound" and words[1] in cli.commands:
-                cli.commands[words[1]].make_context(words[1], words[2:])
+            place = next((place for place, word in enumerate(words) if Path(word).name == "specbound"), None)
+            if place is not None and words[place + 1] in cli.commands:
+                cli.commands[words[place + 1]].make_context(words[place + 1], words[place + 2 :])
             else:
-                assert words[0] in ("cat", "make", "git", "python3", "cd", ".venv/bin/pip", ".venv/bin/specbound")
+                assert words[0] in ("cat", "make", "git", "python3", ".venv/bin/pip", ".venv/bin/specbound")
+
+
+def test_a_command_line_that_does_not_parse_is_caught(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```console\n$ specbound solve --lenght 2\n```\n", encoding="utf-8")
+    with pytest.raises(click.NoSuchOption):
+        test_every_command_shown_is_one_that_parses(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

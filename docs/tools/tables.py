@@ -55,12 +55,13 @@ def timings() -> str:
 def findings() -> str:
     """Every claim of the ledger with its recorded verdict and counterexample."""
     record = ledger.read_record()
-    lines = ["| claim | statement, and what was tested | counterexample |", "|---|---|---|"]
+    lines = ["| claim | statement, and what was tested |", "|---|---|"]
     for claim in ledger.claims().values():
         found = record[claim.id]
         story = f"{claim.statement}<br>*{_linked(claim.source)}; tested: {_linked(claim.tested)}*"
-        cells = [f"`{claim.id}`<br>**{found['verdict']}**", story, found["counterexample"] or ""]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if found["counterexample"]:
+            story += f"<br>Counterexample: {found['counterexample']}"
+        lines.append(f"| `{claim.id}`<br>**{found['verdict']}** | {story.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
 
 
