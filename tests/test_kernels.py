@@ -167,7 +167,8 @@ INTEGERS = "start paths length vocab chunks depth step steps requests".split()
 KINDS = dict.fromkeys("lengths path_lengths nodes first stop valid alive".split(), "*i32")
 KINDS |= dict.fromkeys("tokens path accepted token path_accepted path_token".split(), "*i64")
 KINDS |= dict.fromkeys("out_path out_accepted out_token".split(), "*i64") | dict.fromkeys(INTEGERS, "i32")
-for constants, rows, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64")):
+ONES = LOGITS | dict.fromkeys(INTEGERS, 1) | dict(PATHS=2, DEPTHS=2, CHUNKS=1, SHARED=True, SELECTED=2)
+for constants, rows, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64"), (ONES, "*fp16", "*fp32")):
     kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum masses".split(), real)
     kinds |= {"target": rows, "draft": rows}
     for module, names in KERNELS.items():
@@ -193,7 +194,7 @@ def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    assert len(run.stdout.split()) == 30
+    assert len(run.stdout.split()) == 45
     sources = [path.read_text() for path in (HERE.parent / "runtime" / "kernels").glob("*.py")]
     launched = {name for text in sources for name in re.findall(r"^ +(\w+)\[\(", text, flags=re.MULTILINE)}
     assert launched == set(run.stdout.split())
