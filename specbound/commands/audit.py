@@ -28,8 +28,9 @@ class Span(click.ParamType):
 
 
 @click.command(
+    short_help="Is this verifier right? Yours or a registered one.",
     epilog="Example:  specbound audit block --vocab 2..3 --length 1..2   "
-    "or  specbound audit yourpackage.module:verify   (examples/ shows the three ways in)"
+    "or  specbound audit yourpackage.module:verify   (examples/ shows the three ways in)",
 )
 @click.argument("target")
 @click.option("--vocab", type=Span(), default="2..3", show_default=True, help="Vocabulary sizes V.")

@@ -49,7 +49,10 @@ class Run:
         return sum(self.tokens) / sum(self.seconds)
 
 
-@click.command(epilog="Example:  specbound bench --lengths 2,4,8 --paths 1,2 --new-tokens 64")
+@click.command(
+    short_help="Which verifier, K and L are fastest here?",
+    epilog="Example:  specbound bench --lengths 2,4,8 --paths 1,2 --new-tokens 64",
+)
 @pair_options
 @click.option(
     "--prompts",

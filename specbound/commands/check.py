@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 STYLE = {"holds": "green", "proved": "bold green", "refuted": "bold red", "undecided": "yellow"}
 
 
-@click.command(epilog="Example:  specbound check --only BV   checks the claims of the block verification paper.")
+@click.command(
+    short_help="Check the published claims of the field.",
+    epilog="Example:  specbound check --only BV   checks the claims of the block verification paper.",
+)
 @click.option("--only", multiple=True, metavar="PREFIX", help="Only claims whose id starts so; may be repeated.")
 @click.option("--deep", is_flag=True, help="The long version: more and larger instances.")
 @click.option("--certificate", type=click.Path(dir_okay=False), help="Verify a saved certificate instead.")

@@ -28,10 +28,11 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 
 
 @click.command(
+    short_help="Continue prompts with a target and a draft.",
     epilog='Example:  specbound decode --prompt "def main(" --verifier block --length 4 --max-new-tokens 60   '
     "With models of your own:  --target Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B   "
     "A target over 4 GPUs:  torchrun --nproc-per-node 4 --no-python specbound decode --target-tp-plan auto ...   "
-    "Prompts dealt out to 4 processes:  the same without a plan."
+    "Prompts dealt out to 4 processes:  the same without a plan.",
 )
 @pair_options
 @click.option("--verifier", default=None, help="Name of a verifier; block for one path, two-level for several.")

@@ -44,7 +44,10 @@ def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: b
         context.default_map = QUICK
 
 
-@click.command(epilog="Example:  specbound demo --quick   takes some ten seconds.")
+@click.command(
+    short_help="Decode, and compare with what theory says.",
+    epilog="Example:  specbound demo --quick   takes some ten seconds.",
+)
 @click.option(
     "--quick",
     is_flag=True,

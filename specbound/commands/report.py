@@ -25,9 +25,10 @@ CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
 
 
 @click.command(
+    short_help="Write one HTML page with all results.",
     epilog="Example:  specbound report out.html   "
     "or, with figures you already have:  specbound report out.html --findings check.json --decoding demo.json   "
-    "or a sweep:  specbound report sweep.html --sweep sweep"
+    "or a sweep:  specbound report sweep.html --sweep sweep",
 )
 @click.argument("out", type=OutputFile())
 @click.option(

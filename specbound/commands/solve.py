@@ -23,8 +23,9 @@ OBJECTIVES = ("lossless", "block-transport", "all")
 
 
 @click.command(
+    short_help="The best possible for one instance, certified.",
     epilog="Example:  specbound solve --target 1/3,2/3 --draft 2/3,1/3 --length 2   "
-    "gives 10/9, 11/9, 11/9 and 4/3 drafted tokens per call."
+    "gives 10/9 (token), 11/9 (block, the lossless optimum) and 4/3 (block transport) drafted tokens per call.",
 )
 @instance_options
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K.")

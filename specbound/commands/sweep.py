@@ -101,8 +101,9 @@ def design_options(command: Any) -> Any:
 
 
 @click.command(
+    short_help="Many instances, one row per case.",
     epilog="Example:  specbound sweep --out sweep --vocab 2..4 --paths 1..4 --concentration 0.2,1   "
-    "then:  specbound report sweep.html --sweep sweep"
+    "then:  specbound report sweep.html --sweep sweep",
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder of the sweep.")
 @design_options

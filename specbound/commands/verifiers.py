@@ -9,7 +9,10 @@ import click
 from specbound.commands.instance import print_json
 
 
-@click.command(epilog="Example:  specbound verifiers --json")
+@click.command(
+    short_help="List the verifiers, declared and measured facts.",
+    epilog="Example:  specbound verifiers --json",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verifiers(as_json: bool) -> int:
     """List the verifiers: what each declares, and whether its exact law on small trees bears it out.
