@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py                                        # the shipped pair on the CPU
     python benchmarks/decode.py --target NAME --draft NAME --device cuda
+    python benchmarks/decode.py --batches 1,4,16 --seeds 3             # plain and block verification by batch size
 
 Every prompt and seed is decoded by all contestants, in random order, before the next, so that what else the machine
 does falls on all of them; a ratio is the median over prompts and seeds of the ratios within one such turn. "Best" is
@@ -33,6 +34,7 @@ from specbound.runtime.models import Pair, load_pair
 from specbound.runtime.verifiers import registry
 
 RESULTS = Path(__file__).parent / "results" / "decode.json"
+BATCHED_RESULTS = RESULTS.with_name("decode_batched.json")
 LENGTHS = (3, 4, 5, 6, 8)
 PARTS = ("prefill", "draft", "target", "verify", "overhead")
 
@@ -44,10 +46,15 @@ class Contestant:
     name: str
     group: str
     settings: dict[str, Any]
-    run: Callable[[Tensor], Tensor | Generation]
+    run: Callable[[Any], Tensor | Generation]
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Drop what was measured so far."""
+        for found in (self.wall, self.processor, self.outputs):
+            found.clear()
 
 
 def contestants(
@@ -88,22 +95,58 @@ def contestants(
     return found
 
 
-def measure(contestant: Contestant, ids: Tensor, seed: int, new_tokens: int) -> None:
-    """Decode once; record seconds per token."""
+def measure(contestant: Contestant, inputs: Any, seed: int, new_tokens: int) -> None:
+    """Decode once; record seconds per token of a row."""
     torch.manual_seed(seed)
     synchronise()
     wall, processor = time.perf_counter(), time.process_time()
-    output = contestant.run(ids)
+    output = contestant.run(inputs)
     synchronise()
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     sequences = output.sequences if isinstance(output, Generation) else output
-    tokens = sequences.shape[1] - ids.shape[1]
+    prompt = inputs if isinstance(inputs, Tensor) else inputs["input_ids"]
+    tokens = sequences.shape[1] - prompt.shape[1]
     if tokens != new_tokens:
         raise RuntimeError(f"{contestant.name} generated {tokens} tokens instead of {new_tokens}")
     contestant.wall.append(wall / tokens)
     contestant.processor.append(processor / tokens)
     if isinstance(output, Generation):
         contestant.outputs.append(output.statistics)
+
+
+def batched(
+    pair: Pair, texts: list[str], sampling: dict[str, Any], length: int, sizes: list[int], seeds: int
+) -> list[dict[str, Any]]:
+    """Plain generation and block verification of B prompts at a time; both in each turn, in random order.
+
+    A turn takes the next B of the prompts, left-padded. Tokens count over all rows.
+    """
+    order, found = random.Random(0), []
+    for size in sizes:
+        turns = [[texts[(seed * size + row) % len(texts)] for row in range(size)] for seed in range(seeds)]
+        plain = Contestant("plain", "plain", {}, lambda inputs: pair.target.generate(**inputs, **sampling))
+        block = Contestant(
+            "block",
+            "block",
+            {"length": length},
+            lambda inputs: generate(pair.target, pair.draft, **inputs, verifier="block", length=length, **sampling),
+        )
+        for number, turn in enumerate([turns[0], *turns]):
+            inputs = pair.tokenizer(
+                turn, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False
+            ).to(pair.device)
+            for contestant in order.sample([plain, block], 2):
+                measure(contestant, inputs, number, sampling["max_new_tokens"])
+            if number == 0:  # the first turn warms up
+                plain.forget()
+                block.forget()
+            click.echo(f"batch of {size}, turn {number}", err=True)
+        for contestant in (plain, block):
+            entry = summary(contestant, {"plain": plain})
+            for speed in ("tokens_per_second", "tokens_per_processor_second"):
+                entry[speed] *= size
+            found.append({"batch": size} | entry)
+    return found
 
 
 def synchronise() -> None:
@@ -168,10 +211,13 @@ def machine(device: str) -> dict[str, Any]:
 @click.option("--length", default=5, show_default=True, help="L of the comparison at equal settings.")
 @click.option("--paths", default=2, show_default=True, help="K of the many-path verifiers.")
 @click.option("--verifiers", default=None, help="Names with commas between; every lossless one if not given.")
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+@click.option("--batches", default=None, help="Batch sizes with commas between: time plain and block at each, only.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="results/decode.json or decode_batched.json."
+)
 def main(
     target: str | None, draft: str | None, device: str, threads: int, prompts: int, seeds: int, new_tokens: int,
-    length: int, paths: int, verifiers: str | None, out: Path,
+    length: int, paths: int, verifiers: str | None, batches: str | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Run the comparison, print it and write it as JSON."""
     if length not in LENGTHS:
@@ -183,6 +229,11 @@ def main(
     ids = [pair.tokenizer(text, return_tensors="pt").input_ids.to(device) for text in texts]
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     sampling |= {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0}
+    if batches is not None:
+        found_batched = batched(pair, texts, sampling, length, [int(size) for size in batches.split(",")], seeds)
+        settings = {"prompts": len(texts), "seeds": seeds, **sampling}
+        write({"machine": machine(device), "settings": settings, "results": found_batched}, out or BATCHED_RESULTS)
+        return
     known = [name for name in registry.names() if registry.get(name).lossless and name != "table"]  # solved for a tree
     found = contestants(pair, sampling, length, paths, verifiers.split(",") if verifiers else known)
     began, order = time.time(), random.Random(0)
@@ -209,12 +260,18 @@ def main(
         "best_ours": ours.name,
         "results": [summary(contestant, rivals) for contestant in found],
     }
+    write(report, out or RESULTS)
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """As JSON, and a line per result on the screen."""
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for entry in report["results"]:
         ratios = "  ".join(f"{name} x{value:.2f}" for name, value in entry["speed_ratio"].items())
         extra = f"  efficiency {entry['block_efficiency']:.2f}" if "block_efficiency" in entry else ""
-        click.echo(f"{entry['name']:32} {entry['tokens_per_second']:7.1f} tokens/s  {ratios}{extra}")
+        name = f"{entry['name']} B={entry['batch']}" if "batch" in entry else entry["name"]
+        click.echo(f"{name:32} {entry['tokens_per_second']:7.1f} tokens/s  {ratios}{extra}")
 
 
 def shipped_prompts(count: int) -> list[dict[str, str]]:
