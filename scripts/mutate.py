@@ -157,7 +157,7 @@ class Baseline:
     def __init__(self, files: list[str]) -> None:
         import coverage
 
-        self.coverage = coverage.Coverage(data_file=None, include=files)
+        self.coverage = coverage.Coverage(data_file=None, include=files, config_file=False)
         self.seconds: dict[str, float] = {}
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -198,6 +198,7 @@ def forked(tree: Path, job: Callable[[], int], limit: float) -> int:
         os.chdir(tree)
         sys.path[:0] = [str(tree.parent), str(tree)]
         sys.dont_write_bytecode = True
+        import_module("specbound")  # before pytest puts the tree's root first, where only half of the package is
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
@@ -229,6 +230,8 @@ def measure(tree: Path, files: list[str]) -> tuple[dict[str, float], dict[str, d
     if status:
         sys.exit(f"mutate: the tests fail on the unchanged code (status {status})")
     seconds, reached = json.loads(found.read_text())
+    if not all(any(reached[file].values()) for file in files):
+        sys.exit("mutate: the tests reach none of a file's lines; is another specbound imported?")
     return seconds, reached
 
 
@@ -307,7 +310,6 @@ def hunt(
     """Those mutants that no test kills; one at a time in each copy of the tree."""
     free, running, survivors = list(trees), {}, set()
     waiting = list(work)
-    started = time.monotonic()
     while waiting or running:
         if waiting and free:
             file, number = waiting.pop(0)
@@ -326,8 +328,8 @@ def hunt(
         if status == 0:
             survivors.add((file, number))
         done = len(work) - len(waiting) - len(running)
-        print(f"\r{done} of {len(work)}, {time.monotonic() - started:.0f} s", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        fate = "survived" if status == 0 else "killed"
+        print(f"{done} of {len(work)}: {file}, mutant {number} {fate}", file=sys.stderr, flush=True)
     return survivors
 
 
