@@ -476,16 +476,21 @@ def test_decisions_equal_the_tensor_versions_in_double_precision(name: str, dtyp
 
 
 @pytest.mark.parametrize(
-    ("paths", "length", "vocab", "dtype", "seed"),
-    [(2, 2, 40, torch.float32, 0), (8, 2, 127, torch.bfloat16, 1), (5, 3, 257, torch.float16, 2)],
+    ("requests", "paths", "length", "vocab", "dtype"),
+    [
+        (4, 2, 2, 40, torch.float32),
+        (4, 8, 2, 127, torch.bfloat16),
+        (3, 5, 3, 257, torch.float16),
+        (1, 64, 1, 9, torch.float32),
+    ],
 )
 @pytest.mark.parametrize("name", MANY)
 def test_decisions_of_many_paths_equal_the_tensor_versions(
-    name: str, paths: int, length: int, vocab: int, dtype: torch.dtype, seed: int
+    name: str, requests: int, paths: int, length: int, vocab: int, dtype: torch.dtype
 ) -> None:
-    case = random_case(4, paths, length, vocab, dtype, seed)
-    assert left_out(case, name, block=128) <= 2
-    assert paths < 5 or len(set(case.tensor(name)[0].path.tolist())) > 1
+    case = random_case(requests, paths, length, vocab, dtype, seed=1)
+    assert left_out(case, name, block=128) <= requests // 2
+    assert paths != 8 or max(case.tensor(name)[0].path.tolist()) > 0
 
 
 @pytest.mark.parametrize("name", [*SINGLE, *MANY])
