@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -98,17 +98,24 @@ class AcceptanceHead(nn.Module):
         Raises:
             ValueError: if the file is not an acceptance head of this format.
         """
-        with safe_open(path, framework="pt") as file:
-            settings = file.metadata() or {}
-            if settings.get("format") != FORMAT:
-                raise ValueError(f"{path} has format {settings.get('format')!r}; want {FORMAT!r}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                settings = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        if settings.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {settings.get('format')!r}; want {FORMAT!r}")
+        try:
             head = cls(
                 int(settings["hidden_size"]),
                 int(settings["blocks"]),
                 float(settings["class_weight"]),
                 settings["calibrated"] == "True",
             )
-            head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            head.load_state_dict(weights)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} has settings and weights that do not fit together: {error}") from None
         return head.to(device).eval()
 
 
@@ -207,6 +214,9 @@ def train_head(
     Raises:
         ValueError: shapes, labels or epochs out of range.
     """
+    for name, values in (("hidden", hidden), ("labels", labels)):
+        if not values.is_floating_point() or values.device.type == "meta":
+            raise ValueError(f"{name} has dtype {values.dtype} on {values.device}; want float numbers")
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or len(labels) == 0:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}, labels {tuple(labels.shape)}; want [E, D] and [E]")
     if not bool(((labels >= 0) & (labels <= 1)).all()):

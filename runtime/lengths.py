@@ -225,9 +225,10 @@ def _bounded(wish: Tensor, drafted: int, minimum: int, maximum: int) -> Tensor:
 
 
 def _check_bounds(minimum: int, maximum: int) -> None:
-    if not 1 <= minimum <= maximum:
+    whole = all(isinstance(bound, int) and not isinstance(bound, bool) for bound in (minimum, maximum))
+    if not whole or not 1 <= minimum <= maximum:
         raise ValueError(
-            f"draft length bounds are minimum {minimum} and maximum {maximum}; want 1 <= minimum <= maximum"
+            f"draft length bounds are minimum {minimum} and maximum {maximum}; want integers, 1 <= minimum <= maximum"
         )
 
 

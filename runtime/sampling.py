@@ -66,6 +66,8 @@ class Sampler:
     def laws(self, logits: Tensor, known: list[Tensor], drafted: Tensor) -> Tensor:
         """The laws of the N tokens after 0..N-1 drafted ones: [B, K, N, V].
 
+        Raises ValueError where the logits give no law (NaN, +inf, or -inf for every token).
+
         Args:
             logits [B, K, N, V or fewer]: after i drafted tokens at place i.
             known: for each row its padded prompt and the tokens generated so far, int64 [n_b].
@@ -94,6 +96,11 @@ class Sampler:
             start = padding if isinstance(processor, READS_TOKENS) else 0
             scores = processor(None if tokens is None else tokens[..., start:], scores)
         scores = scores.view(*logits.shape[:-1], self.vocab)
+        if not bool(scores.amax(dim=-1).isfinite().all()):
+            raise ValueError(
+                "the logits hold NaN or +inf, or -inf for every token: no law to sample from (overflow in a half "
+                "precision model, or processors that leave no token)"
+            )
         if self.greedy:
             return torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
         return scores.softmax(dim=-1)

@@ -12,6 +12,7 @@ same text). Letters: K paths, L draft length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,10 +48,12 @@ def predicted_speed(kept: Tensor, length: int, seconds_per_call: float) -> float
         kept [C, L'] of `kept_probabilities`, L' >= length.
 
     Raises:
-        ValueError: if `kept` covers shorter drafts only.
+        ValueError: if `kept` covers shorter drafts only or no calls, or the time is not a positive number.
     """
     if not 1 <= length <= kept.shape[1]:
         raise ValueError(f"length is {length}; the run drafted {kept.shape[1]} tokens")
+    if len(kept) == 0 or not 0 < seconds_per_call < math.inf:
+        raise ValueError(f"{len(kept)} calls of {seconds_per_call} seconds; want at least one, and a positive time")
     return float(1 + kept[:, :length].sum(dim=1, dtype=torch.float64).mean()) / seconds_per_call
 
 
@@ -78,8 +81,12 @@ def recommend(
         tokens, seconds: for each candidate one entry per prompt, the same prompts in the same order.
 
     Raises:
-        ValueError: no candidates, or unequal numbers of prompts.
+        ValueError: no candidates, unequal numbers of prompts, or numbers out of range.
     """
+    if not all(0 < value < math.inf for values in seconds.values() for value in values) or not all(
+        0 <= value < math.inf for values in tokens.values() for value in values
+    ):
+        raise ValueError("seconds wants positive numbers and tokens numbers of at least 0")
     counts = {len(values) for entries in (tokens, seconds) for values in entries.values()}
     if tokens.keys() != seconds.keys() or len(counts) != 1 or 0 in counts:
         raise ValueError("tokens and seconds want the same candidates, each with one entry per prompt")

@@ -59,6 +59,7 @@ class Batch:
                 raise ValueError(f"{name} has shape {shape}; want {wanted} = {letters}")
         if self.tokens.dtype != torch.int64:
             raise ValueError(f"tokens has dtype {self.tokens.dtype}; want torch.int64")
+        _check_dense("tokens", self.tokens)
         for name in ("tokens", "target_probs"):
             device = getattr(self, name).device
             if device != self.draft_probs.device:
@@ -91,6 +92,7 @@ def validate_rows(name: str, rows: Tensor) -> None:
 
     Tolerances on the sum: 1e-6 float64, 1e-3 float32, 1e-2 float16, 5e-2 bfloat16.
     """
+    _check_dense(name, rows)
     if rows.dtype not in ROW_TOLERANCE:
         raise ValueError(f"{name} has dtype {rows.dtype}; want a float dtype")
     if rows.numel() == 0:
@@ -107,6 +109,11 @@ def validate_rows(name: str, rows: Tensor) -> None:
             f"{name} has a row whose sum is {worst:.3g} away from 1 (tolerance {ROW_TOLERANCE[rows.dtype]:g} "
             f"for {rows.dtype}); normalise the rows, e.g. with torch.softmax"
         )
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.device.type == "meta" or tensor.layout != torch.strided:
+        raise ValueError(f"{name} is a {tensor.layout} tensor on {tensor.device}; want a dense one that holds numbers")
 
 
 def arithmetic_dtype(probs: Tensor) -> torch.dtype:
