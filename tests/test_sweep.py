@@ -269,9 +269,10 @@ def test_a_case_that_takes_its_process_along_costs_itself_and_nothing_else(tmp_p
 def test_a_case_over_the_size_limit_is_a_row_that_can_be_tried_again(tmp_path, capsys):
     out = ["sweep", "--out", str(tmp_path), "--jobs", "1"]
     design = ["--vocab", "2,5", "--length", "1", "--paths", "1", "--replicates", "1", "--methods", "block"]
-    assert run(capsys, *out, *design, "--max-nodes", "5")[0] == 1
+    assert run(capsys, *out, *design, "--max-nodes", "3")[0] == 1
     small, large = read(tmp_path)[1]
-    assert (large["status"], large["error"]) == ("too large", "the tree has 6 nodes, the limit is 5")
+    assert (large["status"], large["error"]) == ("too large", "the tree has 6 nodes, the limit is 3")
+    assert (small["status"], small["nodes"]) == ("done", 3)
     assert run(capsys, *out)[0] == 1
     code, shown, _ = run(capsys, *out, "--retry-failed")
     assert (code, shown.splitlines()[-2]) == (0, "2 of 2 cases, 1 from before: 2 done")
@@ -384,6 +385,10 @@ def test_trees_of_models_are_those_of_from_models_at_that_temperature():
     assert abs(found["value"] - single_path.optimum(tree).value) < 1e-9
     other = answer(asdict(replace(case, temperature=1.0, draft_temperature=1.0)))
     assert abs(found["value"] - other["value"]) > 1e-3
+    plain = from_models(pair.target, pair.draft, context, length=2, top_k=2)
+    apart = answer(asdict(replace(case, draft_temperature=1.0)))
+    assert abs(apart["value"] - single_path.optimum(replace(tree, draft=plain.draft)).value) < 1e-9
+    assert abs(apart["value"] - found["value"]) > 1e-3
     assert answer(None) is None
 
 
