@@ -215,8 +215,8 @@ def check_runtime(folder: Path, wheel: Path, interpreter: str) -> None:
 
 
 def run_tests(python: Path, folder: Path, names: str) -> None:
-    """Run test files against the installed package, from a folder with the tests and the benchmarks they start."""
-    for part in ("tests", "benchmarks"):
+    """Run test files against the installed package, from a folder with the tests and the files they read."""
+    for part in ("tests", "benchmarks", "examples"):
         shutil.copytree(ROOT / part, folder / "use" / part, dirs_exist_ok=True)
     files = [f"tests/test_{name}.py" for name in names.split()]
     say("  " + run([python, "-m", "pytest", "-q", "-n", "2", *files], folder / "use").stdout.splitlines()[-1])
