@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specbound.runtime.kernels import DTYPES
 from specbound.runtime.kernels.passes import WIDTH
 from specbound.runtime.verdict import Verdict
 
 BLOCK = 4096  # entries of a row per program
-LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def check_arguments(
         if not tensor.is_contiguous():
             raise ValueError(f"{name} is not contiguous; pass {name}.contiguous()")
     for name in ("target_logits", "draft_logits"):
-        if wanted[name][0].dtype not in LOGIT_DTYPES:
+        if wanted[name][0].dtype not in DTYPES:
             raise ValueError(f"{name} has dtype {wanted[name][0].dtype}; want bfloat16, float16, float32 or float64")
     if min(length, paths, vocab) < 1:
         raise ValueError(f"draft_logits has shape {tuple(draft.shape)}; K, L and V want at least 1")
