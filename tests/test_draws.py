@@ -36,6 +36,8 @@ class GivenUniform(Draws):
         ([0, 0.125, 0], 0.0, 1),
         ([0, 0.125, 0], LARGEST, 1),
         ([1], LARGEST, 0),
+        ([1, 0, 3], 0.5, 2),
+        ([0.0625, 0.0625, 0.125], 0.375, 1),
     ],
 )
 def test_a_choice_at_the_border_of_two_weights_is_the_one_above_and_never_a_weight_of_zero(
@@ -58,9 +60,10 @@ def test_coins_of_probability_zero_never_and_of_probability_one_always_come_up()
 
 
 def test_runs_of_coins_are_counted_from_the_front_and_the_last_one_from_the_back():
-    coins = torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
-    assert Draws().accept_while(coins).tolist() == [1, 0, 0, 4]
-    assert Draws().accept_last(coins).tolist() == [3, 3, 0, 4]
+    coins = torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
+    assert Draws().accept_while(coins).tolist() == [1, 0, 0, 4, 2]
+    assert Draws().accept_last(coins).tolist() == [3, 3, 0, 4, 2]
+    assert Draws().accept_last(coins[:1]).tolist() == [3]
 
 
 def test_the_smallest_key_is_the_smallest_point_of_its_interval():

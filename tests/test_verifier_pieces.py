@@ -38,6 +38,12 @@ def test_a_root_is_met_from_above_to_the_stated_accuracy(name, dtype, accuracy):
     assert bool((found <= ROOTS + accuracy).all())
 
 
+@pytest.mark.parametrize("smooth", [lambda x: ROOTS - x, lambda x: 1e6 * (ROOTS - x), lambda x: torch.expm1(ROOTS - x)])
+def test_a_smooth_root_is_met_far_closer_than_bisection_could(smooth):
+    found = falling_root(lambda x: smooth(x).float(), torch.zeros_like(ROOTS), torch.ones_like(ROOTS))
+    assert bool(((found - ROOTS).abs() < 1e-7).all())
+
+
 def test_a_function_below_zero_from_the_start_has_its_root_at_the_left_end():
     for dtype, accuracy in ((torch.float32, 2.0**-12), (torch.float64, 2.0**-48)):
         found = falling_root(lambda x, dtype=dtype: (-1 - x).to(dtype), torch.zeros(1).double(), torch.ones(1).double())
