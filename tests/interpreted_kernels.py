@@ -496,9 +496,8 @@ def test_normalisers_and_residual_masses_are_those_of_the_laws() -> None:
 @pytest.mark.parametrize(
     ("requests", "paths", "length", "vocab", "dtype"),
     [
-        (4, 2, 2, 40, torch.float32),
         (4, 8, 2, 127, torch.bfloat16),
-        (3, 5, 3, 257, torch.float16),
+        (3, 5, 2, 257, torch.float16),
         (1, 64, 1, 9, torch.float32),
     ],
 )
@@ -696,6 +695,8 @@ def recorded(readable: dict[str, Tensor], written: dict[str, Tensor]) -> Iterato
 def whole_reads(case: Case, name: str, lengths: Tensor, block: int) -> tuple[Tensor, Tensor, Workspace]:
     """How often each row of the target [B, K, L+1] and the draft [B, K, L] is read as a whole; and the buffers.
 
+    That is the least over its entries: drawing a token reads one chunk again, so a row wants more chunks than paths.
+
     Every access of the kernel is checked to lie in the inputs or the buffers.
     """
     requests, paths, length, vocab = case.shape
@@ -742,7 +743,7 @@ def test_the_second_read_of_block_verification_begins_at_the_last_sure_prefix() 
 
 
 def test_the_race_reads_a_shared_prefix_once() -> None:
-    case = random_case(6, 4, 3, 20, seed=8, temperatures=torch.full((6,), 0.4))
+    case = random_case(6, 4, 3, 70, seed=8, temperatures=torch.full((6,), 0.4))
     target, draft, out = whole_reads(case, "key-race", LENGTHS, block=16)
     owner = torch.zeros(6, 4, 4, dtype=torch.int64)
     owner[:, :, 1:] = first_appearance(case.tokens)
@@ -837,7 +838,7 @@ def test_decoding_through_the_kernels_gives_the_tokens_of_the_tensor_version(
 ) -> None:
     target, draft = tiny(0), tiny(1)
     prompts = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    settings = {"verifier": name, "paths": 1 if name in SINGLE else 2, "length": 3, "max_new_tokens": 8}
+    settings = {"verifier": name, "paths": 1 if name in SINGLE else 2, "length": 3, "max_new_tokens": 6}
     settings |= {"do_sample": True, "temperature": 1.3}
     found = {}
     for wish in ("interpret", "0"):
