@@ -172,6 +172,12 @@ def test_a_draw_with_a_negative_weight_is_an_error_and_rounding_is_not():
     assert draws.alternatives == []
 
 
+@pytest.mark.parametrize("law", [[1.5, 0.0], [0.0, -0.5], [0.5, float("nan")], [1 + 1e-9, 0.0], [0.0, -1e-9]])
+def test_a_question_is_refused_for_one_impossible_probability_alone(law):
+    with pytest.raises(ValueError, match=r"probabilities are not in \[0, 1\]"):
+        ReplayDraws([(), ()])._answer(torch.tensor([[0.5, 0.5], law], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", ["token", "block"])
 def test_replayed_outcomes_carry_all_the_probability(name):
     for vocab, length in itertools.product((1, 2, 3), (1, 2, 3)):
