@@ -11,6 +11,7 @@ Letters: L draft length, K paths, V vocabulary; P target and Q draft joint proba
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import registry
 from specbound.runtime.verifiers.spectr_gbv import interpolate
 from specbound.theory.prefix_tree import Prefix, PrefixTree
+from specbound.theory.solution import check_paths
 
 Verify = Callable[[Batch, Draws], Verdict]
 MAX_DRAFTS = 2_000_000
@@ -229,8 +231,9 @@ def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
     """
     verify = registry.get(verifier).verify if isinstance(verifier, str) else verifier
     tree = tree.as_float()
+    check_paths(paths)
     drafted = np.flatnonzero(tree.draft_joint[tree.leaves] > 0) + tree.leaves.start
-    if len(drafted) ** paths > MAX_DRAFTS:
+    if paths * math.log(len(drafted)) > math.log(MAX_DRAFTS) or len(drafted) ** paths > MAX_DRAFTS:
         raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
     emitted = np.zeros((tree.size, tree.vocab))
     modified = np.zeros(tree.size)

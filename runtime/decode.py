@@ -163,6 +163,9 @@ def generate(
     Raises:
         ValueError: for settings that speculative decoding cannot honour, before any work.
     """
+    if input_ids.ndim != 2 or input_ids.dtype != torch.int64 or input_ids.device.type == "meta":
+        found = f"{input_ids.dtype} of shape {tuple(input_ids.shape)} on {input_ids.device}"
+        raise ValueError(f"input_ids is {found}; want int64 [B, n]")
     for name in UNSUPPORTED_ARGUMENTS:
         if generation_kwargs.get(name) is not None:
             raise ValueError(f"{name} is not supported by speculative decoding; leave it out")
@@ -263,12 +266,14 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.facts = registry.get(self.verifier) if isinstance(self.verifier, str) else self.verifier
-        if isinstance(self.length, int) and self.length < 1:
-            raise ValueError(f"length is {self.length}; want at least 1")
+        if not isinstance(self.facts, Verifier):
+            raise ValueError(f"verifier is {self.verifier!r}; want a name of the registry or an entry of it")
+        if not hasattr(self.length, "should_stop") and (type(self.length) is not int or self.length < 1):
+            raise ValueError(f"length is {self.length!r}; want an integer of at least 1, or a policy")
         self.policy = FixedLength(self.length) if isinstance(self.length, int) else self.length
         for name, least in (("paths", 1), ("beams", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; want at least {least}")
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; want an integer of at least {least}")
         if self.facts.paths == "single" and self.paths > 1:
             raise ValueError(f"verifier {self.facts.name!r} takes one path; paths is {self.paths}")
         if self.beams and self.facts.lossless:

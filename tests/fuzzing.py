@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from specbound.theory.prefix_tree import PrefixTree
 from tests.reference import DEGENERATE, INSTANCES
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
+SHRINK = os.environ.get("FUZZ_SHRINK", "1") == "1"
 SECONDS = 20.0
 Result = TypeVar("Result")
 
@@ -35,6 +36,7 @@ def fuzz(short: int, slow: int = 1) -> settings:
         deadline=None,
         derandomize=not CASES,
         database=None,
+        phases=tuple(Phase) if SHRINK else (Phase.explicit, Phase.generate),
         suppress_health_check=list(HealthCheck),
     )
 

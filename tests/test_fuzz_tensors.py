@@ -317,7 +317,6 @@ SETTINGS = {
     "eos_token_id": [0, [1, 2], None, -1],
     "stop_strings": ["x"],
     "min_new_tokens": [2, 99],
-    "num_return_sequences": [2],
     "output_scores": [True],
 }
 

@@ -135,14 +135,14 @@ def test_instances_of_integers_and_fractions_are_exact(name):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: PrefixTree.iid([1], [1], 0), "length is 0; want at least 1"),
-        (lambda: PrefixTree.iid([], [], 1), "vocab is 0; want at least 1"),
+        (lambda: PrefixTree.iid([1], [1], 0), "length is 0; want an integer of at least 1"),
+        (lambda: PrefixTree.iid([], [], 1), "vocab is 0; want an integer of at least 1"),
         (lambda: PrefixTree.iid([1], [0.5, 0.5], 1), "target has 1 entries and draft 2"),
         (lambda: PrefixTree.iid([0.5, 0.4], [0.5, 0.5], 1), r"target sums to 0.9 over the children of node 0; want 1"),
         (lambda: PrefixTree.iid([0.5, 0.5], [1.5, -0.5], 1), r"draft has the negative entry -0.5 \(at 2\)"),
         (lambda: PrefixTree.iid([0.5, float("nan")], [0.5, 0.5], 1), r"target has the entry nan \(at 2\)"),
         (lambda: PrefixTree.iid([0.5, 0.5], [float("inf"), 0], 1), r"draft has the entry inf \(at 1\)"),
-        (lambda: PrefixTree.iid([0.5, 0.5], [0.5, 0.5], 40), "more than 2e.07; lower vocab or length"),
+        (lambda: PrefixTree.iid([0.5, 0.5], [0.5, 0.5], 40), "more than 2e.07( nodes)?; lower vocab or length"),
         (lambda: PrefixTree.markov([[1]], [[1], [1]], 1), "target has 1 rows and draft 2"),
         (lambda: PrefixTree.markov([[1]], [[1]], 1, start=1), r"start is 1; want a token in 0\.\.0"),
         (
@@ -331,3 +331,18 @@ def test_numbers_are_read_as_people_write_them(text, value):
 def test_what_is_not_a_number_is_refused(text):
     with pytest.raises(ValueError, match="is not a number; write a decimal"):
         parse_number(text)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: PrefixTree.random(2**63, 2**70, 0), "lower vocab or length"),
+        (lambda: PrefixTree.random(2, 2, 1e18), "seed is 1e.18; want an integer"),
+        (lambda: PrefixTree.iid([0.5, 0.5], [0.5, 0.5], None), "length is None; want an integer"),
+        (lambda: PrefixTree.iid([10**400, 0.5], [0.5, 0.5], 1), "not a number in range"),
+        (lambda: PrefixTree.iid([None, 0.5], [0.5, 0.5], 1), "want finite probabilities"),
+    ],
+)
+def test_sizes_seeds_and_entries_that_are_no_numbers_are_refused_at_once(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

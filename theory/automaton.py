@@ -30,7 +30,7 @@ from scipy.sparse import coo_array, csr_array
 
 from specbound.theory.certificates import PathObjective, check_objective, expected_maximum, selectable
 from specbound.theory.feasibility import coverage
-from specbound.theory.prefix_tree import ROW_TOLERANCE, Array
+from specbound.theory.prefix_tree import ROW_TOLERANCE, Array, as_floats
 from specbound.theory.solution import CertificateError, check_paths
 
 MAX_STATES = 200_000
@@ -85,7 +85,7 @@ def iid_bounds(
         ValueError: rows that are not laws, or arguments out of range.
         CertificateError: HiGHS failed.
     """
-    return _bounds(np.array([target], dtype=float), np.array([draft], dtype=float), length, paths, objective, 0)
+    return _bounds(as_floats([target]), as_floats([draft]), length, paths, objective, 0)
 
 
 def markov_bounds(
@@ -97,7 +97,7 @@ def markov_bounds(
     objective: PathObjective = "lossless",
 ) -> Interval:
     """Bounds for order-1 chains: row y of the V x V matrices follows token y; `start` precedes the draft."""
-    rows = [np.array(matrix, dtype=float) for matrix in (target, draft)]
+    rows = [as_floats(matrix) for matrix in (target, draft)]
     if any(matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] for matrix in rows):
         raise ValueError(f"target and draft have shapes {rows[0].shape} and {rows[1].shape}; want V x V matrices")
     if not 0 <= start < len(rows[0]):

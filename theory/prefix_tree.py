@@ -129,8 +129,10 @@ class PrefixTree:
         All drawn from `numpy.random.default_rng(seed)` in that order, so that a seed names one instance.
         """
         _check_size(vocab, length)
-        if not (math.isfinite(concentration) and concentration > 0):
+        if not 0 < concentration < np.inf:
             raise ValueError(f"concentration is {concentration}; want a positive number, e.g. 0.5")
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; want an integer of at least 0")
         rng = np.random.default_rng(seed)
         alpha = np.full(vocab, float(concentration))
         levels = [[rng.dirichlet(alpha, size=vocab**d).ravel() for d in range(length)] for _ in range(2)]
@@ -325,10 +327,14 @@ def parse_number(text: object) -> Fraction | float:
 
 
 def _check_size(vocab: int, length: int) -> None:
-    if vocab < 1:
-        raise ValueError(f"vocab is {vocab}; want at least 1")
-    if length < 1:
-        raise ValueError(f"length is {length}; want at least 1")
+    for name, value in (("vocab", vocab), ("length", length)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} is {value!r}; want an integer of at least 1")
+    if length > MAX_NODES or (vocab > 1 and length > math.log2(MAX_NODES)):
+        raise ValueError(
+            f"vocab {vocab} and length {length} make more than {MAX_NODES:.0e} nodes; lower vocab or length"
+        )
+    _check_vocab(vocab)
     nodes = length + 1 if vocab == 1 else (vocab ** (length + 1) - 1) // (vocab - 1)
     if nodes > MAX_NODES:
         raise ValueError(
@@ -461,7 +467,15 @@ def _numbers(*values: Any) -> list[Array]:
     arrays = [np.array(value, dtype=object) for value in values]
     if all(isinstance(entry, int | Fraction) for array in arrays for entry in array.ravel()):
         return [np.frompyfunc(Fraction, 1, 1)(array) if array.size else array for array in arrays]
-    return [array.astype(float) for array in arrays]
+    return [as_floats(array) for array in arrays]
+
+
+def as_floats(values: Any) -> Array:
+    """float64 array of numbers. Raises ValueError for what is none, or out of range."""
+    try:
+        return np.asarray(values, dtype=object).astype(float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"a row has an entry that is not a number in range: {error}") from None
 
 
 def _parsed(name: str, value: Any) -> Any:
