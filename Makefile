@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint docs fuzz
+.PHONY: setup demo test lint docs fuzz package package-all coverage mutate
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
