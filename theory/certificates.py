@@ -28,7 +28,7 @@ import numpy as np
 
 from specbound.theory.feasibility import coverage, selected_mass
 from specbound.theory.json_objects import read_float, read_floats, read_object
-from specbound.theory.prefix_tree import Array, PrefixTree
+from specbound.theory.prefix_tree import Array, PrefixTree, as_floats
 from specbound.theory.solution import CertificateError, check_paths
 
 PathObjective = Literal["lossless", "block-transport"]
@@ -80,6 +80,7 @@ def verify_certificate(
     check_paths(paths)
     check_objective(objective)
     tree = tree.as_float() if tree.exact else tree
+    kappa, potential = as_floats(kappa), as_floats(potential)
     for name, values, size in (("kappa", kappa, len(tree.bonus)), ("potential", potential, tree.size)):
         if np.shape(values) != (size,):
             raise ValueError(f"{name} has shape {np.shape(values)}; want ({size},)")

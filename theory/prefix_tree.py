@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -129,7 +130,7 @@ class PrefixTree:
         All drawn from `numpy.random.default_rng(seed)` in that order, so that a seed names one instance.
         """
         _check_size(vocab, length)
-        if not 0 < concentration < np.inf:
+        if not 0 < concentration <= sys.float_info.max:
             raise ValueError(f"concentration is {concentration}; want a positive number, e.g. 0.5")
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise ValueError(f"seed is {seed!r}; want an integer of at least 0")
@@ -472,6 +473,8 @@ def _numbers(*values: Any) -> list[Array]:
 
 def as_floats(values: Any) -> Array:
     """float64 array of numbers. Raises ValueError for what is none, or out of range."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        return values.astype(float, copy=False)
     try:
         return np.asarray(values, dtype=object).astype(float)
     except (TypeError, ValueError, OverflowError) as error:
