@@ -68,7 +68,7 @@ from specbound.theory.certificates import (
 )
 from specbound.theory.feasibility import coverage, selected_mass
 from specbound.theory.json_objects import read_float, read_floats, read_object
-from specbound.theory.prefix_tree import Array, PrefixTree
+from specbound.theory.prefix_tree import Array, PrefixTree, as_floats
 from specbound.theory.solution import check_paths
 
 FORMAT = "specbound.verifier-table"
@@ -150,7 +150,7 @@ def verifier_table(tree: PrefixTree, paths: int, kappa: Array, objective: PathOb
     check_objective(objective)
     if np.shape(kappa) != (len(tree.bonus),):
         raise ValueError(f"kappa has shape {np.shape(kappa)}; want ({len(tree.bonus)},), one entry per node of depth L")
-    numbers = np.asarray(kappa, dtype=float)
+    numbers = as_floats(kappa)
     if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise ValueError("kappa has a negative or non-finite entry; want a law on the nodes of depth L")
     plain = tree.as_float() if tree.exact else tree
