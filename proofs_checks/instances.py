@@ -22,6 +22,7 @@ RowPair = tuple[Row, Row]
 Family = Callable[[np.random.Generator, int], RowPair]
 
 DENOMINATOR = 720
+MAX_SIZES = 10_000
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,10 @@ def instances(vocab: range, length: range, paths: range, cases: int, seed: int =
             raise ValueError(f"{name} is {values}; want a non-empty range of positive integers")
     if cases < 1:
         raise ValueError(f"cases is {cases}; want at least 1")
+    if len(vocab) * len(length) * len(paths) > MAX_SIZES:
+        raise ValueError(f"vocab {vocab}, length {length}, paths {paths}: more than {MAX_SIZES} sizes; narrow them")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; want an integer of at least 0")
     sizes = sorted(itertools.product(vocab, length, paths), key=lambda size: size[0] ** (size[1] * size[2]))
     drawn = [
         (sizes[i % len(sizes)], FAMILIES[(i // len(sizes) + i % len(sizes)) % len(FAMILIES)], i) for i in range(cases)
