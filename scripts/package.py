@@ -42,7 +42,7 @@ THEORY_TESTS = (
     "single_step solution stopping token_level verifier_table"
 )
 RUNTIME_TESTS = (
-    "acceptance_head cache carry decode greedy_block kernels lengths mjsd models sampling shipped_pair "
+    "acceptance_head cache carry decode greedy_block kernels lengths mjsd models sampling "
     "single_path_verifiers stream_law tree_attention tuning"
 )
 HELP = """
