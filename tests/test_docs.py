@@ -95,7 +95,8 @@ def test_every_command_shown_is_one_that_parses(page):
             if place is not None and words[place + 1] in cli.commands:
                 cli.commands[words[place + 1]].make_context(words[place + 1], words[place + 2 :])
             else:
-                assert words[0] in ("cat", "make", "git", "python3", ".venv/bin/pip", ".venv/bin/specbound")
+                assert words[0] in ("cat", "make", "git", "python3", "torchrun", ".venv/bin/pip", ".venv/bin/specbound")
+                assert all((ROOT / word).exists() for word in words if word.startswith("examples/"))
 
 
 def test_a_command_line_that_does_not_parse_is_caught(tmp_path):
