@@ -59,11 +59,11 @@ class Batch:
                 raise ValueError(f"{name} has shape {shape}; want {wanted} = {letters}")
         if self.tokens.dtype != torch.int64:
             raise ValueError(f"tokens has dtype {self.tokens.dtype}; want torch.int64")
-        _check_dense("tokens", self.tokens)
         for name in ("tokens", "target_probs"):
             device = getattr(self, name).device
             if device != self.draft_probs.device:
                 raise ValueError(f"{name} is on {device}, draft_probs on {self.draft_probs.device}; want one device")
+        _check_dense("tokens", self.tokens)
         if self.tokens.numel() and not bool(((self.tokens >= 0) & (self.tokens < vocab)).all()):
             raise ValueError(f"tokens lie in {self.tokens.min()}..{self.tokens.max()}; want 0..{vocab - 1}")
         validate_rows("draft_probs", self.draft_probs)
