@@ -26,7 +26,8 @@ import scipy
 from matplotlib.figure import Figure
 
 from specbound.files import write_text
-from specbound.theory import antichain, coupling, multi_path, tangent_lp
+from specbound.theory import multi_path
+from specbound.theory.multi_path import antichain, coupling, tangent_lp
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError, Solution
 

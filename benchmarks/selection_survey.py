@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from specbound.proofs_checks.law import exact_law
-from specbound.theory import antichain
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
 RESULTS = Path(__file__).parent / "results" / "selection_survey.json"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from specbound.theory.feasibility import selected_mass
+from specbound.theory.multi_path.verifier_table import VerifierTable
 from specbound.theory.prefix_tree import Array, Prefix
-from specbound.theory.verifier_table import VerifierTable
 
 
 def selected_law(table: VerifierTable) -> Array:

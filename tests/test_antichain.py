@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from specbound.theory import antichain, block_transport, coupling, duality, linear_program, modeling, single_path
+from specbound.theory import block_transport, duality, linear_program, modeling, single_path
 from specbound.theory.feasibility import worst_antichain
+from specbound.theory.multi_path import antichain, coupling
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 

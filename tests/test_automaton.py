@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from specbound.theory import automaton
-from specbound.theory.automaton import fold, iid_bounds, lower_bound, markov_bounds, upper_bound
-from specbound.theory.multi_path import lossless_optimum, transport_optimum
+from specbound.theory.multi_path import automaton, lossless_optimum, transport_optimum
+from specbound.theory.multi_path.automaton import fold, iid_bounds, lower_bound, markov_bounds, upper_bound
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.single_path import optimum as single_path_optimum
 from specbound.theory.solution import CertificateError

@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from specbound.theory.certificates import (
+from specbound.theory.feasibility import coverage
+from specbound.theory.multi_path import lossless_optimum
+from specbound.theory.multi_path.certificates import (
     certificate_from_json,
     certificate_to_json,
     dual_value,
@@ -21,8 +23,6 @@ from specbound.theory.certificates import (
     stopping_gain,
     verify_certificate,
 )
-from specbound.theory.feasibility import coverage
-from specbound.theory.multi_path import lossless_optimum
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 

@@ -15,12 +15,12 @@ from specbound.proofs_checks.law import exact_law
 from specbound.report import decoding_section, page
 from specbound.runtime.verifiers.table import table_verifier
 from specbound.theory import block_transport, multi_path, single_path
-from specbound.theory.certificates import certificate_from_json, certificate_to_json, verify_certificate
 from specbound.theory.json_objects import parse_json
+from specbound.theory.multi_path.certificates import certificate_from_json, certificate_to_json, verify_certificate
+from specbound.theory.multi_path.verifier_table import VerifierTable, verifier_table
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 from specbound.theory.stopping import StoppingInstance, solve_report
-from specbound.theory.verifier_table import VerifierTable, verifier_table
 from tests.fuzzing import almost, attempt, case, fuzz, odd_values, one_of, some_trees
 
 

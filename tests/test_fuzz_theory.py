@@ -18,14 +18,15 @@ from specbound.proofs_checks.audit_report import report_text
 from specbound.proofs_checks.law import exact_law
 from specbound.runtime.verdict import Verdict
 from specbound.runtime.verifiers import registry
-from specbound.theory import antichain, automaton, block_transport, multi_path, single_path, single_step, token_level
-from specbound.theory.certificates import verify_certificate
+from specbound.theory import block_transport, multi_path, single_path, single_step, token_level
 from specbound.theory.joint_decoding import JointSpeculation, committed_per_call
+from specbound.theory.joint_decoding.token_model import TokenModel
 from specbound.theory.known_values import known_values
+from specbound.theory.multi_path import antichain, automaton
+from specbound.theory.multi_path.certificates import verify_certificate
+from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import PrefixTree, parse_number
 from specbound.theory.solution import CertificateError, certify
-from specbound.theory.token_model import TokenModel
-from specbound.theory.verifier_table import verifier_table
 from tests.fuzzing import NUMBERS, TEXTS, attempt, case, fuzz, rows, some_trees
 
 PATHS = st.sampled_from([1, 2, 2, 3, 8, 64, 0, -1, 1.5, None, True, 10**6])

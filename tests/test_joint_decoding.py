@@ -29,10 +29,10 @@ from specbound.theory.joint_decoding import (
     most_probable_block,
     speculative_sampling,
 )
-from specbound.theory.joint_guarantees import intermediate_prefix_slack, round_guarantees
-from specbound.theory.stopping_instance import StoppingInstance
-from specbound.theory.stopping_leaves import block_probability, leaf_law
-from specbound.theory.token_model import TokenModel
+from specbound.theory.joint_decoding.guarantees import intermediate_prefix_slack, round_guarantees
+from specbound.theory.joint_decoding.token_model import TokenModel
+from specbound.theory.stopping.instance import StoppingInstance
+from specbound.theory.stopping.leaves import block_probability, leaf_law
 
 from .strategies import row
 
@@ -460,7 +460,7 @@ def test_the_guarantees_reject_a_block_below_the_threshold_that_is_accepted_anyw
     speculation = JointSpeculation(*M1, 3, 27, "1/2")
     block = beam_block(M1[1], 3, 27)
     assert all(guarantee.slack >= 0 for guarantee in round_guarantees(speculation, block))
-    monkeypatch.setattr("specbound.theory.joint_guarantees.accepted_length", lambda *_: 3)
+    monkeypatch.setattr("specbound.theory.joint_decoding.guarantees.accepted_length", lambda *_: 3)
     broken = {guarantee.name: guarantee.slack for guarantee in round_guarantees(speculation, block)}
     assert broken["G1"] < 0
     assert broken["G2"] < 0

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from specbound.proofs_checks.law import exact_law
-from specbound.theory import antichain, level_by_level, selection, single_path
+from specbound.theory import level_by_level, selection, single_path
 from specbound.theory.feasibility import antichain_excess, chain_excess, transport_excess
 from specbound.theory.known_values import SOURCES, claim_excess, key_race, known_values, spectr_gbv_claim
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
 from .reference import DEGENERATE, INSTANCES, iid, ragged, small_trees

@@ -8,7 +8,8 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from specbound.theory import antichain, modeling
+from specbound.theory import modeling
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 

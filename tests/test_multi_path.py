@@ -8,11 +8,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from specbound.theory import antichain, coupling, interior_point, multi_path, tangent_lp
 from specbound.theory.block_transport import linear_optimum as transport_by_lp
-from specbound.theory.certificates import verify_certificate
 from specbound.theory.feasibility import worst_antichain
-from specbound.theory.multi_path import lossless_optimum, tangents_at, transport_optimum, work_tree
+from specbound.theory.multi_path import antichain, coupling, interior_point, tangent_lp
+from specbound.theory.multi_path.certificates import verify_certificate
+from specbound.theory.multi_path.solver import (
+    Profile,
+    Round,
+    lossless_optimum,
+    tangents_at,
+    transport_optimum,
+    work_tree,
+)
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 
@@ -49,7 +56,7 @@ MIDDLE = {(2, 10, 3): (2.26536776, 2.26536797), (8, 4, 3): (1.59157453, 1.591574
 
 
 def test_tangent_windows_in_the_wrong_place_are_moved_instead_of_adding_tangents(monkeypatch):
-    monkeypatch.setattr(multi_path, "WIDTH", 2)
+    monkeypatch.setattr("specbound.theory.multi_path.solver.WIDTH", 2)
     rounds = []
     solution = lossless_optimum(PrefixTree.random(8, 3, 1), 3, progress=rounds.append)
     tangents = [each.tangents for each in rounds]
@@ -61,9 +68,9 @@ def test_tangent_windows_in_the_wrong_place_are_moved_instead_of_adding_tangents
 def test_the_excess_over_a_tangent_is_the_mass_above_its_line():
     work = work_tree(PrefixTree.iid([0.5, 0.5], [0.25, 0.75], 1), 2, "lossless", 1e-6)
     tangents = tangents_at(np.array([0.5, 1.0]), 2)  # slopes 1 and 0, heights 1/4 and 1
-    profile = multi_path.Profile.of(work, np.array([0.6, 0.3]))
+    profile = Profile.of(work, np.array([0.6, 0.3]))
     assert profile.excess(tangents) == pytest.approx(0.6 - 0.25 - 0.25, abs=1e-15)
-    assert multi_path.Profile.of(work, np.array([0.5, 0.3])).excess(tangents) == pytest.approx(0.0, abs=1e-15)
+    assert Profile.of(work, np.array([0.5, 0.3])).excess(tangents) == pytest.approx(0.0, abs=1e-15)
 
 
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: "V{} L{} K{} seed{}".format(*case))
@@ -204,7 +211,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_progress_reports_bounds_that_only_tighten():
-    rounds: list[multi_path.Round] = []
+    rounds: list[Round] = []
     solution = lossless_optimum(PrefixTree.random(4, 3, 1), 3, progress=rounds.append)
     values, bounds = [r.value for r in rounds], [r.bound for r in rounds]
     assert values == sorted(values)
@@ -261,7 +268,7 @@ def test_a_newton_step_solves_every_linearised_equation(objective, width):
 def test_windows_change_the_work_and_not_the_answer(monkeypatch):
     tree = PrefixTree.random(8, 3, 2)
     narrow = lossless_optimum(tree, 3)
-    monkeypatch.setattr(multi_path, "WIDTH", 1000)
+    monkeypatch.setattr("specbound.theory.multi_path.solver.WIDTH", 1000)
     wide = lossless_optimum(tree, 3)
     assert narrow.value <= wide.bound
     assert wide.value <= narrow.bound

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from specbound.theory import antichain, block_transport, single_step
+from specbound.theory import block_transport, single_step
 from specbound.theory.feasibility import coverage
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
 from .reference import INSTANCES, fractions

@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbound.theory import stopping_leaves
 from specbound.theory.stopping import (
     StoppingInstance,
     StoppingSolution,
@@ -56,8 +55,9 @@ from specbound.theory.stopping import (
     thresholds_are_optimal,
     worst_stop,
 )
-from specbound.theory.stopping_optimum import evaluate_connected, optimal_rule
-from specbound.theory.stopping_rounds import DraftState, Rule, drafted_states
+from specbound.theory.stopping import leaves as leaves_route
+from specbound.theory.stopping.optimum import evaluate_connected, optimal_rule
+from specbound.theory.stopping.rounds import DraftState, Rule, drafted_states
 
 from .strategies import row
 
@@ -446,7 +446,7 @@ def test_round_quantities_are_those_of_the_leaves(problem, length):
     for rule in (constant_length(length), solve(problem).rule):
         for start in range(problem.contexts):
             leaves = leaves_of(problem, start, rule)
-            assert round_quantities(problem, start, rule) == stopping_leaves.tree_round(problem, start, leaves)
+            assert round_quantities(problem, start, rule) == leaves_route.tree_round(problem, start, leaves)
 
 
 @settings(max_examples=80, deadline=None)
@@ -594,7 +594,7 @@ def test_the_certificate_rejects_free_token_values_of_any_other_rule(key):
 
 
 def test_a_solution_without_a_certificate_is_refused(monkeypatch):
-    monkeypatch.setattr("specbound.theory.stopping_optimum.optimality_residual", lambda *_: Q(1))
+    monkeypatch.setattr("specbound.theory.stopping.optimum.optimality_residual", lambda *_: Q(1))
     with pytest.raises(RuntimeError, match="residual of 1 in the optimality equation"):
         solve(instance("A", 2, "token"))
 
@@ -603,13 +603,13 @@ def test_dinkelbachs_method_without_a_certificate_is_refused(monkeypatch):
     def only_the_inner_problem(problem, gamma, *surplus):
         return Q(0) if surplus else Q(1)
 
-    monkeypatch.setattr("specbound.theory.stopping_optimum.optimality_residual", only_the_inner_problem)
+    monkeypatch.setattr("specbound.theory.stopping.optimum.optimality_residual", only_the_inner_problem)
     with pytest.raises(RuntimeError, match="Dinkelbach's method left a residual of 1"):
         solve_by_dinkelbach(instance("E", 0, "token"))
 
 
 def test_a_horizon_plan_that_is_not_the_dps_is_refused(monkeypatch):
-    monkeypatch.setattr("specbound.theory.stopping_horizon._Values.rule", lambda *_: False)
+    monkeypatch.setattr("specbound.theory.stopping.horizon._Values.rule", lambda *_: False)
     with pytest.raises(RuntimeError, match="the plan's time differs from the DP's value"):
         plan_horizon(instance("A", 3, "token"), 3)
 
@@ -625,10 +625,10 @@ def test_the_leaf_route_rejects_block_verification_with_the_token_residual(monke
     problem = instance("A", 2, "block")
     rule = constant_length(2)
     leaves = leaves_of(problem, 0, rule)
-    right = stopping_leaves.tree_round(problem, 0, leaves)
-    honest = stopping_leaves._residual
-    monkeypatch.setattr(stopping_leaves, "_residual", lambda problem, context, scale: honest(problem, context, 1))
-    assert right == round_quantities(problem, 0, rule) != stopping_leaves.tree_round(problem, 0, leaves)
+    right = leaves_route.tree_round(problem, 0, leaves)
+    honest = leaves_route._residual
+    monkeypatch.setattr(leaves_route, "_residual", lambda problem, context, scale: honest(problem, context, 1))
+    assert right == round_quantities(problem, 0, rule) != leaves_route.tree_round(problem, 0, leaves)
 
 
 def test_the_cost_identity_rejects_a_count_that_forgets_the_first_rejected_token():
@@ -735,7 +735,7 @@ def test_a_target_with_two_closed_classes_is_refused_by_name():
 
 
 def test_rounds_too_large_to_enumerate_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr("specbound.theory.stopping_rounds.STATE_LIMIT", 100)
+    monkeypatch.setattr("specbound.theory.stopping.rounds.STATE_LIMIT", 100)
     with pytest.raises(ValueError, match=r"max_length is 12.*more than 100 drafting states"):
         evaluate(instance("A", 12, "block"), constant_length(12))
     with pytest.raises(ValueError, match=r"max_length is 14: the occupancy LP has more than"):
@@ -823,12 +823,12 @@ def test_the_lp_does_not_depend_on_the_unit_of_time(unit):
 
 
 def test_a_report_walks_through_each_family_of_rules_once(monkeypatch):
-    from specbound.theory import stopping_rules
+    from specbound.theory.stopping import rules
 
     walks = []
-    walk = stopping_rules._family_rates
-    monkeypatch.setattr(stopping_rules, "_family_rates", lambda *a: (walks.append(a[0]), walk(*a))[1])
-    stopping_rules._rates_of.cache_clear()
+    walk = rules._family_rates
+    monkeypatch.setattr(rules, "_family_rates", lambda *a: (walks.append(a[0]), walk(*a))[1])
+    rules._rates_of.cache_clear()
     solve_report(StoppingInstance([[Q(1, 4), Q(3, 4)]], [[Q(1, 2), Q(1, 2)]], 7, 1, 4, successor=[[0, 0]]))
     assert len(walks) == 3, "constant lengths, thresholds, thresholds one token late"
 

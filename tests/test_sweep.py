@@ -37,8 +37,9 @@ from specbound.proofs_checks.sweep.workers import Limits, Worker, on_ray, on_thi
 from specbound.report import page, sweep_sections
 from specbound.runtime.models import load_pair
 from specbound.shipped_pair import DRAFT, TARGET, prompts
-from specbound.theory import antichain, block_transport, single_path
+from specbound.theory import block_transport, single_path
 from specbound.theory.known_values import known_values
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
 VERIFIERS = """

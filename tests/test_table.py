@@ -11,8 +11,8 @@ from specbound.proofs_checks.law import batch_of, exact_law
 from specbound.runtime.draws import Draws
 from specbound.runtime.verifiers import verify
 from specbound.runtime.verifiers.table import table_verifier
+from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import PrefixTree
-from specbound.theory.verifier_table import verifier_table
 
 from .strategies import PUBLISHED
 

@@ -13,7 +13,7 @@ from specbound.proofs_checks.law import exact_law
 from specbound.runtime.verifiers.count_law import counts_after, selection_densities
 from specbound.runtime.verifiers.gbv import power_sum, ranked_masses
 from specbound.runtime.verifiers.two_level import count_below, level_densities, levels, selection_weights, success_mass
-from specbound.theory import antichain
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
 SMALL = F(1, 10**30)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from specbound.theory.multi_path import lossless_optimum, transport_optimum
+from specbound.theory.multi_path.verifier_table import VerifierTable, score_intervals, verifier_table
 from specbound.theory.prefix_tree import PrefixTree
-from specbound.theory.verifier_table import VerifierTable, score_intervals, verifier_table
 
 from .reference import DEGENERATE, INSTANCES, ragged
 from .table_law import output_law, selected_law

@@ -16,9 +16,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specbound.theory import antichain, block_transport, multi_path, selection, single_path, stopping, token_level
+from specbound.theory import block_transport, multi_path, selection, single_path, stopping, token_level
 from specbound.theory.feasibility import coverage
 from specbound.theory.known_values import known_values
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"

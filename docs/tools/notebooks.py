@@ -25,7 +25,8 @@ def run(notebook: Any) -> Any:
     Raises:
         CellExecutionError: a cell raises.
     """
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
+    resources = {"metadata": {"path": FOLDER}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", coalesce_streams=True, resources=resources).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

@@ -15,8 +15,8 @@ import numpy as np
 
 from specbound.proofs_checks.ledger import Outcome, claim, rational_rows
 from specbound.theory.joint_decoding import JointSpeculation, beam_block, greedy, joint_greedy, mjsd
-from specbound.theory.joint_guarantees import intermediate_prefix_slack, round_guarantees
-from specbound.theory.token_model import TokenModel, Tokens
+from specbound.theory.joint_decoding.guarantees import intermediate_prefix_slack, round_guarantees
+from specbound.theory.joint_decoding.token_model import TokenModel, Tokens
 
 TENTHS = tuple(Fraction(n, 10) for n in range(1, 10))
 
@@ -75,7 +75,7 @@ def joint_greedy_against_greedy(deep: bool) -> Outcome:
     source="[MJSD] (joint acceptance with threshold tau), made explicit",
     statement="An accepted prefix x satisfies P(x) >= tau Q(x); for a draft that is the most probable block of Q also "
     "P(x) >= tau max Q, and, if the whole block is accepted, P(x) >= tau Q(argmax P).",
-    tested="inequalities G1-G5 of `theory.joint_guarantees`, exact beam of full width and greedy drafts",
+    tested="inequalities G1-G5 of `theory.joint_decoding.guarantees`, exact beam of full width and greedy drafts",
 )
 def guarantee_of_an_accepted_prefix(deep: bool) -> Outcome:
     count = attained = 0

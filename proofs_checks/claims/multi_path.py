@@ -16,9 +16,10 @@ from specbound.proofs_checks.ledger import Outcome, claim, described, random_ins
 from specbound.proofs_checks.shrink import shrink
 from specbound.runtime.verifiers import registry
 from specbound.runtime.verifiers.table import table_verifier
-from specbound.theory import antichain, coupling, known_values, level_by_level, multi_path, selection, single_path
+from specbound.theory import known_values, level_by_level, multi_path, selection, single_path
+from specbound.theory.multi_path import antichain, coupling
+from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.verifier_table import verifier_table
 
 LAW_TOLERANCE = 1e-12
 VALUE_TOLERANCE = 1e-10

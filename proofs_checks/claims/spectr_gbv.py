@@ -11,7 +11,8 @@ from specbound.proofs_checks.claims.block_verification import nearby_fraction
 from specbound.proofs_checks.claims.multi_path import kept_error, small_instances
 from specbound.proofs_checks.law import exact_law
 from specbound.proofs_checks.ledger import Outcome, claim, described, simple_instances
-from specbound.theory import antichain, known_values
+from specbound.theory import known_values
+from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
 LAW_TOLERANCE = 1e-12

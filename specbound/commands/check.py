@@ -58,7 +58,7 @@ def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bo
 
 def verify(file: str, as_json: bool) -> int:
     """Evaluate both bounds of a certificate from scratch; 1 if its witnesses do not prove what it claims."""
-    from specbound.theory.certificates import certificate_from_json
+    from specbound.theory.multi_path.certificates import certificate_from_json
     from specbound.theory.solution import CertificateError
 
     text = read_text("--certificate", file)

@@ -115,7 +115,8 @@ def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: floa
 
 def optimum(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> Solution:
     """The certified optimum: in closed form for one path, as a fraction where a small exact tree allows it."""
-    from specbound.theory import antichain, block_transport, single_path
+    from specbound.theory import block_transport, single_path
+    from specbound.theory.multi_path import antichain
 
     if paths == 1:
         return single_path.optimum(tree) if objective == "lossless" else block_transport.optimum(tree)
@@ -182,8 +183,8 @@ def write_witnesses(
     tree: PrefixTree, paths: int, objective: str, tolerance: float, emit: str | None, certificate: str | None
 ) -> None:
     """Write the optimal verifier as a table, and the certificate of its optimum, from one solution."""
-    from specbound.theory.certificates import certificate_to_json, verify_certificate
-    from specbound.theory.verifier_table import verifier_table
+    from specbound.theory.multi_path.certificates import certificate_to_json, verify_certificate
+    from specbound.theory.multi_path.verifier_table import verifier_table
 
     found = path_optimum(tree, paths, objective, tolerance)
     if emit is not None:

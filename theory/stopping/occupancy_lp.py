@@ -6,7 +6,7 @@ round started in s and sending it to the target, or drafting on.
     subject to u_stop(s, root) + u_cont(s, root) = sum over (s', w') of u_stop(s', w') D(s', w'; s)
                u_stop(s, wy) + u_cont(s, wy)     = q(y | w) u_cont(s, w)
                sum u_stop(s, w) (t_T + |w| t_d)  = 1
-with D the leaf-level law of the next start (`stopping_leaves`). Randomised stops are allowed; none is needed.
+with D the leaf-level law of the next start (`leaves`). Randomised stops are allowed; none is needed.
 It shares only the instance and the leaf law with policy iteration: the independent second route.
 """
 
@@ -18,8 +18,8 @@ import cvxpy as cp
 import numpy as np
 from scipy.sparse import lil_array
 
-from specbound.theory.stopping_instance import StoppingInstance
-from specbound.theory.stopping_leaves import Block, leaf_law
+from specbound.theory.stopping.instance import StoppingInstance
+from specbound.theory.stopping.leaves import Block, leaf_law
 
 LP_NODE_LIMIT = 10_000
 _ADVICE = "bring draft_time / target_time nearer to 1"

@@ -3,7 +3,7 @@
 J(n, s) is the least expected time to commit n tokens from context s; a round drafts at most min(K, n-1) tokens, so
 nothing is committed beyond n. With the value of one more committed token
     Gamma_n(w) = J(n - |w|, w) - sum_z p(z | w) J(n - |w| - 1, wz)
-and c_n the backward DP of `stopping_optimum` on these values,
+and c_n the backward DP of `optimum` on these values,
     J(n, s) = t_T + sum_z p(z | s) J(n-1, z) - c_n(s, 1),     J(0, .) = 0.
 Cost identity (exact, for every rule): time = t_d #discarded + (t_T - t_d) #calls + t_d n, where #discarded counts
 the first rejected token of a round; so SpecDec++'s c1 = t_d and c2 = t_T - t_d.
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from specbound.theory.contexts import Number, magnitude, read_count
-from specbound.theory.stopping_instance import StoppingInstance
-from specbound.theory.stopping_optimum import FLOAT_TOLERANCE
-from specbound.theory.stopping_rounds import check_state_count
+from specbound.theory.stopping.instance import StoppingInstance
+from specbound.theory.stopping.optimum import FLOAT_TOLERANCE
+from specbound.theory.stopping.rounds import check_state_count
 
 HorizonRule: TypeAlias = Callable[[int, int, int, Number], bool]
 HorizonState: TypeAlias = tuple[int, int, Number]

@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specbound.theory.contexts import Number
-from specbound.theory.joint_decoding import JointSpeculation, accepted_length, most_probable_block
-from specbound.theory.token_model import Tokens
+from specbound.theory.joint_decoding.decoding import JointSpeculation, accepted_length, most_probable_block
+from specbound.theory.joint_decoding.token_model import Tokens
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The optimal stopping rule: most committed tokens per unit of time, with a certificate.
 
     maximise  eta = lim  committed tokens / time      over all stopping rules of all rounds.
-Optimality equation, with N, T, M as in `stopping_rounds` and h(reference) = 0:
+Optimality equation, with N, T, M as in `rounds` and h(reference) = 0:
     h(s) = max over stopping trees  { N(s) - eta T(s) + sum_z M(s, z) h(z) }.
 Free-token value G(y) = 1 + (p h)(y) - h(y); Gamma(y) = G(y) / eta is the time one more committed token is worth
 in context y. The maximum over trees is a backward DP on (context, rho, remaining cap d):
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from specbound.theory.contexts import Number, closed_classes, magnitude, solve_linear
-from specbound.theory.stopping_instance import StoppingInstance
-from specbound.theory.stopping_rounds import (
+from specbound.theory.stopping.instance import StoppingInstance
+from specbound.theory.stopping.rounds import (
     DraftState,
     Round,
     Rule,
@@ -30,7 +30,7 @@ from specbound.theory.stopping_rounds import (
     drafted_states,
     round_quantities,
 )
-from specbound.theory.stopping_rounds import continues as rule_continues
+from specbound.theory.stopping.rounds import continues as rule_continues
 
 Gain: TypeAlias = Callable[[int, Number, int], Number]
 

@@ -11,7 +11,7 @@ Letters: P target joint, Q draft joint, N output length, gamma tokens drafted pe
 All ties go to the lexicographically smallest block. Perplexity of x is P(x)^(-1/N), always under the target itself.
 MJSD is lossy by design: none of its modes has the target's law unless nothing is ever accepted.
 
-`joint_guarantees` states what one round guarantees.
+`guarantees` states what one round guarantees.
 
 How public implementations differ from the definition above (facts about their code, as read):
   The MJSD repository verifies all B beams and keeps the longest accepted prefix (first among equals); the number it
@@ -35,7 +35,7 @@ from functools import cached_property
 from typing import Literal
 
 from specbound.theory.contexts import Number, closed_classes, read_count, stationary_law, to_number
-from specbound.theory.token_model import TokenModel, Tokens
+from specbound.theory.joint_decoding.token_model import TokenModel, Tokens
 
 Mode = Literal["sample", "greedy"]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from specbound.theory.contexts import Number
-from specbound.theory.stopping_instance import StoppingInstance
+from specbound.theory.stopping.instance import StoppingInstance
 
 STATE_LIMIT = 1_000_000
 

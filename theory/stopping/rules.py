@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from specbound.theory.contexts import Number
-from specbound.theory.stopping_instance import StoppingInstance
-from specbound.theory.stopping_optimum import evaluate_rounds
-from specbound.theory.stopping_rounds import DraftState, Rule, check_state_count, round_from_sums
+from specbound.theory.stopping.instance import StoppingInstance
+from specbound.theory.stopping.optimum import evaluate_rounds
+from specbound.theory.stopping.rounds import DraftState, Rule, check_state_count, round_from_sums
 
 
 def constant_length_rates(instance: StoppingInstance) -> dict[int, Number]:

@@ -21,10 +21,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from specbound.theory import interior_point
-from specbound.theory.certificates import PathObjective, check_objective, dual_value, kept_mass, monotone, selectable
 from specbound.theory.feasibility import coverage, selected_mass
-from specbound.theory.interior_point import Guess, Tangents, WorkTree
+from specbound.theory.multi_path import interior_point
+from specbound.theory.multi_path.certificates import (
+    PathObjective,
+    check_objective,
+    dual_value,
+    kept_mass,
+    monotone,
+    selectable,
+)
+from specbound.theory.multi_path.interior_point import Guess, Tangents, WorkTree
 from specbound.theory.prefix_tree import Array, PrefixTree
 from specbound.theory.solution import CertificateError, Solution, certify, check_paths
 

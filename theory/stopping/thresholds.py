@@ -1,6 +1,6 @@
 """When to stop, as a threshold on R per context and remaining cap, computed for every rho at once.
 
-With Gamma >= 0 the continuation gain of `stopping_optimum` is nondecreasing in rho (token and block level), so the
+With Gamma >= 0 the continuation gain of `optimum` is nondecreasing in rho (token and block level), so the
 best rule in context y with d drafts left is "stop iff rho <= rho*(y, d)", that is iff R >= R*(y, d) = 1 - rho*(y, d).
 The gain is piecewise linear in rho on [0, 1], so it is kept whole, by its breakpoints: exact in Fractions, and a
 second route to the values of the memoised DP.
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbound.theory.contexts import Number
-from specbound.theory.stopping_instance import StoppingInstance
-from specbound.theory.stopping_rounds import check_state_count
+from specbound.theory.stopping.instance import StoppingInstance
+from specbound.theory.stopping.rounds import check_state_count
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from itertools import product
 from typing import TypeAlias
 
 from specbound.theory.contexts import Number
-from specbound.theory.stopping_instance import StoppingInstance
-from specbound.theory.stopping_optimum import RuleValue, evaluate_rounds
-from specbound.theory.stopping_rounds import Round
+from specbound.theory.stopping.instance import StoppingInstance
+from specbound.theory.stopping.optimum import RuleValue, evaluate_rounds
+from specbound.theory.stopping.rounds import Round
 
 Block: TypeAlias = tuple[int, ...]
 Outcome: TypeAlias = tuple[int, int, Number]

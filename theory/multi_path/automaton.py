@@ -28,8 +28,8 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array
 
-from specbound.theory.certificates import PathObjective, check_objective, expected_maximum, selectable
 from specbound.theory.feasibility import coverage
+from specbound.theory.multi_path.certificates import PathObjective, check_objective, expected_maximum, selectable
 from specbound.theory.prefix_tree import ROW_TOLERANCE, Array, as_floats
 from specbound.theory.solution import CertificateError, check_paths
 
