@@ -1,12 +1,13 @@
 """Time of the certified multi-path optima against the number of nodes, beside three other routes, in one run.
 
-    python benchmarks/multi_path.py [--large] [--million]
+    python benchmarks/multi_path.py [--sizes small large million]
 
 For each tree (reference instances: Dirichlet 0.5, seed 1, K = 3): seconds until the certified gap is at most 1e-6,
 and the value of every route that the size allows: HiGHS on tangents, cutting planes on antichains, and the
 brute-force LP over couplings. For the interior point also every round: bounds, tangents, Newton steps. CPU seconds,
-so that other work on the machine does not enter (the rounds give wall seconds); run with OPENBLAS_NUM_THREADS=1.
-Results go to benchmarks/results/multi_path.json and multi_path.png.
+so that waiting for other work on the machine does not enter (the rounds give wall seconds); run with
+OPENBLAS_NUM_THREADS=1. Peak memory is that of the process up to the end of the row.
+Results go to benchmarks/results/multi_path.json and multi_path.png; sizes that are not run keep their rows.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError, Solution
 
 RESULTS = Path(__file__).parent / "results"
+FILE = RESULTS / "multi_path.json"
 PATHS, TOLERANCE = 3, 1e-6
-SIZES = [(2, 2), (3, 2), (4, 2), (2, 5), (4, 3), (8, 3), (2, 10), (8, 4)]
-LARGE = [(100, 2), (2, 14), (32, 3), (16, 4)]
-MILLION = [(32, 4)]
+SIZES = {
+    "small": [(2, 2), (3, 2), (4, 2), (2, 5), (4, 3), (8, 3), (2, 10), (8, 4)],
+    "large": [(100, 2), (2, 14), (32, 3), (16, 4)],
+    "million": [(32, 4)],
+}
 LIMITS = {"HiGHS on tangents": 600, "cutting planes": 90, "brute force": 7}
 
 
@@ -65,11 +69,15 @@ def timed(solve: Callable[[], Solution]) -> dict[str, Any]:
 def main() -> None:
     """Run every size, print a line per route, write the results and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="also 10,101 to 69,905 nodes (minutes)")
-    parser.add_argument("--million", action="store_true", help="also 1,082,401 nodes (half an hour, 3 GiB)")
-    chosen = parser.parse_args()
-    sizes = [*SIZES, *(LARGE if chosen.large else []), *(MILLION if chosen.million else [])]
-    rows = []
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        choices=list(SIZES),
+        default=["small"],
+        help="up to 4,681 nodes (seconds), up to 69,905 (minutes), 1,082,401 (an hour, 3 GiB); default small",
+    )
+    sizes = [size for group in parser.parse_args().sizes for size in SIZES[group]]
+    rows = [row for row in recorded() if (row["vocab"], row["length"]) not in sizes]
     print(f"{'V':>3} {'L':>3} {'nodes':>7}  {'route':28} {'CPU s':>8}  {'value':>12}  gap")
     for vocab, length in sizes:
         tree = PrefixTree.random(vocab, length, seed=1)
@@ -77,6 +85,7 @@ def main() -> None:
         for name, solve in routes(tree, rounds.append).items():
             rounds.clear()
             row = {"vocab": vocab, "length": length, "nodes": tree.size, "route": name} | timed(solve)
+            row["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             row |= {"rounds": [asdict(each) for each in rounds]} if rounds else {}
             rows.append(row)
             shown = f"{row['value']:12.8f}  {row['gap']:.1e}" if "value" in row else row["error"]
@@ -85,17 +94,25 @@ def main() -> None:
     draw(rows)
 
 
+def settings() -> dict[str, Any]:
+    """What the rows of one file have in common."""
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
+    return {"paths": PATHS, "tolerance": TOLERANCE, "versions": versions}
+
+
+def recorded() -> list[dict[str, Any]]:
+    """The rows of earlier runs with the same settings and versions."""
+    if not FILE.exists():
+        return []
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    return found["rows"] if {name: found[name] for name in settings()} == settings() else []
+
+
 def write(rows: list[dict[str, Any]]) -> None:
-    """The results so far, after every row: the last rows of a long run take half an hour."""
-    results = {
-        "paths": PATHS,
-        "tolerance": TOLERANCE,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "rows": rows,
-    }
+    """The results so far, smallest trees first; after every row, because the last ones take most of an hour."""
     RESULTS.mkdir(exist_ok=True)
-    write_text(RESULTS / "multi_path.json", json.dumps(results, indent=1) + "\n")
+    ordered = sorted(rows, key=lambda row: row["nodes"])
+    write_text(FILE, json.dumps(settings() | {"rows": ordered}, indent=1) + "\n")
 
 
 def draw(rows: list[dict[str, Any]]) -> None:

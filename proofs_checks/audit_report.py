@@ -20,7 +20,7 @@ class Breakdown:
     """The code gave no law at all.
 
     Attributes:
-        kind: "hang", "crash", "exit", "memory", "exception", "invalid result" or "not exact".
+        kind: "hang", "crash", "exit", "memory", "open files", "exception", "invalid result" or "not exact".
         message: what happened.
         vocab, length, paths: size of the instance it happened on.
     """

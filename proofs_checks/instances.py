@@ -128,7 +128,9 @@ NODE_FAMILIES: dict[str, Family] = {
     "disjoint": disjoint,
     "partly equal": partly_equal,
 }
-FAMILIES = ("independent", "mixed", "Dirichlet", "close", "mixed, iid", *list(NODE_FAMILIES)[2:])
+GENERIC = ("independent", "mixed", "Dirichlet")
+SPECIAL = ("close", "mixed, iid", *list(NODE_FAMILIES)[2:])
+FAMILIES = (*GENERIC, *SPECIAL)
 
 
 def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
@@ -161,9 +163,11 @@ def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
 
 
 def instances(vocab: range, length: range, paths: range, cases: int, seed: int = 0) -> Iterator[Instance]:
-    """`cases` instances, small sizes first: every (V, L, K) of the ranges in turn, each with the next family.
+    """`cases` instances, small sizes first: every (V, L, K) of the ranges in turn, each with its next family.
 
-    The i-th instance depends on `seed` and i only, so that a case can be named and drawn again.
+    Every second instance of a size is of a generic family, where most mistakes show; the others go through the special
+    ones, and every size starts at another one. The i-th instance depends on the ranges, `seed` and i only, so that a
+    case can be named and drawn again.
 
     Raises:
         ValueError: for an empty or non-positive range, or cases < 1.
@@ -178,8 +182,14 @@ def instances(vocab: range, length: range, paths: range, cases: int, seed: int =
     if seed < 0:
         raise ValueError(f"seed is {seed}; want an integer of at least 0")
     sizes = sorted(itertools.product(vocab, length, paths), key=lambda size: size[0] ** (size[1] * size[2]))
-    drawn = [
-        (sizes[i % len(sizes)], FAMILIES[(i // len(sizes) + i % len(sizes)) % len(FAMILIES)], i) for i in range(cases)
-    ]
-    for (v, ell, k), family, i in sorted(drawn, key=lambda case: (sizes.index(case[0]), case[2])):
-        yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)
+    for place, (v, ell, k) in enumerate(sizes):
+        for turn, i in enumerate(range(place, cases, len(sizes))):
+            family = _family(place, turn)
+            yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)
+
+
+def _family(place: int, turn: int) -> str:
+    """The family of the `turn`-th instance of the size at `place`."""
+    half, special = divmod(turn, 2)
+    families = SPECIAL if special else GENERIC
+    return families[(place + half) % len(families)]

@@ -212,7 +212,14 @@ class Law:
         return 0.5 * sum(abs(self.blocks.get(block, 0.0) - float(other.get(block, 0.0))) for block in blocks)
 
 
-def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
+def function_of(verifier: str | Verify | registry.Verifier) -> Verify:
+    """The function behind a registered name or an entry of the registry; a function is its own."""
+    if isinstance(verifier, str):
+        verifier = registry.get(verifier)
+    return verifier.verify if isinstance(verifier, registry.Verifier) else verifier
+
+
+def exact_law(verifier: str | Verify | registry.Verifier, tree: PrefixTree, paths: int = 1) -> Law:
     """Run one call of a verifier through every K-tuple of drafts of the tree and every random outcome.
 
     Behind the emitted token the block is continued to L+1 tokens: from the target's conditionals, or, for a stateful
@@ -220,7 +227,7 @@ def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
     as `runtime.carry.Layers` does). Several calls of a stateful verifier: see `stream_law`.
 
     Args:
-        verifier: a registered name, or a function `verify(batch, draws) -> Verdict`.
+        verifier: a registered name, a `Verifier`, or a function `verify(batch, draws) -> Verdict`.
         tree: the instance; taken in float64.
         paths: K.
 
@@ -229,7 +236,7 @@ def exact_law(verifier: str | Verify, tree: PrefixTree, paths: int = 1) -> Law:
             question.
         InvalidResult: (a ValueError) if it returns no verdict, or one that is out of range.
     """
-    verify = registry.get(verifier).verify if isinstance(verifier, str) else verifier
+    verify = function_of(verifier)
     tree = tree.as_float()
     check_paths(paths)
     drafted = np.flatnonzero(tree.draft_joint[tree.leaves] > 0) + tree.leaves.start

@@ -7,6 +7,7 @@ again after it died.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import pickle
@@ -24,13 +25,14 @@ from typing import Any
 
 MEBIBYTE = 1 << 20
 START_SECONDS = 120.0
+LOG_TAIL = 1 << 16
 
 
 class Died(Exception):
     """The code did not answer.
 
     Attributes:
-        kind: "hang", "crash" (killed by a signal), "exit" (it ended the process) or "memory".
+        kind: "hang", "crash" (killed by a signal), "exit" (it ended the process), "memory" or "open files".
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -145,6 +147,9 @@ class Sandbox:
             name, message, line = value
             if name == "MemoryError" or "can't allocate memory" in message:
                 raise Died("memory", f"it needs more than {self.memory} MiB: {message or name}")
+            if name == "OSError" and message.startswith(f"[Errno {errno.EMFILE}]"):
+                self.stop()
+                raise Died("open files", f"it holds more than {self.files} files open: {message}")
             raise Raised(name, message, line)
         if kind == "exit":
             self.stop()
@@ -154,7 +159,7 @@ class Sandbox:
     def _died(self) -> None:
         assert self.process is not None
         code = self.process.wait()
-        self.log.seek(0)
+        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - LOG_TAIL))
         lines = self.log.read().decode(errors="replace").strip().splitlines()
         said = f"; it wrote: {lines[-1][:200]}" if lines else ""
         self.stop()

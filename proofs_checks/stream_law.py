@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from specbound.proofs_checks.law import Verify, replay
+from specbound.proofs_checks.law import Verify, function_of, replay
 from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers import registry
 from specbound.theory.prefix_tree import Prefix, PrefixTree, Row
@@ -126,12 +126,16 @@ class _Streams:
 
 
 def stream_law(
-    verifier: str | Verify, pair: ModelPair, length: int | Sequence[int], tokens: int, paths: int = 1
+    verifier: str | Verify | registry.Verifier,
+    pair: ModelPair,
+    length: int | Sequence[int],
+    tokens: int,
+    paths: int = 1,
 ) -> StreamLaw:
     """Exact law of the first `tokens` tokens that the verifier emits, call after call.
 
     Args:
-        verifier: a registered name, or a function `verify(batch, draws) -> Verdict`, stateful or not.
+        verifier: a registered name, a `Verifier`, or a function `verify(batch, draws) -> Verdict`, stateful or not.
         pair: the models, taken in float64.
         length: L, or the draft lengths of call 1, 2, ... (the last one is repeated).
         tokens: N, at least 1.
@@ -142,7 +146,7 @@ def stream_law(
     """
     if tokens < 1:
         raise ValueError(f"tokens is {tokens}; want at least 1")
-    verify = registry.get(verifier).verify if isinstance(verifier, str) else verifier
+    verify = function_of(verifier)
     law: dict[Prefix, float] = {}
     calls, most, call = 0.0, 1, 0
     streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
@@ -161,14 +165,14 @@ def stream_law(
 
 
 def expected_tokens(
-    verifier: str | Verify, pair: ModelPair, length: int | Sequence[int], calls: int, paths: int = 1
+    verifier: str | Verify | registry.Verifier, pair: ModelPair, length: int | Sequence[int], calls: int, paths: int = 1
 ) -> list[float]:
     """Expected number of tokens out after 1, 2, ..., `calls` target calls (correction tokens included), exactly.
 
     Args and errors as in `stream_law`. Streams in the same context with the same carry are merged, so that models
     with few contexts (iid, Markov) can be followed for many calls.
     """
-    verify = registry.get(verifier).verify if isinstance(verifier, str) else verifier
+    verify = function_of(verifier)
     totals: list[float] = []
     streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
     for call in range(calls):

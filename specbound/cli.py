@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"out of memory{f': {error}' if str(error) else ''}; use a smaller instance or shorter drafts", 2)
     except ValueError as error:
         _fail(str(error), 2)
+    except RecursionError as error:
+        _fail(f"nested too deeply: {error}", 2)
     except RuntimeError as error:
         _fail(str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)

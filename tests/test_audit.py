@@ -87,6 +87,12 @@ def test_a_stateful_verifier_is_followed_over_several_calls():
     assert sound.verdict == "lossless"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_forty_instances_of_four_sizes_show_what_only_the_largest_size_can(seed):
+    report = audit(zoo.duplicates_skipped, range(2, 4), range(1, 2), range(1, 3), cases=40, seed=seed)
+    assert report.verdict == "not lossless"
+
+
 def test_the_zoo_is_large_enough_and_speaks_for_itself():
     assert len(zoo.BROKEN) >= 15
     assert {animal.position for animal in zoo.BROKEN} == {1, 2}

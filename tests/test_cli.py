@@ -165,6 +165,7 @@ def test_where_nothing_can_be_written_is_told_before_the_work(run, monkeypatch, 
     [
         (MemoryError("Unable to allocate 9 GiB"), 2, "out of memory: Unable to allocate 9 GiB; use a smaller"),
         (RuntimeError("two\nlines"), 1, "two lines"),
+        (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply: maximum recursion depth exceeded"),
         (ValueError("9" * 5000), 2, "9 ... 9"),
     ],
 )

@@ -14,6 +14,7 @@ from scipy.stats import chi2
 from specbound.proofs_checks.law import ReplayDraws, exact_law, race_law, replay
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
 
 from .strategies import PUBLISHED
@@ -189,6 +190,12 @@ def test_replayed_outcomes_carry_all_the_probability(name):
 def test_the_published_example_comes_out_as_printed():
     assert abs(exact_law("token", PUBLISHED).acceptance_length - 10 / 9) < 1e-15
     assert abs(exact_law("block", PUBLISHED).acceptance_length - 11 / 9) < 1e-15
+
+
+def test_a_name_its_entry_and_its_function_are_one_verifier():
+    tree = PUBLISHED
+    for law in (exact_law("block", tree), exact_law(get("block"), tree), exact_law(get("block").verify, tree)):
+        assert law.acceptance_length == pytest.approx(11 / 9, abs=1e-12)
 
 
 def test_a_verdict_out_of_range_is_an_error():

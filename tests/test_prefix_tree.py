@@ -125,6 +125,13 @@ def test_iid_is_markov_with_equal_rows_and_markov_reads_the_last_token():
     assert tree.target[nodes[1, 1]] == Fraction(1, 2)
 
 
+def test_rows_may_be_written_as_text():
+    thirds = PrefixTree.iid([Fraction(1, 3), Fraction(2, 3)], [Fraction(2, 3), Fraction(1, 3)], 2)
+    assert same(PrefixTree.iid(["1/3", "2/3"], ["2/3", "1/3"], 2), thirds)
+    with pytest.raises(ValueError, match="'a third'"):
+        PrefixTree.iid(["a third", "2/3"], ["2/3", "1/3"], 2)
+
+
 @pytest.mark.parametrize("name", INSTANCES)
 def test_instances_of_integers_and_fractions_are_exact(name):
     tree = INSTANCES[name]

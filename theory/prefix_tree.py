@@ -460,7 +460,7 @@ def _depths(parent: Array) -> Array:
 def _row(name: str, row: Row, vocab: int) -> Row:
     if len(row) != vocab:
         raise ValueError(f"a {name} row has {len(row)} entries; want {vocab}")
-    return row
+    return row if isinstance(row, np.ndarray) else [parse_number(x) if isinstance(x, str) else x for x in row]
 
 
 def _numbers(*values: Any) -> list[Array]:

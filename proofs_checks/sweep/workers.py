@@ -26,7 +26,7 @@ from specbound.proofs_checks.sandbox import Died, Raised, Sandbox
 from specbound.proofs_checks.sweep.design import Case, Design
 from specbound.proofs_checks.sweep.results import Row, row_of
 
-STATUS = {"hang": "time limit", "memory": "memory limit", "crash": "died", "exit": "died"}
+STATUS = {"hang": "time limit", "memory": "memory limit", "open files": "died", "crash": "died", "exit": "died"}
 STOP_SECONDS = 5.0
 
 

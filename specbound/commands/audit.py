@@ -98,5 +98,5 @@ def audit(
     if as_json:
         print_json(report.to_dict())
     else:
-        Console(highlight=False).print(report_text(report), soft_wrap=True)
+        Console(highlight=False).print(report_text(report))
     return report.exit_code

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from specbound.proofs_checks.sweep.workers import Limits
 
 INTERRUPTED = 130
+MOST_VALUES = 100_000
 
 
 class Whole(click.ParamType):
@@ -38,7 +39,10 @@ class Whole(click.ParamType):
             ends = part.split("..")
             if len(ends) > 2 or not all(end.strip().isdigit() for end in ends):
                 self.fail(f"{value!r} is not a list of integers; write 2,3,5 or 2..4", param, ctx)
-            found += range(int(ends[0]), int(ends[-1]) + 1)
+            span = range(int(ends[0]), int(ends[-1]) + 1)
+            if len(found) + len(span) > MOST_VALUES:
+                self.fail(f"{value!r} lists more than {MOST_VALUES} values; list fewer", param, ctx)
+            found += span
         if not found or min(found) < 1:
             self.fail(f"{value!r} is empty or not positive; write 2,3,5 or 2..4", param, ctx)
         return tuple(found)
