@@ -219,6 +219,7 @@ def train_head(
             raise ValueError(f"{name} has dtype {values.dtype} on {values.device}; want float numbers")
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or len(labels) == 0:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}, labels {tuple(labels.shape)}; want [E, D] and [E]")
+    labels = labels.float()
     if not bool(((labels >= 0) & (labels <= 1)).all()):
         raise ValueError(f"labels lie in {labels.min():g}..{labels.max():g}; want 0..1")
     if epochs < 1 or batch_size < 1:

@@ -332,7 +332,8 @@ class _Decoding:
         self.device = input_device(target)
         self.draws = loop.generator if isinstance(loop.generator, Draws) else Draws(loop.generator)
         self.agreed = agreement(target, loop.draft)
-        self.prompt = _left_padded(input_ids.to(self.device), attention_mask)
+        self.given = input_ids.to(self.device)
+        self.prompt = _left_padded(self.given, attention_mask)
         self.rows, self.columns = self.prompt.ids.shape
         self.limit = int(config.max_length)
         self._check_context(target, loop.draft)
@@ -364,7 +365,7 @@ class _Decoding:
         """Call until every row is done; an interrupt keeps what there is."""
         began, interrupted = time.perf_counter(), False
         if self.loop.streamer is not None:
-            self.loop.streamer.put(self.prompt.ids.cpu())
+            self.loop.streamer.put(self.given.cpu())
         try:
             self._prefill()
             self.seconds["prefill"] = time.perf_counter() - began
@@ -377,6 +378,7 @@ class _Decoding:
         sequences = self.ids[:, : max(self.end)]
         columns = torch.arange(sequences.shape[1], device=self.device)
         sequences = sequences.masked_fill(columns >= torch.tensor(self.end, device=self.device)[:, None], self.pad)
+        sequences = torch.cat([self.given, sequences[:, self.columns :]], dim=1)
         self.seconds["overhead"] = time.perf_counter() - began - sum(self.seconds.values())
         return Generation(sequences, self._statistics(interrupted))
 

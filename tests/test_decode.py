@@ -435,6 +435,15 @@ def test_a_seed_fixes_the_output_and_another_seed_changes_it(models):
     assert tokens(1) == tokens(1) != tokens(2)
 
 
+def test_padding_stays_where_it_was_given_and_changes_no_token(models):
+    plain = generate(*models, torch.tensor([[4, 3, 2]]), generator=seeded(0), max_new_tokens=9, **EXACT)
+    for ids, mask in (([0, 4, 3, 2], [0, 1, 1, 1]), ([4, 3, 2, 9], [1, 1, 1, 0]), ([4, 7, 3, 2], [1, 0, 1, 1])):
+        output = generate(
+            *models, torch.tensor([ids]), torch.tensor([mask]), generator=seeded(0), max_new_tokens=9, **EXACT
+        )
+        assert output.sequences.tolist() == [[*ids, *plain.sequences[0, 3:].tolist()]]
+
+
 def test_statistics_rebuild_every_call_and_context(models):
     met: list[tuple[Batch, Verdict, list[int]]] = []
     ids, mask = torch.tensor([[0, 0, 5], [4, 3, 2]]), torch.tensor([[0, 0, 1], [1, 1, 1]])

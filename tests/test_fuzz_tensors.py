@@ -50,11 +50,9 @@ def altered(draw: st.DrawFn, tensor: torch.Tensor) -> torch.Tensor:
     kind = draw(st.sampled_from(["same"] * 6 + ["entry", "dtype", "meta", "stride", "expand", "shape", "row"]))
     if kind == "entry" and tensor.numel():
         tensor = tensor.clone()
-        tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = (
-            draw(st.sampled_from(ENTRIES))
-            if tensor.is_floating_point()
-            else draw(st.sampled_from([-1, 0, 1, 999, 2**62]))
-        )
+        entries = ENTRIES if tensor.is_floating_point() else [-1, 0, 1, 999, 2**62]
+        place, entry = draw(st.integers(0, tensor.numel() - 1)), draw(st.sampled_from(entries))
+        tensor.view(-1)[place] = torch.tensor(entry).to(tensor.dtype)
     elif kind == "row" and tensor.numel():
         tensor = tensor.clone()
         tensor[(0,) * (tensor.ndim - 1)] = 0

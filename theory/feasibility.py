@@ -128,6 +128,16 @@ def hull_antichains(tree: PrefixTree, phi: Array, paths: int, above: float = 0.0
     return found
 
 
+def quotient(numerator: Any, denominator: Any) -> Any:
+    """The quotient of two numbers >= 0: infinite where it is too large for a float or the denominator is 0; 0/0 = 0."""
+    if numerator == 0:
+        return 0
+    if denominator == 0:
+        return math.inf
+    with np.errstate(over="ignore"):
+        return numerator / denominator
+
+
 def antichain_excess(tree: PrefixTree, phi: Array, paths: int) -> Any:
     """max over antichains A of phi(A) - g(Q(A)), at least 0; see `worst_antichain`."""
     return worst_antichain(tree, phi, paths).excess
@@ -146,12 +156,6 @@ class _Edge:
     node: int
 
 
-def _slope(width: Any, height: Any) -> Any:
-    if width > 0:
-        return height / width
-    return math.inf if height > 0 else 0
-
-
 def _upper_hull(tree: PrefixTree, phi: Array) -> list[_Edge]:
     hulls: dict[int, list[_Edge]] = {}
     for node in range(tree.size - 1, -1, -1):
@@ -168,10 +172,10 @@ def _closed(edges: list[_Edge], node: int, reached: Any, kept: Any) -> list[_Edg
     height = kept - sum(edge.height for edge in edges)
     if height <= 0:
         return edges
-    while edges and edges[-1].slope <= _slope(width, height):
+    while edges and edges[-1].slope <= quotient(height, width):
         last = edges.pop()
         width, height = width + last.width, height + last.height
-    return [*edges, _Edge(_slope(width, height), width, height, node)]
+    return [*edges, _Edge(quotient(height, width), width, height, node)]
 
 
 def _has_ancestor(tree: PrefixTree, node: int, among: set[int]) -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from specbound.theory.feasibility import quotient
 from specbound.theory.level_by_level import times_linear
 from specbound.theory.prefix_tree import Array, PrefixTree
 
@@ -52,9 +53,7 @@ def greedy_path(tree: PrefixTree, paths: int) -> Array:
 
 
 def _ratio(tree: PrefixTree, node: int) -> Any:
-    if tree.target[node] == 0:
-        return 0
-    return tree.target[node] / tree.draft[node] if tree.draft[node] > 0 else np.inf
+    return quotient(tree.target[node], tree.draft[node])
 
 
 def _power_sum(a: Any, b: Any, terms: int) -> Any:

@@ -27,7 +27,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from specbound.theory import duality
-from specbound.theory.feasibility import coverage
+from specbound.theory.feasibility import coverage, quotient
 from specbound.theory.prefix_tree import Array, PrefixTree, Row
 from specbound.theory.solution import Solution, certify, check_paths
 
@@ -66,8 +66,8 @@ def best_set(target: Array, draft: Array, paths: int) -> Array:
 
 def by_ratio(target: Array, draft: Array) -> Array:
     """Tokens in the order of decreasing target/draft, those that are never drafted first (if target > 0)."""
-    ratio = np.array([p / q if q > 0 else (np.inf if p > 0 else 0) for p, q in zip(target, draft, strict=True)])
-    return np.argsort(-ratio, kind="stable")
+    ratios = np.array([quotient(p, q) for p, q in zip(target, draft, strict=True)])
+    return np.argsort(-ratios, kind="stable")
 
 
 def filled(cap: Array, draft: Array, total: Any) -> Array:

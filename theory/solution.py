@@ -98,6 +98,8 @@ def certify(
         raise ValueError(f"tolerance is {tolerance}; want a positive number, e.g. 1e-6")
     if phi.shape != (tree.size,):
         raise ValueError(f"phi has shape {phi.shape}; want ({tree.size},), one entry per node")
+    if phi.dtype.kind not in "fO":
+        raise ValueError(f"phi has dtype {phi.dtype}; want float64 or fractions")
     exact = phi.dtype == object
     if not exact and not (np.isfinite(phi).all() and np.isfinite(float(bound))):
         raise CertificateError(solver, "phi or the bound is not finite", "solve again with a looser tolerance")
