@@ -212,13 +212,15 @@ def train_head(
         the head, in evaluation mode.
 
     Raises:
-        ValueError: shapes, labels or epochs out of range.
+        ValueError: shapes, hidden states, labels or epochs out of range.
     """
     for name, values in (("hidden", hidden), ("labels", labels)):
         if not values.is_floating_point() or values.device.type == "meta":
             raise ValueError(f"{name} has dtype {values.dtype} on {values.device}; want float numbers")
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1] or len(labels) == 0:
         raise ValueError(f"hidden has shape {tuple(hidden.shape)}, labels {tuple(labels.shape)}; want [E, D] and [E]")
+    if not bool(torch.isfinite(hidden.float()).all()):
+        raise ValueError("hidden has NaN or infinite entries; want finite numbers")
     labels = labels.float()
     if not bool(((labels >= 0) & (labels <= 1)).all()):
         raise ValueError(f"labels lie in {labels.min():g}..{labels.max():g}; want 0..1")

@@ -186,6 +186,8 @@ def test_bad_arguments_are_refused():
         train_head(torch.zeros(2, 3), torch.tensor([0.5, 1.5]))
     with pytest.raises(ValueError, match=r"labels \(3,\)"):
         train_head(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match="hidden has NaN"):
+        train_head(torch.tensor([[0.0, torch.nan]]), torch.zeros(1))
     with pytest.raises(ValueError, match="epochs is 0"):
         train_head(torch.zeros(2, 3), torch.zeros(2), epochs=0)
     with pytest.raises(ValueError, match="first is 4"):

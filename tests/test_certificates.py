@@ -67,6 +67,13 @@ def test_filling_up_reaches_mass_one_without_leaving_the_polymatroid(seed, paths
     assert seed or worst_set(even, draft, paths) > 1e-3
 
 
+def test_filling_up_survives_quotients_too_large_for_a_float():
+    for kappa in ([0.0, 1e-300, 0.5], [5e-324, 0.3, 0.0], [1e300, 0.0, 0.0]):
+        filled = fill_to_base(np.array(kappa), np.array([5e-324, 1e-300, 1.0]), 10**6)
+        assert filled.sum() == pytest.approx(1, abs=1e-12)
+        assert (filled >= 0).all()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_expected_maximum_is_the_sum_over_all_tuples_of_drafts(seed):
     rng = np.random.default_rng(seed)

@@ -128,6 +128,12 @@ def test_filling_water_meets_the_total_below_the_caps():
     assert single_step.filled(cap, draft, cap.sum()).tolist() == cap.tolist()
 
 
+def test_a_value_never_passes_its_bound_and_ratios_may_be_too_large_for_a_float():
+    found = single_step.optimum([1e-17, 1e-9, 1 - 1e-9], [1 / 11, 1e-9 / 1.1, 10 / 11 - 1e-9 / 1.1], 2)
+    assert found.value <= found.bound
+    assert single_step.by_ratio(np.array([1e-9, 1 - 2e-9, 1e-9]), np.array([1e-9, 1 - 1e-9, 5e-324])).tolist()[0] == 2
+
+
 def test_rows_that_are_no_laws_are_refused():
     with pytest.raises(ValueError, match=r"target sums to 0\.9 over the children"):
         single_step.optimum([0.5, 0.4], [0.5, 0.5], 2)

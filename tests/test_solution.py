@@ -15,6 +15,7 @@ from specbound.theory.feasibility import (
     coverage,
     draft_excess,
     hull_antichains,
+    quotient,
     selected_mass,
     selection_excess,
     token_excess,
@@ -96,6 +97,7 @@ def test_what_cannot_be_certified_raises_with_the_figure_and_what_to_try(changes
         ({"paths": 1.5}, "paths is 1.5; want a positive integer"),
         ({"paths": True}, "paths is True; want a positive integer"),
         ({"tolerance": 0}, "tolerance is 0; want a positive number"),
+        ({"phi": BLOCK.astype(complex)}, "phi has dtype complex128; want float64 or fractions"),
         ({"phi": BLOCK[:3]}, r"phi has shape \(3,\); want \(7,\), one entry per node"),
         ({"paths": 2, "selected": BLOCK[:1]}, "selected has 1 entries; want 4, one per node of depth L"),
     ],
@@ -145,6 +147,14 @@ def test_every_antichain_of_the_hull_is_an_antichain_with_its_excess():
             assert not any(a != b and b[: len(a)] == a for a, b in itertools.product(prefixes, repeat=2))
             assert abs(excess_of(tree, phi, 2, found.nodes) - found.excess) < 1e-14
             assert found.excess > 1e-9
+
+
+def test_quotients_too_large_for_a_float_are_infinite():
+    assert quotient(np.float64(0.0025), np.float64(5e-324)) == quotient(0.5, 0) == np.inf
+    assert quotient(0, 0) == quotient(0, 5e-324) == 0
+    assert quotient(Fraction(1, 3), Fraction(2, 3)) == Fraction(1, 2)
+    tree = PrefixTree.iid([0.5, 0.5], [1.0, 5e-324], 2)
+    assert worst_antichain(tree, single_path.optimum(tree).phi, 2).excess < 1e-12
 
 
 def test_the_hull_is_exact_on_fractions():

@@ -101,6 +101,7 @@ def test_a_table_is_read_from_a_file(tmp_path):
         ({"tree": 3}, "tree is not an instance"),
         ({"stop": [1.0]}, "stop has shape"),
         ({"correction": ["x"] * 7}, "correction has an entry that is not a number"),
+        ({"correction": ["1e999999999"] * 7}, r"correction has shape .* or entries outside \[0, 1\]"),
         ({"paths": True}, "paths is True; want an integer in 1..1024"),
         ({"correction": [1.0, 0.5, 0.5, 0.5, 0.4, 0.5, 0.5]}, "correction has siblings that sum to 0.9"),
         ({"stop": 3}, "stop is 3; want a list of 7"),

@@ -108,7 +108,8 @@ def two_level_path(tree: PrefixTree, paths: int) -> Array:
         if count is None or below.start == below.stop:
             continue
         draft = tree.draft[below]
-        ratio = np.where(draft > 0, phi[node] / kappa[node] * tree.target[below], 0) / np.where(draft > 0, draft, 1)
+        with np.errstate(over="ignore"):
+            ratio = np.where(draft > 0, phi[node] / kappa[node] * tree.target[below], 0) / np.where(draft > 0, draft, 1)
         level, fails = _levels(ratio, draft, count)
         failing = draft * (1 - level)
         none, top = _densities(count, (fails - failing, failing), (1 - draft, draft))

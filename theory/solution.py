@@ -118,7 +118,7 @@ def certify(
     return Solution(
         value=float(value),
         phi=phi,
-        bound=float(bound),
+        bound=float(max(bound, value)),
         gap=max(0.0, float(gap)),
         solver=solver,
         seconds=seconds,

@@ -279,12 +279,17 @@ def _numbers(name: str, values: Any, count: int) -> np.ndarray:
     if not isinstance(values, list):
         raise ValueError(f"{name} is {values!r}; want a list of {count} probabilities")
     try:
-        array = np.array([float(value if isinstance(value, float) else Fraction(value)) for value in values])
+        array = np.array([float(Fraction(value) if _is_fraction(value) else value) for value in values])
     except (TypeError, ValueError, ArithmeticError):
         raise ValueError(f"{name} has an entry that is not a number") from None
     if array.shape != (count,) or not ((array >= 0) & (array <= 1 + 1e-9)).all():
         raise ValueError(f"{name} has shape {array.shape} or entries outside [0, 1]; want {count} probabilities")
     return array.clip(0, 1)
+
+
+def _is_fraction(value: Any) -> bool:
+    """Fractions and text such as "1/3"; other text is left to float, which no exponent keeps busy."""
+    return isinstance(value, Fraction) or (isinstance(value, str) and "/" in value)
 
 
 def _score_laws(

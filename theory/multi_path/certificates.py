@@ -137,11 +137,12 @@ def fill_to_base(kappa: Array, draft: Array, paths: int) -> Array:
     """
     kappa = selectable(kappa, draft, paths)
     reached = np.flatnonzero(draft > 0)
-    order = reached[np.argsort(kappa[reached] / draft[reached], kind="stable")]
-    lifted, mass = np.cumsum(draft[order]), np.cumsum(kappa[order])
-    levels = np.maximum(1.0 - (mass[-1] - mass), 0.0) / lifted
-    slopes = np.append(kappa[order][1:] / draft[order][1:], np.inf)
-    level = levels[np.argmax(levels <= slopes)]
+    with np.errstate(over="ignore"):
+        order = reached[np.argsort(kappa[reached] / draft[reached], kind="stable")]
+        lifted, mass = np.cumsum(draft[order]), np.cumsum(kappa[order])
+        levels = np.maximum(1.0 - (mass[-1] - mass), 0.0) / lifted
+        slopes = np.append(kappa[order][1:] / draft[order][1:], np.inf)
+    level = levels[np.argmax(np.isfinite(levels) & (levels <= slopes))]
     result = np.zeros(len(kappa))
     result[reached] = np.maximum(kappa[reached], level * draft[reached])
     return result / result.sum()
