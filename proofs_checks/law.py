@@ -31,6 +31,8 @@ Verify = Callable[[Batch, Draws], Verdict]
 MAX_DRAFTS = 2_000_000
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 NUMBERS_PER_PASS = 20_000_000
+NEGLIGIBLE = 1e-15
+LOST = 1e-9
 
 
 class InvalidResult(ValueError):
@@ -39,6 +41,9 @@ class InvalidResult(ValueError):
 
 class ReplayDraws(Draws):
     """Answers the questions of one pass of a verifier, row by row, along recorded decisions.
+
+    Answers below 1e-15 count as impossible: the last digits of a row depend on its place in the batch, and a question
+    that forks in one pass must fork in all.
 
     Args:
         decisions: for each of the B rows the answers it is to give first; later questions take the first
@@ -95,7 +100,7 @@ class ReplayDraws(Draws):
         laws = law.detach().to("cpu", torch.float64).numpy()
         if not np.isfinite(laws).all() or (laws < -1e-12).any() or (laws > 1 + 1e-12).any():
             raise ValueError("a verifier asked a question whose probabilities are not in [0, 1]")
-        laws = np.clip(laws, 0.0, 1.0)
+        laws = np.where(laws < NEGLIGIBLE, 0.0, np.minimum(laws, 1.0))
         answers = (laws > 0).argmax(axis=1)
         forks = (laws > 0).sum(axis=1) > 1
         for row in np.flatnonzero(forks):
@@ -281,8 +286,10 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
 
     Raises:
         InvalidResult: if it returns no verdict, or one that is out of range.
+        ValueError: if the probabilities of a row do not sum to 1: given the same answers it asked other questions.
     """
     requests, paths, length, vocab = batch.shape
+    total = np.zeros(requests)
     pending: list[tuple[int, tuple[int, ...]]] = [(row, ()) for row in range(requests)]
     while pending:
         rows = [row for row, _ in pending]
@@ -292,7 +299,14 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
         limits = {"path": paths, "accepted": length + 1, "token": vocab}
         path, accepted, token = (_read(verdict, name, limit, len(rows)) for name, limit in limits.items())
         yield Outcomes(np.array(rows), path, accepted, token, draws.weight, getattr(verdict, "carry", None))
+        np.add.at(total, rows, draws.weight)
         pending = [(rows[row], decisions) for row, decisions in draws.alternatives]
+    if not (abs(total - 1) <= LOST).all():
+        worst = total[np.argmax(abs(total - 1))]
+        raise ValueError(
+            f"the outcomes of one request have probability {worst:.12g} in all: after the same answers the verifier "
+            "asked other questions than before"
+        )
 
 
 def _read(verdict: Any, name: str, limit: int, rows: int) -> np.ndarray:

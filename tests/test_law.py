@@ -74,6 +74,37 @@ def test_certain_answers_do_not_fork():
     assert draws.weight.tolist() == [1.0, 1.0]
 
 
+def token_after_a_noisy_question(noise):
+    """A verifier that keeps nothing, and before it draws the token from the target asks a question whose second answer
+    has probability `noise` when it is called for the first time, later 0."""
+    chances = itertools.chain([noise], itertools.repeat(0.0))
+
+    def verify(batch, draws):
+        rare = next(chances)
+        draws.choose(torch.tensor([1 - rare, rare], dtype=torch.float64).expand(len(batch.tokens), -1))
+        token = draws.choose(batch.target_probs[:, 0, 0])
+        return Verdict(torch.zeros_like(token), torch.zeros_like(token), token)
+
+    return verify
+
+
+def test_a_fork_that_rounding_makes_in_some_passes_only_changes_nothing():
+    tree = PrefixTree.iid([0.2, 0.3, 0.5], [0.5, 0.25, 0.25], 1)
+    law = exact_law(token_after_a_noisy_question(2e-16), tree)
+    assert law.total_variation(tree.target_law()) < 1e-14
+    with pytest.raises(ValueError, match="other questions than before"):
+        exact_law(token_after_a_noisy_question(0.1), tree)
+
+
+def test_rounding_in_the_last_digits_of_a_row_does_not_change_a_law():
+    """At K-SEQ's best discount the correction of one token is 0 or 1e-16, depending on the row's place in the batch."""
+    draft = [5.8540772645508743e-01, 4.1459227118991471e-01, 2.3549978021943017e-09]
+    tree = PrefixTree.iid([0.33333333400000004, 0.333333333, 0.333333333], draft, 1)
+    law = exact_law("kseq", tree, 2)
+    assert abs(law.mass - 1) < 1e-12
+    assert law.total_variation(tree.target_law()) < 1e-12
+
+
 def test_a_draw_from_no_mass_is_an_error():
     with pytest.raises(ValueError, match="all zero or not finite"):
         ReplayDraws([()]).choose(torch.zeros(1, 3))
