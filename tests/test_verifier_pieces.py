@@ -88,6 +88,31 @@ def test_the_race_gives_every_token_exactly_its_slope(wanted, count):
     assert float((law - slopes * torch.tensor(draft, dtype=torch.float64)).abs().max()) < 1e-11
 
 
+def exact_slopes(wanted, draft, paths):
+    """`optimal_slopes` in fractions, all of `paths` drafts at the node."""
+    sets = range(len(draft) + 1)
+    hit = [1 - (1 - sum(draft[:j], Fraction(0))) ** paths for j in sets]
+    split = min(sets, key=lambda j: hit[j] - sum(wanted[:j]))
+    cap = max((hit[split] - sum(wanted[j:split])) / sum(draft[:j]) for j in range(1, split + 1))
+    floor = min((1 - hit[split] - sum(wanted[split:j])) / sum(draft[j:]) for j in range(split, len(draft)))
+    ratios = [p / q for p, q in zip(wanted, draft, strict=True)]
+    return [min(ratio, cap) if j < split else max(ratio, floor) for j, ratio in enumerate(ratios)], cap
+
+
+@pytest.mark.parametrize("paths", [1, 2, 3])
+@pytest.mark.parametrize("rare", [Fraction(1, 10**3), Fraction(1, 10**9), Fraction(1, 10**17), Fraction(1, 10**300)])
+def test_the_slopes_of_favoured_tokens_that_are_hardly_drafted_are_those_of_fractions(rare, paths):
+    wanted = [Fraction(n, 10) for n in (5, 2, 2, 1)]
+    draft = [rare / 2, rare / 2, Fraction(1, 2) - rare, Fraction(1, 2)]
+    count = torch.zeros(1, paths, dtype=torch.float64)
+    count[0, -1] = 1
+    rows = (torch.tensor([[float(x) for x in row]], dtype=torch.float64) for row in (wanted, draft))
+    slopes, cap = optimal_slopes(*rows, count)
+    exact, exact_cap = exact_slopes(wanted, draft, paths)
+    assert slopes[0].tolist() == pytest.approx([float(slope) for slope in exact], rel=1e-12)
+    assert float(cap) == pytest.approx(float(exact_cap), rel=1e-12)
+
+
 def test_an_entry_score_never_passes_the_mass_entered_before_even_if_rounding_makes_the_law_impossible():
     """Slopes a hair above the largest possible ones: the line runs above g, and Newton's step would leave [0, T]."""
     draft = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)

@@ -38,6 +38,11 @@ def running(values: Tensor) -> Tensor:
     return torch.cat([values.new_zeros(len(values), 1), values.cumsum(dim=1)], dim=1)
 
 
+def remaining(values: Tensor) -> Tensor:
+    """[B, M+1] sums of the last M..0 values [B, M]: what `running` leaves, without cancellation."""
+    return running(values.flip(1)).flip(1)
+
+
 def optimal_slopes(wanted: Tensor, draft: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """The selected law that covers most of `wanted`, as slopes: it maximises sum min(wanted, selected).
 
@@ -48,17 +53,19 @@ def optimal_slopes(wanted: Tensor, draft: Tensor, count: Tensor) -> tuple[Tensor
     Returns:
         slopes [B, M], non-increasing; k1 [B, 1], their cap on S.
     """
-    mass, goal = running(draft), running(wanted)
+    mass, rest = running(draft), remaining(draft)
     hit, steepness = hit_chance(mass, count)
-    split = (hit - goal).argmin(dim=1, keepdim=True)
-    inside = torch.arange(mass.shape[1], device=mass.device) <= split
-    room = hit.gather(1, split) - goal.gather(1, split)
-    infinity = torch.full_like(mass, torch.inf)
-    cap = torch.where(inside & (mass > 0), (room + goal) / mass, -infinity).amax(dim=1, keepdim=True)
+    places = torch.arange(mass.shape[1], device=mass.device)
+    split = (hit - running(wanted)).argmin(dim=1, keepdim=True)
+    inside, infinity = places <= split, torch.full_like(mass, torch.inf)
+    kept = remaining(wanted * inside[:, 1:])
+    cap = torch.where(inside & (mass > 0), (hit.gather(1, split) - kept) / mass, -infinity).amax(dim=1, keepdim=True)
     cap = torch.where(torch.isfinite(cap), cap, steepness[:, :1])
-    rest = 1 - mass
-    outside = (mass >= mass.gather(1, split)) & (rest > 0)
-    floor = torch.where(outside, (1 - room - goal) / rest, infinity).amin(dim=1, keepdim=True)
+    powers = torch.arange(1, count.shape[1] + 1, device=count.device)
+    missed = (count * rest.gather(1, split).pow(powers)).sum(dim=1, keepdim=True)
+    given = running(wanted * ~inside[:, 1:])
+    floor = torch.where((places >= split) & (rest > 0), (missed - given) / rest, infinity).amin(dim=1, keepdim=True)
+    floor = torch.where(torch.isfinite(floor), floor, 0)
     ratio = torch.where(draft > 0, wanted / draft, cap)
     return torch.where(inside[:, 1:], torch.minimum(ratio, cap), torch.maximum(ratio, floor)), cap
 
