@@ -477,9 +477,8 @@ def test_decisions_equal_the_tensor_versions_in_double_precision(name: str, dtyp
 
 
 def test_normalisers_and_residual_masses_are_those_of_the_laws() -> None:
-    case = random_case(5, 1, 3, 100, seed=6)
-    case.coin = 1 - 1e-9
-    out = buffers(5, 1, 3, 100, torch.float32, block=16)
+    case = random_case(8, 1, 3, 100, seed=6)
+    out = buffers(8, 1, 3, 100, torch.float32, block=16)
     case.kernel("block", out=out)
     for place, (logits, law) in enumerate(zip((case.target, case.draft), case.laws(), strict=True)):
         rows = logits.shape[2]
@@ -692,6 +691,91 @@ def recorded(readable: dict[str, Tensor], written: dict[str, Tensor]) -> Iterato
         del builder.create_masked_load, builder.create_masked_store
 
 
+@contextmanager
+def races() -> Iterator[list[str]]:
+    """Kernels in which a program reads, or overwrites with another value, what another of the same launch writes.
+
+    The interpreter runs one program after the other and would never notice; on a device they run at once.
+    """
+    found: list[str] = []
+    touched: dict[str, list[tuple[np.ndarray, ...]]] = {"read": [], "written": []}
+    builder, launch = interpreter.interpreter_builder, interpreter.GridExecutor.__call__
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def note(kind: str, pointers: np.ndarray, mask: np.ndarray, values: np.ndarray) -> None:
+        inside = np.broadcast_to(mask, pointers.shape)
+        addresses = pointers[inside].astype(np.int64)
+        program = int(np.ravel_multi_index(builder.grid_idx, builder.grid_dim))
+        touched[kind].append(
+            (addresses, np.full_like(addresses, program), np.broadcast_to(values, pointers.shape)[inside].astype(float))
+        )
+
+    def noted_load(pointers, mask, other, *options):  # type: ignore[no-untyped-def]
+        note("read", pointers.data, mask.data, np.zeros(1))
+        return load(pointers, mask, other, *options)
+
+    def noted_store(pointers, value, mask, *options):  # type: ignore[no-untyped-def]
+        note("written", pointers.data, mask.data, value.data)
+        return store(pointers, value, mask, *options)
+
+    def checked_launch(executor, *arguments, **options):  # type: ignore[no-untyped-def]
+        for accesses in touched.values():
+            accesses.clear()
+        launch(executor, *arguments, **options)
+        reads, writes = (
+            [np.concatenate(parts) for parts in zip(*touched[kind], strict=True)] if touched[kind] else None
+            for kind in ("read", "written")
+        )
+        if writes is None:
+            return
+        owners: dict[int, tuple[int, float]] = {}
+        for address, program, value in zip(*writes, strict=True):
+            owner, before = owners.setdefault(address, (program, value))
+            if owner != program and not (value == before or (math.isnan(value) and math.isnan(before))):
+                found.append(executor.fn.__name__)
+        for address, program, _ in zip(*reads, strict=True) if reads is not None else ():
+            if address in owners and owners[address][0] != program:
+                found.append(executor.fn.__name__)
+
+    builder.create_masked_load, builder.create_masked_store = noted_load, noted_store
+    interpreter.GridExecutor.__call__ = checked_launch
+    try:
+        yield found
+    finally:
+        interpreter.GridExecutor.__call__ = launch
+        del builder.create_masked_load, builder.create_masked_store
+
+
+@pytest.mark.parametrize("name", [*SINGLE, *MANY])
+def test_no_program_depends_on_another_of_the_same_launch(name: str) -> None:
+    paths = 1 if name in SINGLE else 3
+    case = random_case(6, paths, 3, 40, seed=9, temperatures=torch.full((6,), 0.5))
+    case.tokens[1, 0, 0] = -1
+    case.target[2, :, 1] = math.nan
+    with races() as found:
+        case.kernel(name, LENGTHS, block=16)
+    assert found == []
+
+
+@triton.jit
+def neighbours(numbers, running: tl.constexpr):
+    """Running sums by programs that wait for nothing; or, if not `running`, all write their number to one place."""
+    index = tl.program_id(0)
+    if running:
+        tl.store(numbers + index + 1, tl.load(numbers + index) + 1)
+    else:
+        tl.store(numbers, index)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_program_that_depends_on_another_is_noticed(running: bool) -> None:
+    with races() as found:
+        neighbours[(3,)](torch.zeros(4), running)
+        neighbours[(1,)](torch.zeros(4), running)
+    assert set(found) == {"neighbours"}
+    assert len(found) == 2
+
+
 def whole_reads(case: Case, name: str, lengths: Tensor, block: int) -> tuple[Tensor, Tensor, Workspace]:
     """How often each row of the target [B, K, L+1] and the draft [B, K, L] is read as a whole; and the buffers.
 
@@ -731,15 +815,48 @@ def test_every_logit_is_read_once_and_twice_only_where_a_residual_can_matter(nam
     assert name == "block" or twice.sum(dim=1).max() == 1
 
 
-def test_the_second_read_of_block_verification_begins_at_the_last_sure_prefix() -> None:
+def test_the_second_read_of_a_block_is_from_the_last_sure_prefix_to_the_last_one_that_its_coin_may_keep() -> None:
     case = random_case(6, 1, 3, 50, seed=4)
     whole, coins = case.tensor("block")[1].thresholds[:, -1], case.answers("block")[0]
     _, _, out = whole_reads(case, "block", torch.full((6,), 3, dtype=torch.int32), block=16)
     assert (out.ratios[:, 3] - whole).abs().max() < 1e-5
     for row in range(6):
         sure = max(depth for depth in range(3) if out.ratios[row, depth] == 1)
-        assert out.first[row] == (3 if coins[row, 2] < whole[row] else sure)
+        likely = max(depth for depth in range(3) if depth == 0 or coins[row, depth - 1] < out.ratios[row, depth])
+        wanted = (3, 3) if coins[row, 2] < whole[row] else (sure, max(sure, likely) + 1)
+        assert (out.first[row], out.stop[row]) == wanted
     assert len(set(out.first.tolist())) > 2
+    assert (out.stop < 3).any()
+
+
+@pytest.mark.parametrize("name", ["block", *MANY])
+def test_kernels_are_launched_on_the_device_of_the_logits(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    current: list[Tensor] = []
+    launched: list[bool] = []
+    launch = interpreter.GridExecutor.__call__
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    def noted(executor, *arguments, **options):  # type: ignore[no-untyped-def]
+        launched.append([tensor.shape[-1] for tensor in current] == [9])
+        launch(executor, *arguments, **options)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", noted)
+    random_case(requests=1, paths=1, length=1, vocab=9).kernel(name)
+    assert len(launched) >= 5
+    assert all(launched)
+
+
+def test_more_paths_than_a_grid_has_room_for_are_refused() -> None:
+    rows = torch.zeros(1, 1, 1).expand(65536, 2, 1)
+    given = (torch.ones(65536), torch.zeros(65536, 1, dtype=torch.int64), None)
+    with pytest.raises(ValueError, match="B K = 65536; want at most 65535"):
+        kernels.verify_block_logits(rows, rows[:, :1], *given, torch.zeros(65536, 1), torch.zeros(65536))
 
 
 def test_the_race_reads_a_shared_prefix_once() -> None:

@@ -163,17 +163,19 @@ KERNELS = {
 COMMON = dict(BLOCK=4096, TILE=256, CHUNKS=32, DEPTHS=16, TINY=1.2e-38, ONE=1.000001)
 LOGITS = COMMON | dict(IS_LAW=False, SHARED=False, SELECTED=1, DECIDED=False, PATHS=4, REAL=tl.float32)
 LAWS = COMMON | dict(IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2, REAL=tl.float64)
-INTEGERS = "start paths length vocab chunks depth step steps requests".split()
+VARYING = "start depth step requests paths length".split()
+INTEGERS = [*VARYING, "vocab", "chunks", "steps"]
 KINDS = dict.fromkeys("lengths path_lengths nodes first stop valid alive".split(), "*i32")
 KINDS |= dict.fromkeys("tokens path accepted token path_accepted path_token".split(), "*i64")
 KINDS |= dict.fromkeys("out_path out_accepted out_token".split(), "*i64") | dict.fromkeys(INTEGERS, "i32")
-ONES = LOGITS | dict.fromkeys(INTEGERS, 1) | dict(PATHS=2, DEPTHS=2, CHUNKS=1, SHARED=True, SELECTED=2)
+ONES = LOGITS | dict(vocab=1, chunks=1, steps=1) | dict(PATHS=2, DEPTHS=2, CHUNKS=1, SHARED=True, SELECTED=2)
 for constants, rows, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64"), (ONES, "*fp16", "*fp32")):
     kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum masses".split(), real)
     kinds |= {"target": rows, "draft": rows}
     for module, names in KERNELS.items():
         for name in names.split():
             kernel = getattr(module, name)
+            assert all(parameter.do_not_specialize == (parameter.name in VARYING) for parameter in kernel.params)
             fixed = {arg: constants[arg] for arg in kernel.arg_names if arg in constants}
             signature = {arg: "constexpr" if arg in fixed else kinds.get(arg, "*fp64") for arg in kernel.arg_names}
             source = ASTSource(kernel, signature, fixed)

@@ -18,6 +18,7 @@ from specbound.runtime.kernels.passes import WIDTH
 from specbound.runtime.verdict import Verdict
 
 BLOCK = 4096  # entries of a row per program
+MOST_WALKS = 65535  # what a CUDA grid has room for in its second and third dimension
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def check_arguments(
         target [B, K, L+1, V], draft [B, K, L, V], tokens [B, K, L]; others: name -> (tensor, its shape).
     """
     requests, paths, length, vocab = out.shape
+    if requests * paths > MOST_WALKS:
+        raise ValueError(f"draft_logits has B K = {requests * paths}; want at most {MOST_WALKS} paths in one call")
     wanted = {
         "target_logits": (target, (requests, paths, length + 1, vocab)),
         "draft_logits": (draft, (requests, paths, length, vocab)),

@@ -17,6 +17,7 @@ from specbound.runtime.kernels.passes import (
     WIDTH,
     bucket_of,
     inverse_temperature,
+    kernel,
     law,
     node_at,
     node_laws,
@@ -27,26 +28,29 @@ from specbound.runtime.kernels.walk import go_down, offered_tokens, path_slots, 
 from specbound.runtime.verdict import Verdict
 
 
-@triton.jit
+@kernel
 def bucket_masses(
     target, draft, temperatures, lengths, nodes, norms, sums,
     depth, length, vocab, chunks,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+    BLOCK: tl.constexpr, TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Draft mass of each bucket in each chunk. Grid (C, B)."""
+    """Draft mass of each bucket in each chunk, one after the other between the lowest and the highest. Grid (C, B)."""
     chunk, walk = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + walk):
         return
+    target_law, draft_law = node_laws(
+        target, draft, temperatures, nodes, norms,
+        walk, depth, chunk * BLOCK + tl.arange(0, BLOCK), length, vocab, IS_LAW, REAL,
+    )  # fmt: skip
+    mine = bucket_of(target_law, draft_law, TINY)
+    which = tl.min(tl.where(draft_law > 0, mine, WIDTH), axis=0)
+    highest = tl.max(tl.where(draft_law > 0, mine, 0), axis=0)
     bucket = tl.arange(0, WIDTH)
-    parts = tl.full([WIDTH, TILE], 0.0, REAL)
-    for tile in range(BLOCK // TILE):
-        offsets = chunk * BLOCK + tile * TILE + tl.arange(0, TILE)
-        target_law, draft_law = node_laws(
-            target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab, IS_LAW, REAL
-        )
-        mine = bucket_of(target_law, draft_law, TINY)[None, :] == bucket[:, None]
-        parts += tl.where(mine, draft_law[None, :], 0.0)
-    tl.store(sums + (walk * chunks + chunk) * WIDTH + bucket, tl.sum(parts, axis=1).to(tl.float64))
+    masses = tl.full([WIDTH], 0.0, REAL)
+    while which <= highest:
+        masses = tl.where(bucket == which, tl.sum(tl.where(mine == which, draft_law, 0.0), axis=0), masses)
+        which += 1
+    tl.store(sums + (walk * chunks + chunk) * WIDTH + bucket, masses.to(tl.float64))
 
 
 @triton.jit
@@ -75,7 +79,7 @@ def count_through(counts, below, reached, drafted, density, PATHS: tl.constexpr)
     return tl.where(density > 0, higher / tl.where(density > 0, density, 1.0), counts)
 
 
-@triton.jit
+@kernel
 def take_highest(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, sums, selection, alive, tokens, valid,
     depth, paths, length, vocab, chunks,
@@ -168,7 +172,7 @@ def _descend(rows: tuple[Tensor, ...], tokens: Tensor, out: Workspace, depth: in
     common = out.constants | {"TINY": out.tiny, "IS_LAW": laws}
     bucket_masses[(out.chunks, requests)](
         *rows, out.nodes, out.norms, out.sums, depth, length, vocab, out.chunks,
-        BLOCK=out.block, TILE=min(out.block, 256), num_warps=8, **common,
+        BLOCK=out.block, num_warps=8, **common,
     )  # fmt: skip
     take_highest[(requests,)](
         *rows, out.nodes, out.norms, out.ratios, out.count, out.sums, out.selection, out.alive, tokens, out.valid,

@@ -9,18 +9,19 @@ Letters: B requests, K paths, W = B K, L drafted tokens, V vocabulary; c ratios 
 in `specbound.runtime.verifiers.key_race`, whose rule this is.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from specbound.runtime.kernels.buffers import Workspace, check_arguments
-from specbound.runtime.kernels.passes import inverse_temperature
+from specbound.runtime.kernels.passes import inverse_temperature, kernel
 from specbound.runtime.kernels.single_path import block_ratios, finish, log_law_at, normalise_rows
 from specbound.runtime.kernels.walk import paths_workspace
 from specbound.runtime.verdict import Verdict
 
 
-@triton.jit
+@kernel
 def begin_race(
     temperatures, lengths, tokens, path_temperatures, path_lengths, nodes,
     paths, length,
@@ -49,7 +50,7 @@ def log_excess(target, draft, log_ratio):
     return tl.where(target + log_ratio > draft, -over, 0.0)
 
 
-@triton.jit
+@kernel
 def end_race(
     target, draft, temperatures, lengths, nodes, norms, ratios, tokens, valid, path_accepted, path_token, keys,
     out_path, out_accepted, out_token,
@@ -138,21 +139,22 @@ def verify_key_race_logits(
         return out.verdict
     slots = {"PATHS": triton.next_power_of_2(paths), "DEPTHS": triton.next_power_of_2(length + 1)}
     compiled = out.constants | {"IS_LAW": laws, "DEPTHS": slots["DEPTHS"]}
-    begin_race[(requests * paths,)](
-        temperatures, lengths, tokens, out.path_temperatures, out.path_lengths, out.nodes, paths, length,
-        num_warps=1, **slots,
-    )  # fmt: skip
-    rows = (target_logits, draft_logits, out.path_temperatures, out.path_lengths)
-    normalise_rows(*rows, out, 0, length + 1, laws, shared=True)
-    block_ratios[(requests * paths,)](
-        *rows, out.nodes, out.norms, tokens, coin_uniforms, out.valid, out.ratios, out.first, out.stop, length, vocab,
-        num_warps=1, **compiled,
-    )  # fmt: skip
-    finish(*rows, coin_uniforms, choice_uniforms, out, laws, out.path_verdict, shared=True)
-    end_race[(requests,)](
-        target_logits, draft_logits, temperatures, lengths, out.nodes, out.norms, out.ratios, tokens, out.valid,
-        out.path_verdict.accepted, out.path_verdict.token, key_uniforms,
-        out.verdict.path, out.verdict.accepted, out.verdict.token, paths, length, vocab,
-        PATHS=slots["PATHS"], num_warps=4, **compiled,
-    )  # fmt: skip
+    with torch.cuda.device_of(target_logits):
+        begin_race[(requests * paths,)](
+            temperatures, lengths, tokens, out.path_temperatures, out.path_lengths, out.nodes, paths, length,
+            num_warps=1, **slots,
+        )  # fmt: skip
+        rows = (target_logits, draft_logits, out.path_temperatures, out.path_lengths)
+        normalise_rows(*rows, out, 0, length + 1, laws, shared=True)
+        block_ratios[(requests * paths,)](
+            *rows, out.nodes, out.norms, tokens, coin_uniforms, out.valid, out.ratios, out.first, out.stop,
+            length, vocab, num_warps=1, **compiled,
+        )  # fmt: skip
+        finish(*rows, coin_uniforms, choice_uniforms, out, laws, out.path_verdict, shared=True)
+        end_race[(requests,)](
+            target_logits, draft_logits, temperatures, lengths, out.nodes, out.norms, out.ratios, tokens, out.valid,
+            out.path_verdict.accepted, out.path_verdict.token, key_uniforms,
+            out.verdict.path, out.verdict.accepted, out.verdict.token, paths, length, vocab,
+            PATHS=slots["PATHS"], num_warps=4, **compiled,
+        )  # fmt: skip
     return out.verdict

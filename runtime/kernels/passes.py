@@ -21,10 +21,15 @@ REAL the dtype of the arithmetic on rows. Chunk sums are added, and tokens drawn
 Source: [BV] arXiv:2403.10444, Algorithm 2; arXiv:2211.17192, Algorithm 1.
 """
 
+from functools import partial
+
 import triton
 import triton.language as tl
 
 from specbound.runtime.verifiers.gbv import BUCKET_WIDTH, BUCKETS
+
+# What is launched: compiled once for all values of these, which differ from call to call and between captures.
+kernel = partial(triton.jit, do_not_specialize=("start", "depth", "step", "requests", "paths", "length"))
 
 MIDDLE = tl.constexpr(BUCKETS // 2)
 STEP = tl.constexpr(BUCKET_WIDTH)
@@ -60,7 +65,7 @@ def law(entries, inverse, norms, slot, REAL: tl.constexpr):
     return tl.exp((entries - largest) * inverse - tl.load(norms + 2 * slot + 1).to(REAL))
 
 
-@triton.jit
+@kernel
 def row_masses(
     target, draft, temperatures, lengths, nodes, valid, chunk_max, chunk_sum,
     start, length, vocab, chunks,
@@ -95,7 +100,7 @@ def row_masses(
     tl.store(chunk_sum + slot, tl.sum(tl.exp(scaled), axis=0))
 
 
-@triton.jit
+@kernel
 def row_norms(
     temperatures, lengths, nodes, chunk_max, chunk_sum, norms, valid,
     start, length, chunks,
@@ -191,7 +196,7 @@ def node_laws(
     return law(ahead, inverse, norms, slot, REAL), law(drawn, inverse, norms, slot + length + 1, REAL)
 
 
-@triton.jit
+@kernel
 def surplus_masses(
     target, draft, temperatures, nodes, norms, ratios, selection, first, stop, masses,
     paths, length, vocab, chunks,
@@ -201,9 +206,10 @@ def surplus_masses(
     """Residual mass of each chunk where it can matter: the second read of those rows.
 
     That is at the depths first <= i < stop of a walk. Grid (C, N, W), N the largest number of such depths; if nodes are
-    shared N = L, and a node's mass is computed once for all walks through it, whose ratio there is the same.
+    shared N = L, and a node's mass is computed once for all walks through it, whose ratio there is the same. The last
+    walks come first: their rows are the ones that the L2 cache may still hold.
     """
-    chunk, walk = tl.program_id(0), tl.program_id(2)
+    chunk, walk = tl.program_id(0), tl.num_programs(2) - 1 - tl.program_id(2)
     if SHARED:
         depth = tl.program_id(1)
         path = tl.arange(0, PATHS)
@@ -231,25 +237,31 @@ def surplus_masses(
 def open_depths(lengths, coins, ratio, first, stop, walk, depth, length):
     """Store first <= i < stop, the depths whose residual mass can matter, from the ratios c_i at `depth` = 0, 1, ..
 
-    A prefix with c_i = 1 is kept whatever its coin (h_i = s_i / s_i), so no shorter one can be the last that is kept;
-    if the coin of the whole draft comes up it is kept, and no residual matters.
+    A prefix with c_i = 1 is kept whatever its coin (h_i = s_i / s_i), so no shorter one can be the last that is kept.
+    One whose coin is at or above c_i is not kept by it (s_i <= c_i, so h_i <= c_i), so none behind the last other one
+    is the last. If the coin of the whole draft comes up it is kept, and no residual matters.
     """
     last = tl.load(lengths + walk)
-    coin = tl.load(coins + walk * length + last - 1, mask=last > 0, other=1.0).to(tl.float64)
-    whole = coin < tl.sum(tl.where(depth == last, ratio, 0.0), axis=0)
+    inside = (depth > 0) & (depth <= last)
+    coin = tl.load(coins + walk * length + depth - 1, mask=inside, other=1.0).to(tl.float64)
+    whole = tl.max(((depth == last) & (coin < ratio)).to(tl.int32), axis=0) > 0
     sure = tl.max(tl.where((depth < last) & (ratio == 1), depth, 0), axis=0)
+    likely = tl.max(tl.where((depth < last) & (coin < ratio), depth, 0), axis=0)
     tl.store(first + walk, tl.where(whole, last, sure))
-    tl.store(stop + walk, last)
+    tl.store(stop + walk, tl.where(whole, last, tl.minimum(tl.maximum(sure, likely) + 1, last)))
 
 
 @triton.jit
 def last_accepted(
-    coins, nodes, ratios, masses, walk, first, last, length, chunks, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr
+    coins, nodes, ratios, masses, walk, first, stop, last, length, chunks, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr
 ):
-    """The largest i in first..last whose coin is below h_i: h_last = c_last, h_i = s_i / (s_i + 1 - c_i), 0/0 = 1."""
+    """The largest i in first..last whose coin is below h_i: h_last = c_last, h_i = s_i / (s_i + 1 - c_i), 0/0 = 1.
+
+    From `stop` to last - 1 no coin is: s_i is not known there, and 0 stands in.
+    """
     depth = tl.arange(0, DEPTHS)
     chunk = tl.arange(0, CHUNKS)
-    inner = (depth >= first) & (depth < last)
+    inner = (depth >= first) & (depth < stop)
     node = tl.load(nodes + walk * (length + 1) + depth, mask=inner, other=0).to(tl.int64)
     places = masses + (node * (length + 1) + depth)[:, None] * chunks + chunk[None, :]
     parts = tl.load(places, mask=inner[:, None] & (chunk[None, :] < chunks), other=0.0).to(tl.float64)
@@ -271,10 +283,10 @@ def first_above(weights, goal, SIZE: tl.constexpr):
     return tl.where(found < SIZE, found, tl.max(tl.where(weights > 0, index, 0), axis=0))
 
 
-@triton.jit
+@kernel
 def emit_verdict(
-    target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum, norms, ratios, selection, first, valid, masses,
-    coins, choice, path, accepted, token,
+    target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum,
+    norms, ratios, selection, first, stop, valid, masses, coins, choice, path, accepted, token,
     paths, length, vocab, chunks,
     DECIDED: tl.constexpr, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
     SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
@@ -292,7 +304,8 @@ def emit_verdict(
     last = tl.load(lengths + walk)
     kept = tl.load(first + walk)
     if not DECIDED:
-        kept = last_accepted(coins, nodes, ratios, masses, walk, kept, last, length, chunks, DEPTHS, CHUNKS)
+        known = tl.load(stop + walk)
+        kept = last_accepted(coins, nodes, ratios, masses, walk, kept, known, last, length, chunks, DEPTHS, CHUNKS)
 
     chunk = tl.arange(0, CHUNKS)
     inverse = inverse_temperature(temperatures, walk, REAL)

@@ -3,8 +3,8 @@
 `surplus_masses`, `emit_verdict`.
 
 B requests, L drafted tokens, V vocabulary. `passes` says what is read when. Token verification reads one row of each
-model twice; block verification the rows between the longest prefix of ratio 1, which is always kept, and the end of
-the draft, and none if the whole draft is kept.
+model twice; block verification the rows from the longest prefix of ratio 1, which is always kept, to the longest one
+whose coin is below its ratio, and none if the whole draft is kept.
 Source: [BV] arXiv:2403.10444, Algorithm 2; Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1.
 """
 
@@ -17,6 +17,7 @@ from specbound.runtime.kernels.buffers import Workspace, check_arguments, worksp
 from specbound.runtime.kernels.passes import (
     emit_verdict,
     inverse_temperature,
+    kernel,
     open_depths,
     read_row,
     row_masses,
@@ -62,7 +63,7 @@ def log_steps(
     return tl.where(possible, target_log - tl.where(possible, draft_log, 0.0), 0.0)
 
 
-@triton.jit
+@kernel
 def block_ratios(
     target, draft, temperatures, lengths, nodes, norms, tokens, coins, valid, ratios, first, stop,
     length, vocab,
@@ -84,7 +85,7 @@ def block_ratios(
     open_depths(lengths, coins, tl.exp(log_ratios), first, stop, walk, depth, length)
 
 
-@triton.jit
+@kernel
 def token_acceptance(
     target, draft, temperatures, lengths, nodes, norms, tokens, coins, valid, ratios, first, stop,
     length, vocab,
@@ -191,14 +192,17 @@ def _verify(
         return out.verdict
     compiled = out.constants | {"IS_LAW": laws}
     depths = triton.next_power_of_2(length + 1)
-    normalise_rows(target, draft, temperatures, lengths, out, 0, length + 1, laws)
-    rows = (target, draft, temperatures, lengths, out.nodes, out.norms, tokens, coins, out.valid, out.ratios)
-    if rule == "block":
-        kept = (out.first, out.stop, length, vocab)
-        block_ratios[(requests,)](*rows, *kept, DEPTHS=depths, num_warps=1, **compiled)
-    else:
-        token_acceptance[(requests,)](*rows, out.first, out.stop, length, vocab, DEPTHS=depths, num_warps=1, **compiled)
-    finish(target, draft, temperatures, lengths, coins, choice, out, laws, out.verdict, decided=rule == "token")
+    with torch.cuda.device_of(target):
+        normalise_rows(target, draft, temperatures, lengths, out, 0, length + 1, laws)
+        rows = (target, draft, temperatures, lengths, out.nodes, out.norms, tokens, coins, out.valid, out.ratios)
+        if rule == "block":
+            kept = (out.first, out.stop, length, vocab)
+            block_ratios[(requests,)](*rows, *kept, DEPTHS=depths, num_warps=1, **compiled)
+        else:
+            token_acceptance[(requests,)](
+                *rows, out.first, out.stop, length, vocab, DEPTHS=depths, num_warps=1, **compiled
+            )
+        finish(target, draft, temperatures, lengths, coins, choice, out, laws, out.verdict, decided=rule == "token")
     return out.verdict
 
 
@@ -247,9 +251,9 @@ def finish(
     """
     walks, (_, paths, length, vocab) = len(lengths), out.shape
     compiled = out.constants | {"SELECTED": selected, "IS_LAW": laws, "TINY": out.tiny, "BLOCK": out.block}
-    rows = (out.norms, out.ratios, out.selection, out.first)
+    rows = (out.norms, out.ratios, out.selection, out.first, out.stop)
     surplus_masses[(out.chunks, 1 if decided else length, walks)](
-        target, draft, temperatures, out.nodes, *rows, out.stop, out.masses, paths, length, vocab, out.chunks,
+        target, draft, temperatures, out.nodes, *rows, out.masses, paths, length, vocab, out.chunks,
         PATHS=triton.next_power_of_2(paths), SHARED=shared, num_warps=8, **compiled,
     )  # fmt: skip
     emit_verdict[(walks,)](

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specbound.runtime.kernels.buffers import Workspace
-from specbound.runtime.kernels.passes import WIDTH, first_above, inverse_temperature, node_at, node_laws
+from specbound.runtime.kernels.passes import WIDTH, first_above, inverse_temperature, kernel, node_at, node_laws
 from specbound.runtime.kernels.single_path import log_law_at
 from specbound.runtime.kernels.walk import (
     go_down,
@@ -70,7 +70,7 @@ def bracket_after(
     return low, high
 
 
-@triton.jit
+@kernel
 def clipped_masses(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, brackets, sums,
     depth, step, steps, requests, paths, length, vocab, chunks,
@@ -108,7 +108,7 @@ def level_of(target_law, draft_law, ratio, high, low, TINY: tl.constexpr):
     return tl.minimum(tl.maximum(level, 0.0), 1.0)
 
 
-@triton.jit
+@kernel
 def failing_masses(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, brackets, sums, selection,
     depth, steps, requests, paths, length, vocab, chunks,
@@ -153,7 +153,7 @@ def count_below(counts, level, mass, fails, high, low, PATHS: tl.constexpr):
     return tl.where(density > 0, chosen, counts)
 
 
-@triton.jit
+@kernel
 def select_path(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, sums, selection, alive, tokens, valid, select,
     depth, steps, requests, paths, length, vocab, chunks,

@@ -16,12 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from specbound.runtime.kernels.buffers import Workspace, check_arguments, workspace
-from specbound.runtime.kernels.passes import open_depths
+from specbound.runtime.kernels.passes import kernel, open_depths
 from specbound.runtime.kernels.single_path import finish, normalise_rows
 from specbound.runtime.verdict import Verdict
 
 
-@triton.jit
+@kernel
 def begin_walk(nodes, ratios, alive, count, paths, length, PATHS: tl.constexpr):
     """At the root all paths are alive, c = 1. Grid (B,)."""
     walk = tl.program_id(0)
@@ -75,7 +75,7 @@ def shifted(polynomial, SIZE: tl.constexpr):
     return tl.where(index > 0, tl.gather(polynomial, tl.maximum(index - 1, 0), 0), 0.0)
 
 
-@triton.jit
+@kernel
 def open_walk(lengths, coins, ratios, first, stop, length, DEPTHS: tl.constexpr):
     """Depths of the walk whose residual mass can matter. Grid (B,)."""
     walk = tl.program_id(0)
@@ -129,15 +129,16 @@ def verify_by_walk(
     check_arguments(target, draft, tokens, checked, out)
     if requests == 0:
         return out.verdict
-    begin_walk[(requests,)](
-        out.nodes, out.ratios, out.alive, out.count, paths, length, PATHS=path_slots(paths), num_warps=1
-    )
-    rows = (target, draft, temperatures, lengths)
-    for depth in range(length + 1):
-        normalise_rows(*rows, out, depth, 1, laws)
-        if depth < length:
-            descend(rows, out, depth)
-    depths = triton.next_power_of_2(length + 1)
-    open_walk[(requests,)](lengths, coins, out.ratios, out.first, out.stop, length, DEPTHS=depths, num_warps=1)
-    finish(*rows, coins, choice, out, laws, out.verdict, selected=selected)
+    with torch.cuda.device_of(target):
+        begin_walk[(requests,)](
+            out.nodes, out.ratios, out.alive, out.count, paths, length, PATHS=path_slots(paths), num_warps=1
+        )
+        rows = (target, draft, temperatures, lengths)
+        for depth in range(length + 1):
+            normalise_rows(*rows, out, depth, 1, laws)
+            if depth < length:
+                descend(rows, out, depth)
+        depths = triton.next_power_of_2(length + 1)
+        open_walk[(requests,)](lengths, coins, out.ratios, out.first, out.stop, length, DEPTHS=depths, num_warps=1)
+        finish(*rows, coins, choice, out, laws, out.verdict, selected=selected)
     return out.verdict
