@@ -32,7 +32,7 @@ from specbound.runtime import kernels
 from specbound.runtime.cache import CachedModel, causal
 from specbound.runtime.drafting import Context, Drafts, draft_beam, draft_paths
 from specbound.runtime.draws import Draws
-from specbound.runtime.lengths import FixedLength, LengthPolicy
+from specbound.runtime.lengths import AcceptanceHeadLength, FixedLength, LengthPolicy
 from specbound.runtime.models import check_pair, context_limit, input_device, vocabulary
 from specbound.runtime.processes import agreement, check_same_request, own
 from specbound.runtime.sampling import Sampler
@@ -285,6 +285,10 @@ class _Loop:
                 f"length is {self.length}, which looks at drafted tokens: it wants one sampled path (paths=1, beams=0) "
                 f"and a stateless verifier; give a fixed length for {self.facts.name!r} with {self.paths} paths"
             )
+        if isinstance(self.policy, AcceptanceHeadLength):
+            width, wanted = self.draft.config.get_text_config().hidden_size, self.policy.head.hidden_size
+            if width != wanted:
+                raise ValueError(f"the acceptance head wants a draft of width {wanted}; this one has {width}")
 
     def __call__(
         self,
@@ -354,12 +358,19 @@ class _Decoding:
             CachedModel(target, self.rows),
             CachedModel(loop.draft, self.rows, loop.policy.needs_hidden),
         )
+        self._check_tokens(vocabulary(target))
         vocab = max(vocabulary(target), vocabulary(loop.draft))
         self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.padding, self.device)
         self.carry: Any = None
         self.records: list[dict[str, Any]] = []
         self.verification: kernels.Implementation = "tensor"
         self.seconds = dict.fromkeys(("prefill", "draft", "target", "verify", "overhead"), 0.0)
+
+    def _check_tokens(self, vocab: int) -> None:
+        real = torch.arange(self.columns, device=self.device) >= torch.tensor(self.padding, device=self.device)[:, None]
+        least, most = (int(end) for end in self.prompt.ids[real].aminmax())
+        if least < 0 or most >= vocab:
+            raise ValueError(f"input_ids lie in {least}..{most}; want 0..{vocab - 1}, the target's tokens")
 
     def run(self) -> Generation:
         """Call until every row is done; an interrupt keeps what there is."""

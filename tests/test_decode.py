@@ -27,9 +27,10 @@ from transformers.generation.streamers import BaseStreamer
 from specbound import shipped_pair
 from specbound.proofs_checks.law import ReplayDraws
 from specbound.runtime import decode
+from specbound.runtime.acceptance_head import AcceptanceHead
 from specbound.runtime.cache import CachedModel
 from specbound.runtime.decode import Generation, generate, pad_rows, perplexity, speculative
-from specbound.runtime.lengths import ConfidenceLength, EntropyLength, FixedLength
+from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength, FixedLength
 from specbound.runtime.models import load_pair
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import registry
@@ -579,6 +580,9 @@ REFUSED = [
     ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams is 3"),
     ({"attention_mask": torch.zeros(1, 2)}, "row 0 of input_ids is empty"),
     ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "no tokens"),
+    ({"input_ids": torch.tensor([[1, 20]])}, r"input_ids lie in 1\.\.20; want 0\.\.19, the target's tokens"),
+    ({"input_ids": torch.tensor([[2**62, 1, -1]]), "attention_mask": torch.tensor([[0, 1, 1]])}, r"lie in -1\.\.1;"),
+    ({"length": AcceptanceHeadLength(AcceptanceHead(5))}, "wants a draft of width 5; this one has 8"),
     ({"beams": 2}, "beams is 2"),
     ({"length": ConfidenceLength(), "verifier": "greedy-block"}, "wants one sampled path"),
     ({"length": ConfidenceLength(), "verifier": "two-level", "paths": 2}, "wants one sampled path"),

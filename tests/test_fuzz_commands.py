@@ -242,7 +242,7 @@ def check(given: list[str], code: Any, out: str, err: str) -> None:
     assert code in (0, 1, 2), (code, err)
     undecided = given[0] == "audit" and code == 2 and out
     if code == 2 and not undecided:
-        assert out == ""
+        assert out == "", err
         assert err.startswith("specbound: "), err
         assert err.count("\n") == 1, err
         assert len(err) < 2000, err

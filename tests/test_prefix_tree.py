@@ -149,6 +149,7 @@ def test_instances_of_integers_and_fractions_are_exact(name):
         (lambda: PrefixTree.iid([0.5, 0.5], [1.5, -0.5], 1), r"draft has the negative entry -0.5 \(at 2\)"),
         (lambda: PrefixTree.iid([0.5, float("nan")], [0.5, 0.5], 1), r"target has the entry nan \(at 2\)"),
         (lambda: PrefixTree.iid([0.5, 0.5], [float("inf"), 0], 1), r"draft has the entry inf \(at 1\)"),
+        (lambda: PrefixTree.iid([1], [1], 10**6), r"length 1000000 makes prefixes of 1e\+12 tokens in all"),
         (lambda: PrefixTree.iid([0.5, 0.5], [0.5, 0.5], 40), "more than 2e.07( nodes)?; lower vocab or length"),
         (lambda: PrefixTree.markov([[1]], [[1], [1]], 1), "target has 1 rows and draft 2"),
         (lambda: PrefixTree.markov([[1]], [[1]], 1, start=1), r"start is 1; want a token in 0\.\.0"),

@@ -32,6 +32,7 @@ Prefix = tuple[int, ...]
 FORMAT = "specbound.prefix-tree"
 VERSION = 1
 MAX_NODES = 20_000_000
+MAX_TOKENS = 10**9
 MAX_VOCAB = 2**31 - 1
 MAX_BONUS = 200_000_000
 MAX_EXPONENT = 9999
@@ -342,6 +343,8 @@ def _check_size(vocab: int, length: int) -> None:
             f"vocab {vocab} and length {length} make {nodes:.3g} nodes, more than {MAX_NODES:.0e}; "
             "lower vocab or length"
         )
+    if nodes * length > MAX_TOKENS:
+        raise ValueError(f"length {length} makes prefixes of {nodes * length:.3g} tokens in all; lower length")
 
 
 def _check_vocab(vocab: int) -> None:

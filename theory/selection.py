@@ -92,6 +92,7 @@ def _bucket(ratio: Any) -> int:
     return int(np.clip(np.rint(np.log2(float(ratio))), -middle, middle)) + middle
 
 
+@np.errstate(over="ignore")
 def two_level_path(tree: PrefixTree, paths: int) -> Array:
     """[n] kappa of two-level selection, in float64 (its levels are roots of polynomials).
 
@@ -108,8 +109,7 @@ def two_level_path(tree: PrefixTree, paths: int) -> Array:
         if count is None or below.start == below.stop:
             continue
         draft = tree.draft[below]
-        with np.errstate(over="ignore"):
-            ratio = np.where(draft > 0, phi[node] / kappa[node] * tree.target[below], 0) / np.where(draft > 0, draft, 1)
+        ratio = np.where(draft > 0, phi[node] / kappa[node] * tree.target[below], 0) / np.where(draft > 0, draft, 1)
         level, fails = _levels(ratio, draft, count)
         failing = draft * (1 - level)
         none, top = _densities(count, (fails - failing, failing), (1 - draft, draft))
