@@ -130,30 +130,41 @@ def race_law(low: Tensor, high: Tensor) -> Tensor:
     paths = lows.shape[1]
     nodes, weights = np.polynomial.legendre.leggauss(paths)
     ends = np.sort(np.concatenate([lows, highs], axis=1), axis=1)
-    half = np.diff(ends, axis=1) / 2
-    points = (ends[:, :-1] + half)[..., None] + half[..., None] * nodes
-    fixed = highs == lows
-    width = np.where(fixed, 1.0, highs - lows)
+    length = np.diff(ends, axis=1)
+    start, offset = ends[:, :-1, None], length[..., None] * (1 + nodes) / 2
+    width = highs - lows
+    fixed = width < np.finfo(float).tiny
+    width = np.where(fixed, 1.0, width)
     law = np.zeros(lows.shape)
     for k in range(paths):
         others = [j for j in range(paths) if j != k]
-        beaten = _beyond(points, lows, highs, width, fixed, others)
-        inside = (points > lows[:, k, None, None]) & (points < highs[:, k, None, None])
-        spread = (beaten * inside * weights * half[..., None]).sum(axis=(1, 2)) / width[:, k]
-        at_low = _beyond(lows[:, k, None, None], lows, highs, width, fixed, others)[:, 0, 0]
+        beaten = _beyond(start, offset, lows, highs, width, fixed, others)
+        inside = (ends[:, :-1] >= lows[:, k, None]) & (ends[:, 1:] <= highs[:, k, None])
+        spread = (beaten @ (weights / 2) * inside * length).sum(axis=1) / width[:, k]
+        at_low = _beyond(lows[:, k, None, None], 0.0, lows, highs, width, fixed, others)[:, 0, 0]
         tied = fixed[:, :k] & (lows[:, :k] == lows[:, k : k + 1])
         law[:, k] = np.where(fixed[:, k], at_low * ~tied.any(axis=1), spread)
     return torch.as_tensor(law, device=low.device)
 
 
 def _beyond(
-    points: np.ndarray, lows: np.ndarray, highs: np.ndarray, width: np.ndarray, fixed: np.ndarray, keys: list[int]
+    start: np.ndarray,
+    offset: np.ndarray | float,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    width: np.ndarray,
+    fixed: np.ndarray,
+    keys: list[int],
 ) -> np.ndarray:
-    """Probability that all of `keys` are at least t, for the points t [B, ...]."""
-    chance = np.ones(points.shape)
+    """Probability that all of `keys` are at least t = start + offset [B, ...], t before the next end point.
+
+    The two parts of t are kept apart: keys may be as narrow as the spacing of floats.
+    """
+    chance = np.ones(np.broadcast_shapes(np.shape(start), np.shape(offset)))
     for j in keys:
         low, high, span, sure = (ends[:, j, None, None] for ends in (lows, highs, width, fixed))
-        chance *= np.where(sure, low >= points, np.clip((high - points) / span, 0, 1))
+        reached = np.where(np.greater(offset, 0), low > start, low >= start)
+        chance *= np.where(sure, reached, np.clip((high - start - offset) / span, 0, 1))
     return chance
 
 

@@ -163,6 +163,18 @@ def test_the_race_law_of_fixed_keys_among_others_agrees_with_integrals_done_by_h
     assert torch.allclose(found, torch.tensor([law, law], dtype=torch.float64), atol=1e-15)
 
 
+@pytest.mark.parametrize("base", [0.3, 1.0, 1e-9])
+def test_keys_as_narrow_as_the_spacing_of_floats_are_raced_exactly(base):
+    """The third key is fixed at the middle of the first: of [0, 2], [1, 2] and 1 in units of the spacing."""
+    unit = np.spacing(base)
+    low, high = torch.tensor([[0.0, 1.0, 1.0]]).double(), torch.tensor([[2.0, 2.0, 1.0]]).double()
+    three = race_law(base + unit * low, base + unit * high)
+    assert torch.allclose(three, torch.tensor([[0.5, 0.0, 0.5]], dtype=torch.float64), atol=1e-15)
+    # without the fixed one: int_0^1 1/2 dt + int_1^2 (2 - t)/2 dt = 3/4
+    two = race_law(base + unit * low[:, :2], base + unit * high[:, :2])
+    assert torch.allclose(two, torch.tensor([[0.75, 0.25]], dtype=torch.float64), atol=1e-15)
+
+
 @pytest.mark.parametrize("keys", [2, 3, 4, 6])
 def test_the_race_law_is_that_of_integrated_polynomials(keys):
     """Pr(k smallest) = int dt / width_k prod of the others' survival, piecewise polynomial, in exact fractions."""
