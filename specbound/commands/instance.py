@@ -28,6 +28,8 @@ class OutputFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         file = str(super().convert(value, param, ctx))
+        if not Path(file).name:
+            self.fail(f"{file!r} is no name of a file", param, ctx)
         if self.suffixes and Path(file).suffix not in self.suffixes:
             self.fail(f"{file!r} wants one of the endings {', '.join(self.suffixes)}", param, ctx)
         if len(os.fsencode(Path(file).name)) > LONGEST_NAME:
