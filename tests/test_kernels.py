@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -223,13 +223,18 @@ def test_the_whole_benchmark_runs_on_the_interpreter_with_tiny_sizes(tmp_path: P
     )
     assert run.returncode == 0, run.stderr[-4000:]
     found = json.loads(output.read_text())
-    own = [record for record in found["records"] if record["what"] in ("kernel", "tensor", "compile")]
+    kinds = ("kernel", "launched", "tensor", "compile")
+    own = [record for record in found["records"] if record["what"] in kinds]
     assert [record for record in own if "error" in record] == []
+    fused = [record for record in own if record["what"] == "kernel"]
+    assert [(record["compared"], record["differ"], record["unsteady"]) for record in fused] == [
+        (record["B"], 0, False) for record in fused
+    ]
     single, many = ({"block", "token"}, {"two-level", "key-race", "gbv-bucketed"})
     for requests in (1, 2):
         for paths, verifiers in ((1, single), (2, many)):
             cases = [record for record in own if (record["B"], record["K"]) == (requests, paths)]
-            wanted = {(name, what) for name in verifiers for what in ("kernel", "tensor", "compile")}
+            wanted = {(name, what) for name in verifiers for what in kinds}
             assert wanted == {(record["verifier"], record["what"]) for record in cases}
     assert [law["control"] for law in found["laws"]] == [False] * 5 + [True]
     assert len(run.stdout.splitlines()) == 2 + len(found["records"]) + 1 + 6
@@ -244,6 +249,95 @@ def benchmark() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_run_that_is_ended_early_keeps_what_it_measured(
+    monkeypatch: pytest.MonkeyPatch, benchmark: ModuleType, tmp_path: Path
+) -> None:
+    row = {"verifier": "block", "what": "kernel", "B": 1, "K": 1, "L": 1, "us": 2.0, "floor_us": 1.0, "ratio": 2.0}
+
+    def ended(*_: Any) -> Iterator[dict[str, Any]]:
+        yield row
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: True)
+    monkeypatch.setattr(benchmark, "measure_all", ended)
+    output = tmp_path / "kernels.json"
+    monkeypatch.setattr(sys, "argv", ["kernels.py", "--smoke", "--only", "kernel", "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main()
+    found = json.loads(output.read_text())
+    assert (found["records"], found["laws"], found["block"]) == ([row], [], 4096)
+
+
+def test_a_row_that_fails_says_why_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, benchmark: ModuleType) -> None:
+    def broken(inputs: Any) -> Callable[[int], None]:
+        raise torch.OutOfMemoryError("no room")
+
+    makers = {("block", "tensor"): broken, ("token", "tensor"): lambda inputs: lambda index: None}
+    monkeypatch.setattr(benchmark, "contestants", lambda paths, clock, block: makers)
+    sizes = benchmark.Sizes((1, 2), (1,), (1,), 20, 1, 1, 1, 1, 1)
+    inputs = benchmark.Inputs
+
+    def no_room_for_two(device: str, requests: int, *shape: int) -> Any:
+        if requests == 2:
+            raise torch.OutOfMemoryError("nor here")
+        return inputs(device, requests, *shape)
+
+    monkeypatch.setattr(benchmark, "Inputs", no_room_for_two)
+    first, second, third = benchmark.measure_all(sizes, benchmark.CpuClock(), 1.0, {"tensor"}, 4096)
+    assert first["error"] == "OutOfMemoryError: no room"
+    assert second["us"] >= 0
+    assert (third["B"], third["what"], third["error"]) == (2, "inputs", "nor here")
+    assert "no room" in benchmark.line(first)
+    assert "nor here" in benchmark.line(third)
+
+
+def test_verdicts_are_compared_with_the_tensor_versions_on_the_same_uniforms(
+    monkeypatch: pytest.MonkeyPatch, benchmark: ModuleType
+) -> None:
+    clock = benchmark.CpuClock()
+    out = SimpleNamespace(verdict=None)
+    monkeypatch.setattr(kernels, "workspace", lambda *shape, block: out)
+    drawn: dict[str, Callable[[Any], list[Tensor]]] = {
+        "block": lambda given: [given.coins, given.choice],
+        "gbv-bucketed": lambda given: [given.coins, given.choice],
+        "two-level": lambda given: [given.select[:, 0], given.select[:, 1], given.coins, given.choice],
+        "key-race": lambda given: [
+            given.race_coins[:, 0], given.race_choice[:, 0], given.race_coins[:, 1], given.race_choice[:, 1], given.keys
+        ],
+    }  # fmt: skip
+    for name, answers in drawn.items():
+        inputs = benchmark.Inputs("cpu", 20, 1 if name == "block" else 2, 2, 30, 1)
+        calls = []
+
+        def stand_in(
+            name: str, given: Any, out: Any, answers: Any = answers, calls: Any = calls
+        ) -> Callable[..., None]:
+            def run(target: Tensor, draft: Tensor, tokens: Tensor) -> None:
+                calls.append(0)
+                laws = [logits.double().softmax(dim=-1) for logits in (draft, target)]
+                draws = benchmark.GivenDraws([answer.contiguous() for answer in answers(given)])
+                verdict = get(name).verify(Batch(tokens, *laws), draws)
+                accepted = verdict.accepted + (torch.arange(20) % 10 == 3) + (len(calls) == 4)
+                out.verdict = replace(verdict, accepted=accepted)
+
+            return run
+
+        monkeypatch.setattr(benchmark, "kernel", stand_in)
+        assert benchmark.verdicts(name, inputs, clock, 4096) == {"differ": 2, "compared": 16, "unsteady": False}
+        assert benchmark.verdicts(name, inputs, clock, 4096)["unsteady"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("vocab", [127, 50257])
+@pytest.mark.parametrize("name", kernels.NAMES)
+def test_on_a_device_graphs_decide_as_the_tensor_versions_do(benchmark: ModuleType, name: str, vocab: int) -> None:
+    inputs = benchmark.Inputs("cuda", 16, 1 if name in ("block", "token") else 4, 3, vocab, 1)
+    found = benchmark.verdicts(name, inputs, benchmark.GpuClock(), 4096)
+    assert not found["unsteady"]
+    assert found["differ"] <= 1
 
 
 def test_the_sampled_audit_passes_lossless_verifiers_and_rejects_a_correction_from_the_target(
