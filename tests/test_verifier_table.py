@@ -121,6 +121,23 @@ def test_broken_tables_miss_the_target_law(objective):
         assert output_law(stateless).total_variation(tree.target_law()) > 1e-3
 
 
+def test_scores_of_rarely_drafted_leaves_are_found_although_rounding_hides_their_place():
+    """The integral of g' over a stretch of length 1e-13 is flat to rounding: the search for its place takes long."""
+    draft = [0.0002885234492058889, 0.14715184076301455, 0.018098345943714865, 0.04844604126783418]
+    draft += [7.313748801468318e-14, 3.880903795669961e-08, 0.3479350868684387, 1.2648579641457276e-10]
+    draft += [2.1771866800938193e-13, 2.525091155193285e-13]
+    kappa = [0.0023058580542800206, 0.7185693175083229, 0.0005188056099478809, 0.00232948094863139]
+    kappa += [5.83918764035518e-13, 3.098457539946024e-07, 0.2749197001947565, 1.0118863708652887e-09]
+    kappa += [1.7417493440706494e-12, 2.020072924152842e-12]
+    scores = score_intervals(np.array(kappa), np.array(draft), 8)
+    won = [sum((1 - low) ** 8 - (1 - high) ** 8 for low, high in intervals) for intervals in scores]
+    last = 2  # the leaf of lowest kappa/Q takes what is left of [0, 1]
+    np.testing.assert_allclose(
+        np.delete([total_length(intervals) for intervals in scores], last), np.delete(draft, last), atol=1e-15
+    )
+    np.testing.assert_allclose(np.delete(won, last), np.delete(kappa, last), atol=1e-14)
+
+
 def test_scores_that_belong_to_two_leaves_are_refused():
     table, _ = optimal_table(PrefixTree.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3], 1), 2, "lossless")
     overlapping = replace(table, scores=(table.scores[0], ((0.5, 0.5 + 1 / 3),)))

@@ -207,7 +207,7 @@ def _stretch(low: Array, high: Array, rest: Array, length: float, mass: float, p
         return 0.0
     if excess(last) >= 0.0:
         return float(last)
-    return float(brentq(excess, 0.0, last, xtol=1e-16, rtol=8.9e-16))
+    return float(brentq(excess, 0.0, last, xtol=1e-16, rtol=8.9e-16, maxiter=1000))
 
 
 def _won(intervals: Intervals, paths: int) -> float:
