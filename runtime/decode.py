@@ -166,6 +166,7 @@ def generate(
     if input_ids.ndim != 2 or input_ids.dtype != torch.int64 or input_ids.device.type == "meta":
         found = f"{input_ids.dtype} of shape {tuple(input_ids.shape)} on {input_ids.device}"
         raise ValueError(f"input_ids is {found}; want int64 [B, n]")
+    _check_not_empty(input_ids)
     for name in UNSUPPORTED_ARGUMENTS:
         if generation_kwargs.get(name) is not None:
             raise ValueError(f"{name} is not supported by speculative decoding; leave it out")
@@ -588,17 +589,21 @@ class _Prompt:
     padding: list[int] = field(default_factory=list)
 
 
+def _check_not_empty(input_ids: Tensor) -> None:
+    if input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids of shape {tuple(input_ids.shape)} has no tokens; give at least one row and one token "
+            "(a beginning-of-text token, say)"
+        )
+
+
 def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
     """The prompts with all padding moved to the left, wherever the mask has it.
 
     Raises:
         ValueError: a row has no token.
     """
-    if input_ids.numel() == 0:
-        raise ValueError(
-            f"input_ids of shape {tuple(input_ids.shape)} has no tokens; give at least one row and one token "
-            "(a beginning-of-text token, say)"
-        )
+    _check_not_empty(input_ids)
     if attention_mask is None:
         return _Prompt(input_ids, [0] * len(input_ids))
     real = attention_mask.to(input_ids.device).bool()

@@ -101,6 +101,7 @@ def test_forgetting_the_smallest_ratio_would_claim_too_much_for_one_path():
         (([0.5, 0.6], [0.5, 0.5], 2, 2), "row of target is not a law"),
         (([0.5, 0.5], [0.5, float("nan")], 2, 2), "row of draft is not a law"),
         (([0.5, 0.5], [0.5, 0.5], 0, 2), "length is 0"),
+        (([0.5, 0.5], [0.5, 0.5], None, 2), "length is None"),
         (([0.5, 0.5], [0.5, 0.5], 2, 0), "paths is 0"),
         (([0.5, 0.5], [0.5, 0.5], 2, 2, "best"), "objective is 'best'"),
     ],

@@ -580,6 +580,7 @@ REFUSED = [
     ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams is 3"),
     ({"attention_mask": torch.zeros(1, 2)}, "row 0 of input_ids is empty"),
     ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "no tokens"),
+    ({"input_ids": torch.zeros(3, 0, dtype=torch.int64), "attention_mask": torch.zeros(3, 0)}, "no tokens"),
     ({"input_ids": torch.tensor([[1, 20]])}, r"input_ids lie in 1\.\.20; want 0\.\.19, the target's tokens"),
     ({"input_ids": torch.tensor([[2**62, 1, -1]]), "attention_mask": torch.tensor([[0, 1, 1]])}, r"lie in -1\.\.1;"),
     ({"length": AcceptanceHeadLength(AcceptanceHead(5))}, "wants a draft of width 5; this one has 8"),

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from specbound.theory import single_step
 from specbound.theory.block_transport import linear_optimum as transport_by_lp
 from specbound.theory.feasibility import worst_antichain
 from specbound.theory.multi_path import antichain, coupling, interior_point, tangent_lp
@@ -272,3 +273,14 @@ def test_windows_change_the_work_and_not_the_answer(monkeypatch):
     wide = lossless_optimum(tree, 3)
     assert narrow.value <= wide.bound
     assert wide.value <= narrow.bound
+
+
+def test_a_million_paths_are_certified_where_hardly_drafted_tokens_matter():
+    tree = PrefixTree.iid([0.98, 0.02 - 1e-12, 1e-12], [0.35, 2e-10, 0.65 - 2e-10], 1)
+    for solve in SOLVERS.values():
+        assert solve(tree, 10**6).gap <= 1e-6
+    assert lossless_optimum(tree, 10**6).value == pytest.approx(optimal_step(tree, 10**6), abs=2e-6)
+
+
+def optimal_step(tree, paths):
+    return single_step.optimum(tree.target[1:], tree.draft[1:], paths).value

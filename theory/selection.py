@@ -106,7 +106,7 @@ def two_level_path(tree: PrefixTree, paths: int) -> Array:
     for node in range(tree.leaves.start):
         below = tree.children[node]
         count = counts.pop(node, None)
-        if count is None or below.start == below.stop:
+        if count is None or below.start == below.stop or kappa[node] == 0:
             continue
         draft = tree.draft[below]
         ratio = np.where(draft > 0, phi[node] / kappa[node] * tree.target[below], 0) / np.where(draft > 0, draft, 1)

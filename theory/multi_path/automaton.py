@@ -34,6 +34,7 @@ from specbound.theory.prefix_tree import ROW_TOLERANCE, Array, as_floats
 from specbound.theory.solution import CertificateError, check_paths
 
 MAX_STATES = 200_000
+LEAST_LOG_RATIO = -700.0
 ROUNDS = 4
 ENOUGH = 1e-4
 FIRST_COVERAGES = (0.01, 0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)
@@ -108,8 +109,8 @@ def markov_bounds(
 def _bounds(target: Array, draft: Array, length: int, paths: int, objective: PathObjective, start: int) -> Interval:
     check_paths(paths)
     check_objective(objective)
-    if length < 1:
-        raise ValueError(f"length is {length}; want at least 1")
+    if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1:
+        raise ValueError(f"length is {length!r}; want an integer of at least 1")
     for name, rows in (("target", target), ("draft", draft)):
         if rows.shape != target.shape:
             raise ValueError(f"{name} has shape {rows.shape}; target has {target.shape}")
@@ -165,12 +166,14 @@ def fold(target: Array, draft: Array, length: int, start: int = 0) -> Automaton:
         level = following
         levels.append(slice(first, len(mass)))
         edge_levels.append(slice(first_edge, len(edges)))
+    with np.errstate(over="ignore"):
+        ratios = np.exp(np.maximum(log_ratio, LEAST_LOG_RATIO))
     source, goals, p_edge, q_edge = (np.array(column) for column in zip(*edges, strict=True))
     return Automaton(
         depth=np.array(depth),
         mass=np.array(mass),
         reach=np.array(reach),
-        ratio=np.exp(np.array(log_ratio)),
+        ratio=ratios,
         source=source,
         goal=goals,
         p=p_edge,
@@ -198,7 +201,8 @@ def lower_bound(automaton: Automaton, density: Array, paths: int, objective: Pat
         kept = held.copy()
         kept[0] = 1.0
         for edges in automaton.edge_levels:
-            passed = kept[automaton.source[edges]] * automaton.p[edges] / automaton.q[edges]
+            with np.errstate(over="ignore"):
+                passed = kept[automaton.source[edges]] * automaton.p[edges] / automaton.q[edges]
             np.minimum.at(kept, automaton.goal[edges], passed)
     return float(automaton.mass[1:] @ kept[1:])
 

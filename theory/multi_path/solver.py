@@ -36,7 +36,7 @@ from specbound.theory.prefix_tree import Array, PrefixTree
 from specbound.theory.solution import CertificateError, Solution, certify, check_paths
 
 FIRST_COVERAGES = (0.09, 0.2, 0.36, 0.58, 0.78, 0.95, 1.0)
-SMALLEST_TANGENT = 1e-6
+SMALLEST_TANGENT, SMALLEST_COVERAGE = 1e-6, 6.4e-5
 SMALLEST_GAP = 1e-9
 WIDTH = 8
 NOTEWORTHY = 0.03
@@ -203,8 +203,9 @@ def best_response(tree: PrefixTree, kappa: Array, objective: PathObjective) -> A
 def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Round], None] | None) -> None:
     """Solve the tangent LP, evaluate, add tangents where g is violated, and again until the gap is at most tol."""
     work = work_tree(bounds.tree, bounds.paths, bounds.objective, tol)
+    least = min(SMALLEST_TANGENT, SMALLEST_COVERAGE / bounds.paths)
     points = np.unique(-np.expm1(np.log1p(-np.array(FIRST_COVERAGES[:-1])) / bounds.paths))
-    points = np.append(np.maximum(points, SMALLEST_TANGENT), 1.0)
+    points = np.append(np.maximum(points, least), 1.0)
     width, wider, aim = len(points), WIDTH, 2e-4
     guess = Guess(ratio_priority(work, bounds.paths), FARTHEST)
     density = guess.kappa / work.draft
@@ -230,7 +231,7 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
         if profile.excess(tangents) > 0.1 * violation.max():
             wider += WIDTH // 2
         else:
-            points = refined(points, profile, violation)
+            points = refined(points, profile, violation, least)
         width = wider
         mu = np.where(np.isin(points, tangents.t), np.interp(points, tangents.t, point.mu), 0.0)
         mix = float(np.clip(3 * np.sqrt(bounds.gap), NEAREST, FARTHEST))
@@ -281,14 +282,14 @@ class Profile:
         return float(over.max())
 
 
-def refined(points: Array, profile: Profile, violation: Array) -> Array:
-    """These tangent points and 1, and in every arc between two of them the worst violation of g."""
+def refined(points: Array, profile: Profile, violation: Array, least: float) -> Array:
+    """These tangent points and 1, and in every arc between two of them the worst violation of g, at `least`."""
     points = np.union1d(points, 1.0)
     arc = np.minimum(np.searchsorted(points, profile.t), len(points) - 1)
     worst = np.full(len(points), -np.inf)
     np.maximum.at(worst, arc, violation)
     bad = (violation == worst[arc]) & (violation > max(NOTEWORTHY * violation.max(), 0.0))
-    return np.union1d(points, np.maximum(profile.t[bad], SMALLEST_TANGENT))
+    return np.union1d(points, np.maximum(profile.t[bad], least))
 
 
 def located(density: Array, potential: Array, tangents: Tangents, mu: Array) -> Array:
