@@ -124,6 +124,27 @@ def test_speculative_sampling_has_the_reference_perplexity_and_calls(pair, tempe
     assert near(decoded.calls, calls)
 
 
+def test_the_perplexity_of_a_long_text_is_that_of_its_tokens():
+    """Every token has probability 3/5, also where that of the whole text is below the range of floats."""
+    for number in (0.6, Q(3, 5)):
+        model = TokenModel.markov([[number, 1 - number]] * 2)
+        for length in (10, 1500, 3000):
+            decoded = DecodingLaw({(0,) * length: 1.0}, 1.0, model)
+            assert near(decoded.perplexity_of_mean, 5 / 3)
+            assert near(decoded.mean_perplexity, 5 / 3)
+    impossible = DecodingLaw({(0, 1): 1.0}, 1.0, TokenModel.markov([[1, 0]] * 2))
+    assert math.isinf(impossible.perplexity_of_mean)
+
+
+def test_blocks_whose_probability_vanishes_in_floats_are_refused_and_in_fractions_found():
+    rows = [[Q(2, 5), Q(3, 5)]] * 2
+    assert most_probable_block(TokenModel.markov(rows), 1600) == (1,) * 1600
+    for find in (most_probable_block, lambda model, size: beam_block(model, size, 2)):
+        assert find(TokenModel.markov([[0.4, 0.6]] * 2), 1300) == (1,) * 1300
+        with pytest.raises(ValueError, match="blocks of 1600 tokens have probabilities below 2e-308; give exact"):
+            find(TokenModel.markov([[0.4, 0.6]] * 2), 1600)
+
+
 def perplexity(model: TokenModel, tokens: tuple[int, ...]) -> float:
     return float(model.joint(tokens)) ** (-1 / len(tokens))
 

@@ -734,6 +734,23 @@ def test_a_target_with_two_closed_classes_is_refused_by_name():
         solve(StoppingInstance([[1, 0], [0, 1]], [[1, 0], [0, 1]], 3, 1, 1))
 
 
+def test_in_fractions_a_step_of_any_probability_connects_the_contexts():
+    """The rates at 1e-13 and 1e-40 are those at 1e-6, up to terms of that order: in the limit, half of each context."""
+
+    def problem(rare: Q) -> StoppingInstance:
+        return StoppingInstance([[1 - rare, rare], [rare, 1 - rare]], [[Q(1, 2)] * 2, [Q(9, 10), Q(1, 10)]], 4, 1, 2)
+
+    nearby = problem(Q(1, 10**6))
+    for rare in (Q(1, 10**13), Q(1, 10**40)):
+        found = problem(rare)
+        assert evaluate(found, constant_length(1)).closed_classes == 1
+        assert abs(solve(found).eta - solve(nearby).eta) < Q(1, 10**5)
+        for rate, close in zip(
+            constant_length_rates(found).values(), constant_length_rates(nearby).values(), strict=True
+        ):
+            assert abs(rate - close) < Q(1, 10**5)
+
+
 def test_rounds_too_large_to_enumerate_are_refused_by_name(monkeypatch):
     monkeypatch.setattr("specbound.theory.stopping.rounds.STATE_LIMIT", 100)
     with pytest.raises(ValueError, match=r"max_length is 12.*more than 100 drafting states"):

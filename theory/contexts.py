@@ -148,9 +148,13 @@ def tree_successor(
     return ordered, tuple(tuple(index.get((*w, z), 0) for z in range(vocab)) for w in ordered)
 
 
-def closed_classes(transition: Sequence[Sequence[Number]], floor: float = _SUPPORT_TOLERANCE) -> list[list[int]]:
-    """The sets of states a chain never leaves and that cannot be split; entries up to `floor` count as 0."""
-    reach = np.array([[value > floor for value in row] for row in transition])
+def closed_classes(transition: Sequence[Sequence[Number]]) -> list[list[int]]:
+    """The sets of states a chain never leaves and that cannot be split; floats up to 1e-12 count as 0."""
+
+    def possible(probability: Number) -> bool:
+        return probability > (0 if isinstance(probability, Fraction) else _SUPPORT_TOLERANCE)
+
+    reach = np.array([[possible(value) for value in row] for row in transition])
     count, label = connected_components(csr_array(reach), directed=True, connection="strong")
     members = [np.flatnonzero(label == i) for i in range(count)]
     return [group.tolist() for group in members if not reach[np.ix_(group, label != label[group[0]])].any()]

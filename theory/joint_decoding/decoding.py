@@ -29,6 +29,7 @@ How public implementations differ from the definition above (facts about their c
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,11 +61,16 @@ def joint_greedy(model: TokenModel, length: int, window: int) -> Tokens:
 
 
 def most_probable_block(model: TokenModel, size: int, context: int | None = None) -> Tokens:
-    """argmax over V^size of P(block | context), by Viterbi recursion; the lexicographically smallest argmax."""
+    """argmax over V^size of P(block | context), by Viterbi recursion; the lexicographically smallest argmax.
+
+    Raises:
+        ValueError: its probability is below the range of floats.
+    """
     values: list[list[Number]] = [[model.one for _ in model.rows]]
     for left in range(1, size + 1):
         values.append([max(_continued(model, c, values[left - 1])) for c in range(len(model.rows))])
     context = model.start if context is None else context
+    _check_in_range(values[size][context], size)
     block: Tokens = ()
     for left in range(size, 0, -1):
         token = _continued(model, context, values[left - 1]).index(values[left][context])
@@ -82,6 +88,9 @@ def beam_block(model: TokenModel, size: int, width: int, context: int | None = N
     """The best block of beam search: keep the `width` blocks of largest joint at each step, return the first.
 
     width >= V^size gives `most_probable_block`.
+
+    Raises:
+        ValueError: width below 1, or a probability below the range of floats.
     """
     width = _positive(width, "width")
     context = model.start if context is None else context
@@ -93,7 +102,17 @@ def beam_block(model: TokenModel, size: int, width: int, context: int | None = N
             for z, p in enumerate(model.rows[c])
         ]
         beams = sorted(grown, key=lambda beam: (-beam[0], beam[1]))[:width]
+    _check_in_range(beams[0][0], size)
     return beams[0][1]
+
+
+def _check_in_range(joint: Number, size: int) -> None:
+    """Raise ValueError where blocks can no longer be told apart because their probabilities vanish in float64."""
+    if isinstance(joint, float) and joint < sys.float_info.min:
+        raise ValueError(
+            f"blocks of {size} tokens have probabilities below {sys.float_info.min:.0e}; give exact fractions, or "
+            "shorter blocks"
+        )
 
 
 def beam_sampling_law(model: TokenModel, size: int, width: int, context: int | None = None) -> dict[Tokens, Number]:
@@ -173,12 +192,20 @@ class DecodingLaw:
         return sum(float(mass) * math.exp(self._log_perplexity(tokens)) for tokens, mass in self.law.items())
 
     def _log_perplexity(self, tokens: Tokens) -> float:
-        probability = self.target.joint(tokens)
-        if not tokens or probability <= 0:
-            return 0.0 if not tokens else math.inf
-        if isinstance(probability, float):
-            return -math.log(probability) / len(tokens)
-        return (math.log(probability.denominator) - math.log(probability.numerator)) / len(tokens)
+        surprise, context = 0.0, self.target.start
+        for token in tokens:
+            surprise -= _log(self.target.rows[context][token])
+            context = self.target.next_context(context, token)
+        return surprise / max(len(tokens), 1)
+
+
+def _log(probability: Number) -> float:
+    """Natural logarithm, -inf of 0; of fractions beyond the range of floats too."""
+    if probability == 0:
+        return -math.inf
+    if isinstance(probability, float):
+        return math.log(probability)
+    return math.log(probability.numerator) - math.log(probability.denominator)
 
 
 @dataclass(frozen=True)
