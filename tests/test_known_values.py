@@ -255,6 +255,18 @@ def test_degenerate_instances_have_values_between_zero_and_the_length(name, path
             assert known.value == pytest.approx(tree.length, abs=1e-12)
 
 
+@pytest.mark.parametrize("paths", [1, 2])
+@pytest.mark.parametrize("rare", ["target", "draft"])
+def test_fractions_below_the_range_of_floats_have_the_values_of_zeros(rare, paths):
+    tiny, half = Fraction(1, 10**400), [Fraction(1, 2), Fraction(1, 2)]
+    for tail in (tiny, Fraction(0)):
+        rows = {"target": half, "draft": half} | {rare: [tail, 1 - tail]}
+        values = {known.name: known.value for known in known_values(PrefixTree.iid(**rows, length=2), paths)}
+        if tail > 0:
+            found = values
+    assert found == pytest.approx(values, abs=1e-12)
+
+
 def test_many_paths_are_computed_in_floats():
     assert value_of(INSTANCES["I4"], 9, "naive").exact is None
     assert value_of(INSTANCES["I4"], 9, "naive").value == pytest.approx(

@@ -21,6 +21,7 @@ project's own.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,8 @@ def bucketed_path(tree: PrefixTree, paths: int) -> Array:
 
 def _bucket(ratio: Any) -> int:
     middle = BUCKETS // 2
-    if ratio == 0:
-        return 0
-    return int(np.clip(np.rint(np.log2(float(ratio))), -middle, middle)) + middle
+    inside = float(min(max(ratio, Fraction(1, 2**middle)), 2**middle))
+    return int(np.rint(np.log2(inside))) + middle
 
 
 @np.errstate(over="ignore")
