@@ -22,10 +22,9 @@ shorter than L, V logits and E bytes each,
 The tensor versions and torch.compile of them start from the same logits, softmax included. flashinfer's and vLLM's
 kernels take part where those packages are installed; they start from probabilities, and their time includes the
 softmax. `met` says whether a kernel is within its target: 1.5 times the floor for B >= 64, the floor and 30
-microseconds for B = 1. `differ` counts requests, of the first 16, in which the graph's verdict is not that of the
-tensor version in float64 with the same uniforms (one near a threshold, by rounding or, for two-level, by how exactly
-the success mass is found, may fall to either side);
-`unsteady` says that two replays gave different verdicts, which is always a bug.
+microseconds for B = 1. `differ` counts requests, of the last 16, in which the graph's verdict is not that of the
+tensor version in float64 with the same uniforms: near a threshold rounding decides, and how exactly two-level finds
+its success mass. `unsteady` says that two replays gave different verdicts, which is always a bug.
 
 Results go to --output, after every row anew: what ends the script early does not lose them. A row that fails holds its
 error. Without CUDA the script says so and ends with code 2; with a law rejected or not measured, code 1.
@@ -270,7 +269,7 @@ class GivenDraws(Draws):
 
 
 def verdicts(name: str, inputs: Inputs, clock: Clock, block: int, requests: int = 16) -> dict[str, Any]:
-    """How many of the first verdicts are not those of the tensor version, and whether two replays differ."""
+    """How many of the last requests' verdicts are not the tensor version's, and whether two replays differ."""
     out = kernels.workspace(*inputs.shape, inputs.device, block=block)
     run = kernel(name, inputs.uniforms, out)
     replay = clock.captured(lambda index: run(*inputs[index]), 1)
@@ -286,12 +285,12 @@ def verdicts(name: str, inputs: Inputs, clock: Clock, block: int, requests: int 
     if name == "key-race":
         pairs = zip(given.race_coins.unbind(dim=1), given.race_choice.unbind(dim=1), strict=True)
         answers = [*itertools.chain.from_iterable(pairs), *([given.keys] if paths > 1 else [])]
-    target, draft, tokens = (each[:requests] for each in inputs[0])
+    target, draft, tokens = (each[-requests:] for each in inputs[0])
     laws = [logits.double().softmax(dim=-1) for logits in (draft, target)]
-    draws = GivenDraws([answer[:requests].contiguous() for answer in answers])
+    draws = GivenDraws([answer[-requests:].contiguous() for answer in answers])
     verdict = get(name).verify(Batch(tokens, *laws), draws)
     wanted = torch.stack([verdict.path, verdict.accepted, verdict.token])
-    differ = int((found[0][:, :requests] != wanted).any(dim=0).sum())
+    differ = int((found[0][:, -requests:] != wanted).any(dim=0).sum())
     return {"differ": differ, "compared": len(tokens), "unsteady": not torch.equal(*found)}
 
 
@@ -564,8 +563,8 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
     if options.smoke:
         return Sizes((1, 2), (1,), (1, 2), 20, 1, 1, 1 << 10, 4, 2)
     if options.quick:
-        return Sizes((1, 8), (4,), (1, 4), options.vocab, 20, 512 << 20, 2 << 30, 10**5, 1024)
-    return Sizes((1, 8, 64, 256), (4, 8), (1, 4), options.vocab, 100, 512 << 20, 2 << 30, options.draws, 1024)
+        return Sizes((1, 8), (4,), (1, 4), options.vocab, 20, 256 << 20, 2 << 30, 10**5, 1024)
+    return Sizes((1, 8, 64, 256), (4, 8), (1, 4), options.vocab, 100, 256 << 20, 2 << 30, options.draws, 1024)
 
 
 def options_of() -> argparse.Namespace:

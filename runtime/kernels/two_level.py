@@ -75,9 +75,9 @@ def clipped_masses(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, brackets, sums,
     depth, step, steps, requests, paths, length, vocab, chunks,
     PATHS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr, ONE: tl.constexpr,
-    IS_LAW: tl.constexpr, REAL: tl.constexpr,
+    TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """sum_y clip(c p, k2(b) q, k1(b) q) over each chunk, for 16 values of b in the bracket. Grid (C, B)."""
+    """sum_y q clip(c p/q, k2(b), k1(b)) over each chunk, for 16 values of b in the bracket. Grid (C, B)."""
     chunk, request = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + request):
         return
@@ -95,8 +95,8 @@ def clipped_masses(
         target_law, draft_law = node_laws(
             target, draft, temperatures, nodes, norms, request, depth, offsets, length, vocab, IS_LAW, REAL
         )
-        lifted, drawn = (ratio * target_law)[None, :], draft_law[None, :]
-        parts += tl.minimum(tl.maximum(lifted, lower * drawn), upper * drawn)
+        lifted = (ratio * (target_law / tl.maximum(draft_law, TINY)))[None, :]
+        parts += tl.minimum(tl.maximum(lifted, lower), upper) * draft_law[None, :]
     total = tl.sum(parts, axis=1).to(tl.float64)
     tl.store(sums + (((step % 2) * requests + request) * chunks + chunk) * 16 + trial, total)
 
@@ -256,6 +256,7 @@ def _descend(rows: tuple[Tensor, ...], tokens: Tensor, select: Tensor, out: Work
     common = out.constants | {
         "PATHS": path_slots(paths),
         "CHUNKS": triton.next_power_of_2(out.chunks),
+        "TINY": out.tiny,
         "IS_LAW": laws,
     }
     rule = {"BLOCK": out.block, "ONE": 1 + 8 * torch.finfo(out.dtype).eps}
@@ -267,9 +268,9 @@ def _descend(rows: tuple[Tensor, ...], tokens: Tensor, select: Tensor, out: Work
         )  # fmt: skip
     failing_masses[(out.chunks, requests)](
         *node, out.brackets, out.sums, out.selection, depth, out.steps, *sizes,
-        num_warps=8, TINY=out.tiny, **common, **rule,
+        num_warps=8, **common, **rule,
     )  # fmt: skip
     select_path[(requests,)](
         *node, out.sums, out.selection, out.alive, tokens, out.valid, select, depth, out.steps, *sizes,
-        num_warps=1, TINY=out.tiny, **common,
+        num_warps=1, **common,
     )  # fmt: skip
