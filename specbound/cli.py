@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,9 @@ for command in (solve, check, audit, verifiers, decode, bench, sweep, demo, repo
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; bad input becomes one line on stderr and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.Abort:
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{error.format_message()} ({context.command_path} --help shows the options)" if context else str(error), 2
         )
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 2)
     except MemoryError as error:
         _fail(f"out of memory{f': {error}' if str(error) else ''}; use a smaller instance or shorter drafts", 2)
     except ValueError as error:

@@ -21,17 +21,18 @@ def replacing(file: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: naming `file`.
     """
     path = Path(os.path.realpath(file))
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    partial = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
+    direct = path.exists() and not path.is_file()
+    partial = path if direct else path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
     try:
         yield partial
-        partial.replace(path)
+        if not direct:
+            partial.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(file)) from None
     finally:
-        partial.unlink(missing_ok=True)
+        if not direct:
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def write_text(file: str | os.PathLike[str], text: str) -> None:
@@ -45,9 +46,11 @@ def read_text(what: str, file: str | os.PathLike[str]) -> str:
 
     Raises:
         ValueError: it is not UTF-8; the message starts with `what` (the option that names the file).
-        OSError: it cannot be read.
+        OSError: it cannot be read; names `what` too.
     """
     try:
         return Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), f"{what} {file}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{what} {file}: not UTF-8 text ({error.reason} at byte {error.start})") from None

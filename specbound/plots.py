@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from specbound.theory.prefix_tree import Array, PrefixTree
 
 MAX_DRAWN = 400
+LONGEST_LABEL = 6
 LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
 COLOURS = [*TABLEAU_COLORS.values(), "#000080", "#808000", "#d2a679", "#3b3b3b"]
 MARKERS = "osD^v<>PX*hdp8"
@@ -42,13 +43,21 @@ def draw_tree(axes: Axes, tree: PrefixTree, phi: Array, reach: Array | None = No
             axes.plot(*ends, color=ACCEPTED, linewidth=0.4 + 11 * accepted[node], solid_capstyle="round", zorder=2)
     if shown.sum() <= 64:
         for node in np.flatnonzero(shown)[1:]:
-            label = str(tree.token[node]) if tree.symbols is None else repr(tree.symbols[tree.token[node]])[1:-1]
-            text = f"{label}\n{accepted[node]:.2f}"
+            text = f"{_label(tree, node)}\n{accepted[node]:.2f}"
             at = (place[node], -int(tree.depth[node]) - 0.06)
             axes.annotate(text, at, ha="center", va="top", fontsize=7, color=INK, zorder=3, bbox=LABEL)
     axes.set_ylim(-tree.length - 0.45, 0.2)
     axes.set_axis_off()
     axes.set_title("pale: drafted, dark: accepted (width = probability)", fontsize=9, color=INK)
+
+
+def _label(tree: PrefixTree, node: int) -> str:
+    """The token's number, or its text: short, with spaces that can be seen."""
+    token = int(tree.token[node])
+    if tree.symbols is None:
+        return str(token)
+    text = repr(tree.symbols[token])[1:-1].replace(" ", "\N{OPEN BOX}")
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _places(tree: PrefixTree, shown: Array) -> Array:

@@ -77,15 +77,20 @@ def page(findings: Sequence[Mapping[str, Any]], sections: Sequence[Section]) -> 
     )
 
 
-def curves_section(name: str, over_paths: Mapping[int, Values], over_lengths: Mapping[int, Values]) -> Section:
-    """Acceptance length of every verifier against K and against L, with the optima above them."""
+def curves_section(
+    name: str, over_paths: Mapping[int, Values], over_lengths: Mapping[int, Values], length: int, paths: int
+) -> Section:
+    """Acceptance length of every verifier against K (at draft length `length`) and against L (at `paths` paths)."""
     pictures = []
-    for values, label in ((over_paths, "drafted paths K"), (over_lengths, "draft length L")):
+    for values, label, at in (
+        (over_paths, "drafted paths K", f"L = {length}"),
+        (over_lengths, "draft length L", f"K = {paths}"),
+    ):
         made, axes = figure(7.5, 4.0)
         verifiers = list(dict.fromkeys(verifier for entry in values.values() for verifier in entry))
         curves = {verifier: [entry.get(verifier, float("nan")) for entry in values.values()] for verifier in verifiers}
         draw_curves(axes, list(values), curves, label)
-        pictures.append(Picture(svg(made), f"Expected acceptance length against {label}: {name}."))
+        pictures.append(Picture(svg(made), f"Expected acceptance length against {label}: {name}, {at}."))
     return Section("curves", "Acceptance length", "Exact values; the optima are certified.", pictures)
 
 
@@ -120,13 +125,20 @@ def decoding_section(report: Mapping[str, Any]) -> Section:
     return Section("decoding", "Decoding", settings + ".", (), table)
 
 
-def sweep_sections(rows: Sequence[Row]) -> list[Section]:
+def sweep_sections(rows: Sequence[Row], planned: int) -> list[Section]:
     """A sweep: for each kind of instance its figures and its table, then the cases without a value.
 
     Curves and boxes show means over the instances on which every method has a value, so that methods are compared on
     the same instances.
+
+    Args:
+        rows: of the cases that are finished.
+        planned: number of cases of the sweep.
     """
     sections = []
+    if len(rows) < planned:
+        text = f"{len(rows)} of {planned} cases have been computed so far."
+        sections.append(Section("sweep-unfinished", "An unfinished sweep", text))
     for kind, title in (("random", "Sweep: random instances"), ("context", "Sweep: contexts of a pair of models")):
         if group := [row for row in rows if row["instance"] == kind]:
             counts = ", ".join(f"{count} {status}" for status, count in statuses(group).items())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
 
 import pytest
 
-from specbound import cli
+from specbound import cli, shipped_pair
+from specbound.commands.decode import MarkedStream
 from specbound.proofs_checks import ledger
 from specbound.theory.prefix_tree import PrefixTree
 
@@ -87,7 +91,7 @@ def test_solve_prints_a_table_for_people(run):
         (("solve", "--random", "3", "--target", "1", "--draft", "1", "--length", "1"), "give one instance"),
         (("solve", "--random", "3", "--length", "0"), "0 is not in the range"),
         (("solve", "--random", "3", "--length", "2", "--concentration", "nan"), "concentration is nan"),
-        (("solve", "--instance", "no-such-file.json"), "no-such-file.json: No such file"),
+        (("solve", "--instance", "no-such-file.json"), "--instance no-such-file.json: No such file"),
         (("solve", "--no-such-option"), "No such option"),
         (("no-such-command",), "No such command"),
         (("check", "--only", "XY"), "no claim starts with 'XY'"),
@@ -98,6 +102,18 @@ def test_solve_prints_a_table_for_people(run):
         (("decode", "--target", "somewhere", "--prompt", "x"), "--draft is missing"),
         (("decode", "--target", "./nowhere", "--draft", "./nowhere", "--prompt", "x"), "no such folder"),
         (("decode", "--verifier", "blok", "--prompt", "x"), "verifier is 'blok'"),
+        (("audit", "examples/audit_tensor_verifier.py:verify"), "a file; write package.module:function"),
+        (("audit", "examples.audit_tensor_verifier"), "write a function as package.module:function"),
+        (
+            ("sweep", "--out", "x", "--dry-run", "--methods", "./mine.py:verify"),
+            "'./mine.py:verify', a file",
+        ),
+        (("decode", "--prompt", ""), "--prompt is empty"),
+        (("decode", "--prompt", "x", "--adaptive", "head", "--head", "nowhere"), "--head is nowhere; there is no"),
+        (("decode", "--prompt", "x", "--top-p", "nan"), "'--top-p': nan is not a number"),
+        (("audit", "block", "--seconds", "nan"), "'--seconds': nan is not a number"),
+        (("demo", "--temperature", "nan"), "'--temperature': nan is not a number"),
+        (("decode", "--prompt", "x", "--seed", str(2**70)), "is not in the range 0<=x<="),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_2(run, arguments, message):
@@ -324,6 +340,9 @@ def test_a_device_that_torch_cannot_use_is_named(run, device):
     "arguments, message",
     [
         (("solve", "--mdp", "examples/stopping.json", "--paths", "3"), "leave out --paths"),
+        (("solve", "--mdp", "examples/stopping.json", "--objective", "all"), "leave out --objective"),
+        (("solve", "--mdp", "examples/stopping.json", "--random", "3"), "leave out --random"),
+        (("solve", "--target", "1", "--draft", "1", "--length", "1", "--seed", "1"), "--seed belongs to --random"),
         (("check", "--certificate", "x.json", "--only", "BV"), "leave out --only"),
         (("solve", "--random", "2", "--length", "1", "--tolerance", "0"), "--tolerance is 0.0"),
         (("solve", "--random", "2", "--length", "1", "--seed", "-3"), "-3 is not in the range"),
@@ -357,3 +376,75 @@ def test_audit_samples_when_a_resolution_is_given(run):
     assert code == 0
     assert report["verdict"] == "not rejected"
     assert report["lossless"] is None
+
+
+@pytest.mark.parametrize("harm", ["no config", "no tokenizer", "torn weights", "other sizes"])
+def test_a_folder_that_is_no_whole_model_is_named_in_one_line(run, tmp_path, harm):
+    folder = tmp_path / "model"
+    shutil.copytree(shipped_pair.TARGET, folder)
+    if harm == "no config":
+        (folder / "config.json").unlink()
+    elif harm == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif harm == "torn weights":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))
+    code, out, err = run("decode", "--prompt", "x", "--target", str(folder), "--draft", str(folder))
+    assert code == 2
+    assert out == ""
+    assert err.splitlines()[-1].startswith(f"specbound: --target {'is ' if harm == 'no config' else ''}{folder}")
+
+
+def test_an_interrupted_decoding_prints_what_it_has_and_exits_with_130(run, monkeypatch):
+    put, calls = MarkedStream.put, []
+
+    def put_twice(self, value):
+        put(self, value)
+        calls.append(value)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(MarkedStream, "put", put_twice)
+    code, out, _ = run("decode", "--prompt", "x", "--prompt", "y", "--max-new-tokens", "60", "--json")
+    data = json.loads(out)
+    assert code == 130
+    assert data["total"]["interrupted"]
+    assert len(data["outputs"]) == 1
+    assert 0 < data["outputs"][0]["tokens"] < 60
+
+
+@pytest.mark.parametrize("command", [PUBLISHED, ("solve", "--mdp", "examples/stopping.json"), ("verifiers",)])
+def test_a_narrow_terminal_cuts_no_cell_of_a_table(run, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = re.findall(r"[\w./%:]+", run(*command)[1])
+    monkeypatch.setenv("COLUMNS", "30")
+    _, out, _ = run(*command)
+    assert "\u2026" not in out
+    assert sorted(re.findall(r"[\w./%:]+", out)) == sorted(wide)
+
+
+def test_progress_leaves_no_trace_where_standard_error_is_a_file(run):
+    _, _, err = run("verifiers", "--json")
+    assert err == ""
+
+
+def test_output_that_the_encoding_lacks_is_escaped_and_input_it_lacks_is_refused():
+    command = [sys.executable, "-c", "from specbound.cli import main; main()", "decode", "--max-new-tokens", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, "--prompt", "\u65e5"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(r"\u65e5")
+    done = subprocess.run(command, input=b"\xe6", capture_output=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"specbound: standard input: not ascii text")
+
+
+def test_a_full_device_is_named(run):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full on this system")
+    code, _, err = run(*PUBLISHED, "--emit", "/dev/full")
+    assert code == 2
+    assert err == "specbound: /dev/full: No space left on device\n"

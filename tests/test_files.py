@@ -1,6 +1,8 @@
 """Files are written whole or not at all, and errors name the file that the user named."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -49,9 +51,23 @@ def test_errors_name_the_file_given(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_text(missing, "x")
     assert caught.value.filename == str(missing)
+    with pytest.raises(FileNotFoundError) as caught:
+        read_text("--prompts", missing)
+    assert caught.value.filename == f"--prompts {missing}"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"--prompts .*latin.txt: not UTF-8 text .* at byte 3"):
         read_text("--prompts", tmp_path / "latin.txt")
+
+
+def test_an_error_names_the_file_where_nothing_can_be_removed_either(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", ".out.txt.1.partial")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_text(tmp_path / "out.txt", "x")
+    assert caught.value.filename == str(tmp_path / "out.txt")
 
 
 def test_long_names_are_written_too(tmp_path):

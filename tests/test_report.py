@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from specbound import cli
+from specbound.plots import draw_tree, figure
 from specbound.report import Section, curves_section, decoding_section, gaps_section, page, tree_section
 from specbound.theory import single_path
 from specbound.theory.prefix_tree import PrefixTree
@@ -39,7 +41,7 @@ def every_section() -> list[Section]:
     tree = PrefixTree.random(2, 2, seed=1)
     values = {1: {"block": 1.0, "lossless optimum": 1.0}, 2: {"block": 1.0, "lossless optimum": 1.5}}
     return [
-        curves_section("an instance", values, values),
+        curves_section("an instance", values, values, length=3, paths=2),
         gaps_section("Gaps", "gaps", "A sentence.", {"block": [0.5, 0.75], "two-level": [0.9, 1.0]}),
         tree_section("A tree", tree, single_path.optimum(tree).phi),
         decoding_section(DECODING),
@@ -80,6 +82,24 @@ def test_the_page_holds_every_part_and_is_well_formed():
     assert "a claim with &lt;angle&gt; brackets" in text
     assert "differs from the record" in text
     assert "2.750" in text
+
+
+def test_the_page_says_at_which_size_a_curve_was_computed():
+    text = page([], every_section())
+    assert "against drafted paths K: an instance, L = 3." in text
+    assert "against draft length L: an instance, K = 2." in text
+
+
+def test_only_a_page_with_claims_announces_them():
+    assert "ledger of published claims" in page([FINDING], [])
+    assert "ledger" not in page([], [])
+
+
+def test_tokens_are_short_and_their_spaces_can_be_seen_in_a_drawn_tree():
+    tree = replace(PrefixTree.random(2, 1, seed=1), symbols=("\n     ", "property"))
+    _, axes = figure()
+    draw_tree(axes, tree, single_path.optimum(tree).phi)
+    assert [text.get_text().splitlines()[0] for text in axes.texts] == ["\\n\u2423\u2423\u2423\u2026", "prope\u2026"]
 
 
 def test_the_check_for_well_formed_pages_rejects_an_unclosed_element():

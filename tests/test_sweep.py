@@ -647,13 +647,20 @@ def test_means_are_taken_on_the_same_instances_for_every_method(expected):
 def test_many_values_of_a_parameter_are_drawn_as_six_ranges():
     design = replace(SMALL, sample=20, concentration=Between(0.1, 3.0), methods=("block",))
     rows = [row_of(case, value=1.0, status="done") for case in cases(design)]
-    sections = sweep_sections(with_fractions(rows))
+    sections = sweep_sections(with_fractions(rows), len(rows))
     text = page([], sections)
     assert [picture.caption for picture in sections[0].pictures] == ["Mean over the instances, against concentration."]
     warmer = [row | {"draft_temperature": 1.0 + row["number"] % 2} for row in rows]
-    captions = [picture.caption for section in sweep_sections(warmer) for picture in section.pictures]
+    captions = [picture.caption for section in sweep_sections(warmer, len(warmer)) for picture in section.pictures]
     assert captions[1:] == ["Mean over the instances, against temperature S of the draft."]
     assert len(set(re.findall(r"<!-- (\d\.?\d*) -->", text)) & {f"{x:.3g}" for x in np.arange(0, 3, 0.001)}) >= 5
+
+
+def test_a_report_says_that_a_sweep_is_not_finished(expected):
+    rows = with_fractions(expected)
+    unfinished = sweep_sections(rows[:-2], len(rows))
+    assert unfinished[0].text == f"{len(rows) - 2} of {len(rows)} cases have been computed so far."
+    assert "unfinished" not in page([], sweep_sections(rows, len(rows)))
 
 
 @pytest.mark.parametrize(

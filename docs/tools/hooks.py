@@ -2,7 +2,8 @@
 
 The folders of the layers stand at the top of the repository and are mapped into the package by setuptools, which a
 reader of source files cannot see. Links in a folder that lives as long as the build put them where they are imported.
-A page that says `<!-- root: FILE -->` shows that file, with its links into docs/ made relative.
+A page that says `<!-- root: FILE -->` shows that file, with its links into docs/ made relative. Links of notebooks to
+pages, which MkDocs leaves alone, lead to the pages as built.
 """
 
 from __future__ import annotations
@@ -44,3 +45,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if found is None:
         return markdown
     return (ROOT / found[1]).read_text(encoding="utf-8").replace("](docs/", "](")
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Let the links of a notebook to `../PAGE.md` lead to `../PAGE.html`."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    return re.sub(r'(href="\.\./[\w/-]+)\.md(?=["#])', r"\1.html", html)

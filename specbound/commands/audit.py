@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from specbound.commands.instance import print_json
+from specbound.commands.options import Number, check_dotted
 from specbound.commands.pair import check_device
+from specbound.commands.terminal import progress_console
 
 
 class Span(click.ParamType):
@@ -29,25 +31,25 @@ class Span(click.ParamType):
 
 @click.command(
     short_help="Is this verifier right? Yours or a registered one.",
-    epilog="Example:  specbound audit block --vocab 2..3 --length 1..2   "
-    "or  specbound audit yourpackage.module:verify   (examples/ shows the three ways in)",
+    epilog="""\b
+    Example:
+      specbound audit block --vocab 2..3 --length 1..2
+      specbound audit yourpackage.module:verify
+
+    The folder examples/ shows the three ways in.""",
 )
 @click.argument("target")
 @click.option("--vocab", type=Span(), default="2..3", show_default=True, help="Vocabulary sizes V.")
 @click.option("--length", type=Span(), default="1..3", show_default=True, help="Draft lengths L.")
 @click.option("--paths", type=Span(), default="1..2", show_default=True, help="Numbers of drafted paths K.")
 @click.option("--cases", type=click.IntRange(min=1), help="Instances to audit; 120, or 12 when sampled, if not given.")
-@click.option(
-    "--resolution", type=click.FloatRange(0, 1, min_open=True), help="Sample instead, down to this total variation."
-)
-@click.option(
-    "--false-alarm", type=click.FloatRange(0, 1, min_open=True), default=1e-9, show_default=True, help="Of sampling."
-)
+@click.option("--resolution", type=Number(0, 1, min_open=True), help="Sample instead, down to this total variation.")
+@click.option("--false-alarm", type=Number(0, 1, min_open=True), default=1e-9, show_default=True, help="Of sampling.")
 @click.option("--device", help="Where a sampled tensor verifier runs, e.g. cuda.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Names the instances.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="Time limit per instance for code in a sandbox.",
@@ -79,9 +81,10 @@ def audit(
     from specbound.proofs_checks import audit as auditing
     from specbound.proofs_checks.audit_report import report_text
 
+    check_dotted("TARGET", target)
     if device is not None:
         check_device(device)
-    with Console(stderr=True).status(f"auditing {target}"):
+    with progress_console().status(f"auditing {target}"):
         report = auditing.audit(
             target,
             vocab,

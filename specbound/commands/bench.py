@@ -10,7 +10,9 @@ import click
 
 from specbound.commands.decode import read_prompts
 from specbound.commands.instance import print_json
+from specbound.commands.options import SEED, Number
 from specbound.commands.pair import pair_options, read_pair
+from specbound.commands.terminal import print_table, progress_console
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +53,9 @@ class Run:
 
 @click.command(
     short_help="Which verifier, K and L are fastest here?",
-    epilog="Example:  specbound bench --lengths 2,4,8 --paths 1,2 --new-tokens 64",
+    epilog="""\b
+    Example:
+      specbound bench --lengths 2,4,8 --paths 1,2 --new-tokens 64""",
 )
 @pair_options
 @click.option(
@@ -66,9 +70,9 @@ class Run:
 @click.option("--lengths", default="2,4,8", show_default=True, help="Draft lengths L to try.")
 @click.option("--paths", default="1,2,4", show_default=True, help="Numbers of paths K to try.")
 @click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 is greedy.")
+@click.option("--temperature", type=Number(min=0), default=1.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(
     models: dict[str, Any],
@@ -87,7 +91,6 @@ def bench(
     Candidates: token and block verification with one path, two-level with several, at every length. Beside each
     measured speed stands the one that theory expects from the acceptance statistics of the longest drafts.
     """
-    from rich.console import Console
     from rich.progress import track
 
     from specbound.runtime.processes import is_first, process_count
@@ -105,7 +108,7 @@ def bench(
     for number in counts:
         names = ("token", "block") if number == 1 else ("two-level",)
         runs += [Run(name, number, size) for name in names for size in sizes]
-    for run in track(runs, "decoding", console=Console(stderr=True, quiet=not is_first()), transient=True):
+    for run in track(runs, "decoding", console=progress_console(quiet=not is_first()), transient=True):
         for place, text in enumerate([texts[0], *texts]):
             _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
     kept = {
@@ -236,8 +239,8 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{entry['predicted_tokens_per_second']:.1f}" if "predicted_tokens_per_second" in entry else "",
             "" if share is None else f"{100 * share:.0f} %",
         )
+    print_table(table)
     console = Console(highlight=False)
-    console.print(table)
     found = report["recommendation"]
     share = 100 * found["confidence"]
     console.print(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.instance import print_json
+from specbound.commands.terminal import print_table, progress_console
 from specbound.files import read_text
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ STYLE = {"holds": "green", "proved": "bold green", "refuted": "bold red", "undec
 
 @click.command(
     short_help="Check the published claims of the field.",
-    epilog="Example:  specbound check --only BV   checks the claims of the block verification paper.",
+    epilog="""\b
+    Example:
+      specbound check --only BV
+
+    checks the claims of the block verification paper.""",
 )
 @click.option("--only", multiple=True, metavar="PREFIX", help="Only claims whose id starts so; may be repeated.")
 @click.option("--deep", is_flag=True, help="The long version: more and larger instances.")
@@ -34,13 +39,12 @@ def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bo
             raise ValueError("--certificate verifies one file; leave out --only, --deep and --record")
         return verify(certificate, as_json)
 
-    from rich.console import Console
     from rich.progress import track
 
     from specbound.proofs_checks import ledger
 
     entries = ledger.select(only)
-    progress = Console(stderr=True)
+    progress = progress_console()
     findings = list(
         track(ledger.run(entries, deep), "checking claims", total=len(entries), console=progress, transient=True)
     )
@@ -97,7 +101,7 @@ def _print_table(findings: list[Finding]) -> None:
         if finding.counterexample:
             story.append(f"\ncounterexample: {finding.counterexample}", style="red")
         table.add_row(finding.id, Text(finding.verdict, STYLE[finding.verdict]), story, f"{finding.seconds:.1f}")
-    Console().print(table)
+    print_table(table)
     counts: dict[str, Any] = {}
     for finding in findings:
         counts[finding.verdict] = counts.get(finding.verdict, 0) + 1

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from specbound.commands.instance import print_json
+from specbound.commands.options import SEED, Number
 from specbound.commands.pair import pair_options, read_pair
 from specbound.files import read_text
 
@@ -23,23 +25,32 @@ if TYPE_CHECKING:
     from specbound.runtime.verdict import Batch, Verdict
     from specbound.runtime.verifiers import Verifier
 
+INTERRUPTED = 130
 ADAPTIVE = ("head", "entropy", "confidence")
 DRAFTED, CORRECTED = "green", "bold magenta"
 
 
 @click.command(
     short_help="Continue prompts with a target and a draft.",
-    epilog='Example:  specbound decode --prompt "def main(" --verifier block --length 4 --max-new-tokens 60   '
-    "With models of your own:  --target Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B   "
-    "A target over 4 GPUs:  torchrun --nproc-per-node 4 --no-python specbound decode --target-tp-plan auto ...   "
-    "Prompts dealt out to 4 processes:  the same without a plan.",
+    epilog="""\b
+    Example:
+      specbound decode --prompt "def main(" --verifier block --max-new-tokens 60
+
+    \b
+    With models of your own:
+      specbound decode --target Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B ...
+
+    \b
+    A target over 4 GPUs; without a plan, prompts dealt out to 4 processes:
+      torchrun --nproc-per-node 4 --no-python specbound decode \\
+          --target-tp-plan auto ...""",
 )
 @pair_options
 @click.option("--verifier", default=None, help="Name of a verifier; block for one path, two-level for several.")
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K per call.")
 @click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
 @click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
+@click.option("--threshold", type=Number(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
 @click.option(
     "--head",
     type=click.Path(dir_okay=False),
@@ -51,10 +62,10 @@ DRAFTED, CORRECTED = "green", "bold magenta"
     "--prompts", "prompts_file", type=click.Path(dir_okay=False), help="File of prompts: JSON list, or lines."
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True, help="0 is greedy.")
+@click.option("--temperature", type=Number(min=0), default=1.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def decode(
     models: dict[str, Any],
@@ -73,11 +84,12 @@ def decode(
     top_p: float,
     seed: int,
     as_json: bool,
-) -> None:
+) -> int:
     """Continue prompts with a target model; drafted tokens that were kept are green, the verifier's own magenta.
 
     Prompt number i (from 0) is decoded with seed + i. Under torchrun every process decodes its share of the prompts,
     with the same output as one process; with a tensor-parallel plan all of them decode every prompt together.
+    After Ctrl-C: what there is so far, and exit code 130.
     """
     prompts = read_prompts(prompt, prompts_file)
 
@@ -105,6 +117,7 @@ def decode(
         settings = {"verifier": name, "paths": paths, "length": length, "adaptive": adaptive, "threshold": threshold}
         settings |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
         print_json({"settings": settings, "outputs": outputs, "total": _total(outputs)})
+    return INTERRUPTED if any(output["interrupted"] for output in outputs) else 0
 
 
 def _decode_all(
@@ -253,6 +266,8 @@ def _length(length: int, adaptive: str | None, threshold: float | None, head: st
         return lengths.ConfidenceLength(**bounds)
     if head is None:
         raise ValueError("--head is missing; --adaptive head wants the file of a trained acceptance head")
+    if not Path(head).is_file():
+        raise ValueError(f"--head is {head}; there is no such file")
     return lengths.AcceptanceHeadLength(AcceptanceHead.load(head), **bounds)
 
 
@@ -280,10 +295,15 @@ def read_prompts(given: tuple[str, ...], file: str | None) -> list[str]:
             raise ValueError(f'--prompts {file}: want a JSON list of strings, or of objects with a "text"')
         return prompts
     if given:
+        if not all(given):
+            raise ValueError("--prompt is empty; give some text")
         return list(given)
     if sys.stdin.isatty():
         click.echo("specbound: reading the prompt from standard input (end with Ctrl-D)", err=True)
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not {error.encoding} text ({error.reason} at byte {error.start})") from None
     if not text:
         raise ValueError("the prompt is empty; give --prompt, --prompts or text on standard input")
     return [text]

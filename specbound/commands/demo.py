@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.instance import print_json
+from specbound.commands.options import SEED, Number
 from specbound.commands.pair import read_pair
+from specbound.commands.terminal import print_table, progress_console
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +48,11 @@ def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: b
 
 @click.command(
     short_help="Decode, and compare with what theory says.",
-    epilog="Example:  specbound demo --quick   takes some ten seconds.",
+    epilog="""\b
+    Example:
+      specbound demo --quick
+
+    takes some ten seconds.""",
 )
 @click.option(
     "--quick",
@@ -62,11 +68,11 @@ def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: b
 @click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True, help="Tokens per prompt.")
 @click.option("--length", type=click.IntRange(1, 6), default=4, show_default=True, help="Draft length L.")
 @click.option("--top-k", type=click.IntRange(1, 8), default=4, show_default=True, help="Top-k sampling of both models.")
-@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
+@click.option("--temperature", type=Number(min=0, min_open=True), default=1.0, show_default=True)
 @click.option(
     "--contexts", type=click.IntRange(min=1), default=60, show_default=True, help="Calls per verifier to solve exactly."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(
     prompts: int,
@@ -84,7 +90,6 @@ def demo(
     trees of both models under the same top-k sampling are solved exactly. Exit code 1 if a verifier is not lossless
     on one of these trees, or keeps more or fewer tokens than its exact law allows.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from specbound.shipped_pair import prompts as shipped_prompts
@@ -95,7 +100,7 @@ def demo(
     pair = read_pair()
     settings = {"length": length, "top_k": top_k, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=progress_console(), transient=True) as progress:
         runs = [Run(name) for name in ("plain", *VERIFIERS)]
         _decode_all(pair, runs, texts[:prompts], settings, progress)
         checks = [_check(pair, run, contexts, settings, progress) for run in runs[1:]]
@@ -202,10 +207,8 @@ def _report(runs: list[Run], checks: list[dict[str, Any]], settings: dict[str, A
 
 
 def _print_tables(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     settings = report["settings"]
     speed = Table(
         title=f"{settings['prompts']} prompts x {settings['new_tokens']} tokens, top-k {settings['top_k']}, "
@@ -224,7 +227,7 @@ def _print_tables(report: dict[str, Any]) -> None:
         speed.add_row(
             entry["method"], f"{entry['tokens_per_second']:.1f}", f"{entry['speedup']:.2f}", calls, efficiency
         )
-    console.print(speed)
+    print_table(speed)
     theory = Table(
         title="what theory says of these very calls",
         caption="tokens per target call, correction token counted; +- 99.9 % interval of the mean under the exact laws",
@@ -247,4 +250,4 @@ def _print_tables(report: dict[str, Any]) -> None:
             row.append(value)
     for row in rows:
         theory.add_row(*row)
-    console.print(theory)
+    print_table(theory)

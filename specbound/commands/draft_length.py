@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specbound.commands.instance import print_json
+from specbound.commands.terminal import print_table
 from specbound.files import read_text
 
 
@@ -29,10 +30,8 @@ def solve_draft_length(file: str, as_json: bool) -> None:
 
 
 def _print_tables(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     instance = report["instance"]
     rates = Table(
         title=f"{instance['verifier']} verification, {instance['contexts']} contexts, target pass "
@@ -54,7 +53,7 @@ def _print_tables(report: dict[str, Any]) -> None:
     add("one-step look-ahead", report["one_step_look_ahead"]["eta"])
     for entry in report["constant_lengths"]:
         add(f"always {entry['length']} tokens", entry["eta"])
-    console.print(rates)
+    print_table(rates)
     if report["stop_thresholds"] is None:
         return
     stops = Table(caption="R: probability that the draft so far contains a rejection")
@@ -64,4 +63,4 @@ def _print_tables(report: dict[str, Any]) -> None:
     for entry in report["stop_thresholds"]:
         threshold = entry["stop_if_rejection_at_least"]["value"]
         stops.add_row(str(entry["context"]), str(entry["remaining"]), f"{threshold:.4f}")
-    console.print(stops)
+    print_table(stops)

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 LONGEST_NAME = 255
 
 
+def given_options(context: click.Context) -> list[str]:
+    """The options that stand on the command line, e.g. "--paths"."""
+    default = click.core.ParameterSource.DEFAULT
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name is not None and context.get_parameter_source(option.name) not in (None, default)
+    ]
+
+
 class OutputFile(click.Path):
     """A file to be written: its folder exists, and its name ends in one of `suffixes` if there are any."""
 

@@ -97,16 +97,19 @@ def read_pair(
     runs; of a pickled checkpoint, if it is read at all, only the tensors are.
 
     Raises:
-        ValueError: only one of the two models is given, a folder does not exist, a device cannot be used, or a
-            checkpoint is pickled and `allow_pickle` is False, or holds more than tensors.
+        ValueError: only one of the two models is given, a folder does not exist or holds no model that can be read, a
+            device cannot be used, or a checkpoint is pickled and `allow_pickle` is False, or holds more than tensors.
     """
     if (target is None) != (draft is None):
         raise ValueError(f"{'--target' if target is None else '--draft'} is missing; give both models or neither")
     for option, name in (("--target", target), ("--draft", draft)):
         if name is not None and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
             raise ValueError(f"{option} is {name}; there is no such folder")
+        if name is not None and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{option} is {name}; want the folder of a model, with a config.json")
 
     import torch
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     from specbound import shipped_pair
@@ -135,10 +138,12 @@ def read_pair(
         )
     except UnpicklingError as error:
         raise ValueError(f"a pickled checkpoint holds more than tensors: {_reason(error)}") from None
-    except OSError as error:
-        if allow_pickle or "safetensors" not in str(error):
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if target is None:
             raise
-        raise ValueError(f"{error} If you trust a pickled checkpoint, give --allow-pickle") from None
+        pickled = isinstance(error, OSError) and not allow_pickle and "safetensors" in str(error)
+        hint = " If you trust a pickled checkpoint, give --allow-pickle" if pickled else ""
+        raise ValueError(f"--target {target}, --draft {draft}: {error}{hint}") from None
 
 
 def _reason(error: UnpicklingError) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.instance import OutputFile
+from specbound.commands.terminal import progress_console
 from specbound.files import read_text, write_text
 
 if TYPE_CHECKING:
@@ -22,13 +23,19 @@ FINDING_FIELDS |= {"counterexample": (str, type(None)), "recorded": (bool,)}
 DECODING_FIELDS: Fields = {"method": (str,), "tokens_per_second": (int, float), "speedup": (int, float)}
 OPTIONAL_FIELDS: Fields = {"block_efficiency": (int, float)}
 CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
+FIXED_LENGTH, FIXED_PATHS = 3, 2
 
 
 @click.command(
     short_help="Write one HTML page with all results.",
-    epilog="Example:  specbound report out.html   "
-    "or, with figures you already have:  specbound report out.html --findings check.json --decoding demo.json   "
-    "or a sweep:  specbound report sweep.html --sweep sweep",
+    epilog="""\b
+    Example:
+      specbound report out.html
+
+    \b
+    With results you already have, or those of a sweep:
+      specbound report out.html --findings check.json --decoding demo.json
+      specbound report sweep.html --sweep sweep""",
 )
 @click.argument("out", type=OutputFile())
 @click.option(
@@ -58,7 +65,6 @@ def report(
 
     With --sweep: the figures and the table of a sweep, finished or not, and what --findings and --decoding hold.
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     from specbound.report import decoding_section, page
@@ -68,7 +74,7 @@ def report(
     if folder is not None:
         known, sections = known or [], _sweep(context, folder)
     else:
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with Progress(console=progress_console(), transient=True) as progress:
             known = _findings(progress) if known is None else known
             sections = [_curves(progress), *_gaps(progress, random_count, contexts)]
     if decoded is not None:
@@ -85,16 +91,17 @@ def _sweep(context: click.Context, folder: str) -> list[Section]:
     """
     from click.core import ParameterSource
 
+    from specbound.proofs_checks.sweep.design import cases
     from specbound.proofs_checks.sweep.store import read
     from specbound.report import sweep_sections
 
     for name, option in (("random_count", "--random"), ("contexts", "--contexts")):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise ValueError(f"{option} belongs to a report without --sweep; leave it out")
-    _, rows = read(folder)
+    design, rows = read(folder)
     if not rows:
         raise ValueError(f"--sweep {folder}: no case is finished yet")
-    return sweep_sections(rows)
+    return sweep_sections(rows, len(cases(design)))
 
 
 def _read_json(option: str, file: str, field: str, wanted: Fields) -> dict[str, Any]:
@@ -145,7 +152,7 @@ def _values(tree: PrefixTree, paths: int, by_law: Iterable[str] = ()) -> dict[st
 
 
 def _curves(progress: Progress) -> Section:
-    """The published example against K (L = 3) and against L (K = 2)."""
+    """The published example against K and against L."""
     from fractions import Fraction
 
     from specbound.report import curves_section
@@ -160,9 +167,10 @@ def _curves(progress: Progress) -> Section:
         progress.advance(task)
         return found
 
-    over_paths = {paths: values(3, paths) for paths in CURVE_PATHS}
-    over_lengths = {length: values(length, 2) for length in CURVE_LENGTHS}
-    return curves_section("two tokens, target (1/3, 2/3), draft (2/3, 1/3)", over_paths, over_lengths)
+    over_paths = {paths: values(FIXED_LENGTH, paths) for paths in CURVE_PATHS}
+    over_lengths = {length: values(length, FIXED_PATHS) for length in CURVE_LENGTHS}
+    name = "V = 2, target (1/3, 2/3), draft (2/3, 1/3)"
+    return curves_section(name, over_paths, over_lengths, FIXED_LENGTH, FIXED_PATHS)
 
 
 def _gaps(progress: Progress, random_count: int, contexts: int) -> list[Section]:

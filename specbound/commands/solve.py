@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.draft_length import solve_draft_length
-from specbound.commands.instance import OutputFile, instance_options, print_json, read_instance
+from specbound.commands.instance import OutputFile, given_options, instance_options, print_json, read_instance
+from specbound.commands.terminal import print_table
 from specbound.files import replacing, write_text
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ OBJECTIVES = ("lossless", "block-transport", "all")
 
 @click.command(
     short_help="The best possible for one instance, certified.",
-    epilog="Example:  specbound solve --target 1/3,2/3 --draft 2/3,1/3 --length 2   "
-    "gives 10/9 (token), 11/9 (block, the lossless optimum) and 4/3 (block transport) drafted tokens per call.",
+    epilog="""\b
+    Example:
+      specbound solve --target 1/3,2/3 --draft 2/3,1/3 --length 2
+
+    gives 10/9 (token), 11/9 (block, the lossless optimum) and 4/3 (block transport) drafted tokens per call.""",
 )
 @instance_options
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K.")
@@ -42,7 +46,10 @@ OBJECTIVES = ("lossless", "block-transport", "all")
 @click.option("--plot", type=OutputFile(PICTURES), help="Draw the tree and the values against K and L (png, svg, pdf).")
 @click.option("--mdp", "mdp_file", type=click.Path(dir_okay=False), help="Solve a draft-length problem instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
 def solve(
+    context: click.Context,
+    /,
     paths: int,
     objective: str,
     tolerance: float,
@@ -58,19 +65,14 @@ def solve(
     Values are drafted tokens kept per target call; the correction token is not counted.
     """
     if mdp_file is not None:
-        others = options | {
-            "emit": emit,
-            "certificate": certificate,
-            "plot": plot,
-            "paths": None if paths == 1 else paths,
-        }
-        kept = ("target", "draft", "length", "instance_file", "random_vocab", "emit", "certificate", "plot", "paths")
-        if given := [name for name in kept if others[name] is not None]:
-            raise ValueError(f"--mdp is a problem of its own; leave out --{given[0].split('_')[0]}")
+        if others := [option for option in given_options(context) if option not in ("--mdp", "--json")]:
+            raise ValueError(f"--mdp is a problem of its own; leave out {others[0]}")
         solve_draft_length(mdp_file, as_json)
         return
     if not 0 < tolerance < 1:
         raise ValueError(f"--tolerance is {tolerance}; want a small positive number, e.g. 1e-6")
+    if options["random_vocab"] is None and (alone := {"--seed", "--concentration"} & {*given_options(context)}):
+        raise ValueError(f"{min(alone)} belongs to --random; leave it out")
     description, tree = read_instance(**options)
     results = values(tree, paths, objective, tolerance)
     if emit is not None or certificate is not None:
@@ -203,7 +205,6 @@ def _paper(source: str) -> str:
 
 
 def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     title = ", ".join(f"{key} {value}" for key, value in instance.items() if not isinstance(value, list))
@@ -216,4 +217,4 @@ def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> Non
         gap = f"{result['gap']:.0e}" if optimum else ""
         row = (result["name"], f"{result['value']:.6f}", exact, gap, _paper(result["source"]))
         table.add_row(*row, style="bold" if optimum else None)
-    Console().print(table)
+    print_table(table)

@@ -12,7 +12,9 @@ import click
 
 from specbound import __version__
 from specbound.commands.instance import print_json
+from specbound.commands.options import Number, check_dotted
 from specbound.commands.pair import check_device
+from specbound.commands.terminal import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,8 +108,10 @@ def design_options(command: Any) -> Any:
 
 @click.command(
     short_help="Many instances, one row per case.",
-    epilog="Example:  specbound sweep --out sweep --vocab 2..4 --paths 1..4 --concentration 0.2,1   "
-    "then:  specbound report sweep.html --sweep sweep",
+    epilog="""\b
+    Example:
+      specbound sweep --out sweep --vocab 2..4 --paths 1..4 --concentration 0.2,1
+      specbound report sweep.html --sweep sweep""",
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder of the sweep.")
 @design_options
@@ -115,7 +119,7 @@ def design_options(command: Any) -> Any:
 @click.option("--ray", "address", metavar="ADDRESS", help='Use the Ray cluster there; "local" starts one here.')
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="Time limit of a case.",
@@ -209,6 +213,9 @@ def read_design_options(out: Path, options: dict[str, Any]) -> Design:
     if "device" in given:
         check_device(given["device"])
     methods = tuple(name.strip() for listed in given.pop("methods", ()) for name in listed.split(","))
+    for method in methods:
+        if not method.startswith("closed:"):
+            check_dotted("--methods", method)
     check_methods(methods)
     return Design(methods=methods or default_methods(), version=__version__, contexts=contexts, **given)
 
@@ -288,9 +295,7 @@ def _print_cases(everything: Sequence[Case], as_json: bool) -> None:
 
 
 def _print_summary(facts: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    Console().print(_table(facts))
+    print_table(_table(facts))
     counts = ", ".join(f"{count} {status}" for status, count in facts["statuses"].items())
     resumed = f", {facts['resumed']} from before" if facts["resumed"] else ""
     click.echo(f"{facts['rows']} of {facts['cases']} cases{resumed}: {counts or 'none'}")

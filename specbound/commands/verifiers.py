@@ -7,11 +7,14 @@ from typing import Any
 import click
 
 from specbound.commands.instance import print_json
+from specbound.commands.terminal import print_table, progress_console
 
 
 @click.command(
     short_help="List the verifiers, declared and measured facts.",
-    epilog="Example:  specbound verifiers --json",
+    epilog="""\b
+    Example:
+      specbound verifiers --json""",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verifiers(as_json: bool) -> int:
@@ -19,14 +22,13 @@ def verifiers(as_json: bool) -> int:
 
     Exit code 1 if a measured fact differs from the declared one.
     """
-    from rich.console import Console
     from rich.progress import track
 
     from specbound.proofs_checks.measured import LOSSLESS_TOLERANCE, lossless_error
     from specbound.runtime.verifiers import get, names
 
     entries: list[dict[str, Any]] = []
-    for name in track(names(), "measuring", console=Console(stderr=True), transient=True):
+    for name in track(names(), "measuring", console=progress_console(), transient=True):
         verifier = get(name)
         error: float | None = None
         note: str | None = None
@@ -59,7 +61,6 @@ def verifiers(as_json: bool) -> int:
 
 
 def _print_table(entries: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -82,4 +83,4 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
         if entry["note"]:
             story.append(f"\n{entry['note']}", "dim")
         table.add_row(name, facts, story)
-    Console().print(table)
+    print_table(table)
