@@ -18,9 +18,9 @@ from specbound.runtime.kernels.passes import (
     bucket_of,
     inverse_temperature,
     kernel,
-    law,
+    log_law,
     node_at,
-    node_laws,
+    node_log_laws,
     read_row,
 )
 from specbound.runtime.kernels.single_path import log_law_at
@@ -32,17 +32,17 @@ from specbound.runtime.verdict import Verdict
 def bucket_masses(
     target, draft, temperatures, lengths, nodes, norms, sums,
     depth, length, vocab, chunks,
-    BLOCK: tl.constexpr, TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+    BLOCK: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Draft mass of each bucket in each chunk, one after the other between the lowest and the highest. Grid (C, B)."""
     chunk, walk = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + walk):
         return
-    target_law, draft_law = node_laws(
+    log_target, log_draft = node_log_laws(
         target, draft, temperatures, nodes, norms,
         walk, depth, chunk * BLOCK + tl.arange(0, BLOCK), length, vocab, IS_LAW, REAL,
     )  # fmt: skip
-    mine = bucket_of(target_law, draft_law, TINY)
+    mine, draft_law = bucket_of(log_target, log_draft), tl.exp(log_draft)
     which = tl.min(tl.where(draft_law > 0, mine, WIDTH), axis=0)
     highest = tl.max(tl.where(draft_law > 0, mine, 0), axis=0)
     bucket = tl.arange(0, WIDTH)
@@ -83,7 +83,7 @@ def count_through(counts, below, reached, drafted, density, PATHS: tl.constexpr)
 def take_highest(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, sums, selection, alive, tokens, valid,
     depth, paths, length, vocab, chunks,
-    PATHS: tl.constexpr, CHUNKS: tl.constexpr, TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
+    PATHS: tl.constexpr, CHUNKS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Density of every bucket; then go down with the first alive path of the highest bucket. Grid (B,)."""
     walk = tl.program_id(0)
@@ -106,9 +106,9 @@ def take_highest(
     slot = node * 2 * (length + 1) + depth
     inverse = inverse_temperature(temperatures, walk, REAL)
     place = tl.where(known, token, vocab)
-    target_law = law(read_row(target, ahead, place, vocab, IS_LAW, REAL), inverse, norms, slot, REAL)
-    draft_law = law(read_row(draft, drawn, place, vocab, IS_LAW, REAL), inverse, norms, slot + length + 1, REAL)
-    mine = tl.where(arrived, bucket_of(target_law, draft_law, TINY), -1)
+    log_target = log_law(read_row(target, ahead, place, vocab, IS_LAW, REAL), inverse, norms, slot, REAL)
+    log_draft = log_law(read_row(draft, drawn, place, vocab, IS_LAW, REAL), inverse, norms, slot + length + 1, REAL)
+    mine = tl.where(arrived, bucket_of(log_target, log_draft), -1)
     highest = tl.max(mine, axis=0)
     chosen = path == tl.min(tl.where(arrived & (mine == highest), path, PATHS - 1), axis=0)
 
@@ -169,7 +169,7 @@ def verify_gbv_bucketed_logits(
 def _descend(rows: tuple[Tensor, ...], tokens: Tensor, out: Workspace, depth: int, laws: bool) -> None:
     """Find the buckets' densities at the node of this depth and go down to the next."""
     requests, paths, length, vocab = out.shape
-    common = out.constants | {"TINY": out.tiny, "IS_LAW": laws}
+    common = out.constants | {"IS_LAW": laws}
     bucket_masses[(out.chunks, requests)](
         *rows, out.nodes, out.norms, out.sums, depth, length, vocab, out.chunks,
         BLOCK=out.block, num_warps=8, **common,

@@ -21,6 +21,7 @@ REAL the dtype of the arithmetic on rows. Chunk sums are added, and tokens drawn
 Source: [BV] arXiv:2403.10444, Algorithm 2; arXiv:2211.17192, Algorithm 1.
 """
 
+import math
 from functools import partial
 
 import triton
@@ -32,7 +33,7 @@ from specbound.runtime.verifiers.gbv import BUCKET_WIDTH, BUCKETS
 kernel = partial(triton.jit, do_not_specialize=("start", "depth", "step", "requests", "paths", "length"))
 
 MIDDLE = tl.constexpr(BUCKETS // 2)
-STEP = tl.constexpr(BUCKET_WIDTH)
+PER_STEP = tl.constexpr(1 / (BUCKET_WIDTH * math.log(2)))  # steps of a bucket's width per unit of a log ratio
 WIDTH = tl.constexpr(64)  # numbers per node that say how the path was selected: 4 for levels, or one per bucket
 
 
@@ -59,10 +60,10 @@ def node_at(nodes, walk, depth, length):
 
 
 @triton.jit
-def law(entries, inverse, norms, slot, REAL: tl.constexpr):
-    """exp((x - m) / t - log s) of logits, with m and log s of the row at `norms[slot]`."""
+def log_law(entries, inverse, norms, slot, REAL: tl.constexpr):
+    """(x - m) / t - log s of logits, with m and log s of the row at `norms[slot]`."""
     largest = tl.load(norms + 2 * slot).to(REAL)
-    return tl.exp((entries - largest) * inverse - tl.load(norms + 2 * slot + 1).to(REAL))
+    return (entries - largest) * inverse - tl.load(norms + 2 * slot + 1).to(REAL)
 
 
 @kernel
@@ -147,17 +148,17 @@ def selected_law(target, draft, ratio, selection, TINY: tl.constexpr, REAL: tl.c
 
 
 @triton.jit
-def bucket_of(target, draft, TINY: tl.constexpr):
-    """Bucket 0..2 MIDDLE of target/draft: log2 in steps of STEP, rounded, MIDDLE at equality."""
-    steps = tl.floor(tl.log2(target / tl.maximum(draft, TINY)) / STEP + 0.5)
+def bucket_of(log_target, log_draft):
+    """Bucket 0..2 MIDDLE of target/draft: log2 in steps of the width, rounded, MIDDLE at equality."""
+    steps = tl.floor((log_target - log_draft) * PER_STEP + 0.5)
     steps = tl.where(steps == steps, tl.minimum(tl.maximum(steps, -MIDDLE), MIDDLE), 0.0)
     return steps.to(tl.int32) + MIDDLE
 
 
 @triton.jit
-def bucketed_law(target, draft, selection, TINY: tl.constexpr, REAL: tl.constexpr):
+def bucketed_law(log_target, log_draft, selection, REAL: tl.constexpr):
     """Law of the path selected by bucket: the draft law times the density of the bucket, at `selection`."""
-    return draft * tl.load(selection + bucket_of(target, draft, TINY)).to(REAL)
+    return tl.exp(log_draft) * tl.load(selection + bucket_of(log_target, log_draft)).to(REAL)
 
 
 @triton.jit
@@ -170,15 +171,16 @@ def surplus(
 
     SELECTED: 0 by nothing, 1 by levels, 2 by buckets.
     """
-    target_law, draft_law = node_laws(
+    log_target, log_draft = node_log_laws(
         target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab, IS_LAW, REAL
     )
+    target_law, draft_law = tl.exp(log_target), tl.exp(log_draft)
     ratio = tl.load(ratios + walk * (length + 1) + depth).to(REAL)
     place = selection + (walk * length + depth) * WIDTH
     if SELECTED == 1:
         draft_law = selected_law(target_law, draft_law, ratio, place, TINY, REAL)
     if SELECTED == 2:
-        draft_law = bucketed_law(target_law, draft_law, place, TINY, REAL)
+        draft_law = bucketed_law(log_target, log_draft, place, REAL)
     return tl.maximum(ratio * target_law - draft_law, 0.0)
 
 
@@ -188,12 +190,24 @@ def node_laws(
     IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Target and draft law at `offsets` of the walk's node at `depth`."""
+    log_target, log_draft = node_log_laws(
+        target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab, IS_LAW, REAL
+    )
+    return tl.exp(log_target), tl.exp(log_draft)
+
+
+@triton.jit
+def node_log_laws(
+    target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab,
+    IS_LAW: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Their logarithms."""
     inverse = inverse_temperature(temperatures, walk, REAL)
     node = node_at(nodes, walk, depth, length)
     slot = node * 2 * (length + 1) + depth
     ahead = read_row(target, node * (length + 1) + depth, offsets, vocab, IS_LAW, REAL)
     drawn = read_row(draft, node * length + depth, offsets, vocab, IS_LAW, REAL)
-    return law(ahead, inverse, norms, slot, REAL), law(drawn, inverse, norms, slot + length + 1, REAL)
+    return log_law(ahead, inverse, norms, slot, REAL), log_law(drawn, inverse, norms, slot + length + 1, REAL)
 
 
 @kernel
@@ -317,7 +331,7 @@ def emit_verdict(
     if not corrected:
         largest = tl.load(chunk_max + slot * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
         sums = tl.load(chunk_sum + slot * chunks + chunk, mask=chunk < chunks, other=0.0)
-        weights = tl.where(sums == 0, 0.0, sums * law(largest, inverse, norms, slot, REAL))
+        weights = tl.where(sums == 0, 0.0, sums * tl.exp(log_law(largest, inverse, norms, slot, REAL)))
     weights = weights.to(tl.float64)
     goal = tl.load(choice + walk).to(tl.float64) * tl.sum(weights, axis=0)
     chosen = first_above(weights, goal, CHUNKS)
@@ -332,7 +346,7 @@ def emit_verdict(
         )  # fmt: skip
     else:
         entries = read_row(target, node * (length + 1) + kept, offsets, vocab, IS_LAW, REAL)
-        inside = law(entries, inverse, norms, slot, REAL)
+        inside = tl.exp(log_law(entries, inverse, norms, slot, REAL))
     tl.store(path + walk, node_at(nodes, walk, last, length) - walk * paths)
     tl.store(accepted + walk, kept.to(tl.int64))
     tl.store(token + walk, (chosen * BLOCK + first_above(inside.to(tl.float64), goal, BLOCK)).to(tl.int64))
