@@ -9,6 +9,7 @@ Letters: V vocabulary size, L draft length, K paths.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,8 +57,11 @@ def audit(
         seconds, memory: limits of the sandbox, in seconds without a sign of progress and MiB.
 
     Raises:
-        ValueError: for an unknown target, empty ranges, impossible rates, or code that cannot be loaded.
+        ValueError: for an unknown target, empty ranges, impossible settings, or code that cannot be loaded.
     """
+    for name, value in (("tolerance", tolerance), ("seconds", seconds), ("memory", memory)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}; want a positive number")
     if resolution is not None:
         count, rates = 12 if cases is None else cases, (resolution, false_alarm, miss)
         return _audit_sampled(target, (vocab, length, paths), count, seed, rates, device, seconds, memory)

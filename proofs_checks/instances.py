@@ -173,14 +173,13 @@ def instances(vocab: range, length: range, paths: range, cases: int, seed: int =
         ValueError: for an empty or non-positive range, or cases < 1.
     """
     for name, values in (("vocab", vocab), ("length", length), ("paths", paths)):
-        if not len(values) or min(values) < 1:
+        if not isinstance(values, range) or not values or min(values[0], values[-1]) < 1:
             raise ValueError(f"{name} is {values}; want a non-empty range of positive integers")
-    if cases < 1:
-        raise ValueError(f"cases is {cases}; want at least 1")
+    for name, value, least in (("cases", cases, 1), ("seed", seed, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} is {value!r}; want an integer of at least {least}")
     if len(vocab) * len(length) * len(paths) > MAX_SIZES:
         raise ValueError(f"vocab {vocab}, length {length}, paths {paths}: more than {MAX_SIZES} sizes; narrow them")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; want an integer of at least 0")
     sizes = sorted(itertools.product(vocab, length, paths), key=lambda size: size[0] ** (size[1] * size[2]))
     for place, (v, ell, k) in enumerate(sizes):
         for turn, i in enumerate(range(place, cases, len(sizes))):

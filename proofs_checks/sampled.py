@@ -73,8 +73,8 @@ def plan(
         ValueError: for rates or a resolution outside (0, 1), or if more than 5e7 draws were needed.
     """
     for name, value in (("resolution", resolution), ("false_alarm", false_alarm), ("miss", miss)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name} is {value}; want a number between 0 and 1")
+        if not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError(f"{name} is {value!r}; want a number between 0 and 1")
     share = false_alarm / (instances * len(LOOKS) * (length + 1))
     root = math.sqrt(_exponent(vocab ** (length + 1), share)) + math.sqrt(math.log(1 / miss))
     draws = math.ceil(root**2 / (2 * resolution**2))

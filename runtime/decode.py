@@ -166,7 +166,7 @@ def generate(
     if input_ids.ndim != 2 or input_ids.dtype != torch.int64 or input_ids.device.type == "meta":
         found = f"{input_ids.dtype} of shape {tuple(input_ids.shape)} on {input_ids.device}"
         raise ValueError(f"input_ids is {found}; want int64 [B, n]")
-    _check_not_empty(input_ids)
+    _check_prompt(input_ids, attention_mask)
     for name in UNSUPPORTED_ARGUMENTS:
         if generation_kwargs.get(name) is not None:
             raise ValueError(f"{name} is not supported by speculative decoding; leave it out")
@@ -589,12 +589,15 @@ class _Prompt:
     padding: list[int] = field(default_factory=list)
 
 
-def _check_not_empty(input_ids: Tensor) -> None:
+def _check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
     if input_ids.numel() == 0:
         raise ValueError(
             f"input_ids of shape {tuple(input_ids.shape)} has no tokens; give at least one row and one token "
             "(a beginning-of-text token, say)"
         )
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        found, wanted = tuple(attention_mask.shape), tuple(input_ids.shape)
+        raise ValueError(f"attention_mask has shape {found}; want {wanted} as input_ids")
 
 
 def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
@@ -603,12 +606,10 @@ def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
     Raises:
         ValueError: a row has no token.
     """
-    _check_not_empty(input_ids)
+    _check_prompt(input_ids, attention_mask)
     if attention_mask is None:
         return _Prompt(input_ids, [0] * len(input_ids))
     real = attention_mask.to(input_ids.device).bool()
-    if real.shape != input_ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(real.shape)}; want {tuple(input_ids.shape)} as input_ids")
     padding = (~real).sum(dim=1).tolist()
     for row, count in enumerate(padding):
         if count == input_ids.shape[1]:

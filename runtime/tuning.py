@@ -93,9 +93,10 @@ def recommend(
     names = list(tokens)
     made, spent = (np.array([entries[name] for name in names], dtype=float) for entries in (tokens, seconds))
     drawn = np.random.default_rng(seed).integers(made.shape[1], size=(samples, made.shape[1]))
-    speeds = made[:, drawn].sum(axis=2) / spent[:, drawn].sum(axis=2)
+    with np.errstate(over="ignore"):
+        speeds = made[:, drawn].sum(axis=2) / spent[:, drawn].sum(axis=2)
+        best = int((made.sum(axis=1) / spent.sum(axis=1)).argmax())
     wins = np.bincount(speeds.argmax(axis=0), minlength=len(names)) / samples
-    best = int((made.sum(axis=1) / spent.sum(axis=1)).argmax())
     order = np.argsort(-wins, kind="stable")
     return Recommendation(
         names[best], float(wins[best]), tuple(names[i] for i in order if wins[i] >= 0.05 or i == best)

@@ -328,6 +328,39 @@ def test_the_audit_of_any_callable_ends_in_a_verdict(data):
             report.to_dict()
 
 
+ODD_SIZES = [range(2, 3), range(1, 3), range(2, 4), range(0), range(-1, 1), range(3, 1), range(0, 3), range(1, 10**12)]
+AUDIT_SETTINGS = {
+    "vocab": ODD_SIZES,
+    "length": ODD_SIZES,
+    "paths": ODD_SIZES,
+    "cases": [None, 1, 5, 0, -1, 1.5, math.nan, "3", True],
+    "seed": [0, 7, 2**70, -1, 1.5, None, "x"],
+    "tolerance": [1e-9, 0.5, 0.0, -1.0, math.nan, math.inf, None],
+    "resolution": [None, 0.7, 1e-9, 0.0, 1.0, -1, math.nan, "0.1"],
+    "false_alarm": [0.5, 1e-9, 0.0, 2, math.nan],
+    "miss": [0.5, 1e-6, 0.0, 1.0, math.nan],
+    "device": ["cpu", "meta", "cuda", "tpu", "", None, 3],
+    "seconds": [60.0, 0.0, -1.0, math.nan, math.inf, None],
+    "memory": [4096, 64, 0, -5, None, 1.5],
+}
+
+
+@fuzz(8, slow=4)
+@given(st.sampled_from(["token", "block", "gbv", "none", "", ":", "a:b", None, 3]), st.data())
+def test_the_audit_takes_its_settings_or_refuses_them(target, data):
+    sizes = {"vocab": range(2, 3), "length": range(1, 2), "cases": 3}
+    chosen = sizes | {
+        name: data.draw(st.sampled_from(values))
+        for name, values in AUDIT_SETTINGS.items()
+        if data.draw(st.integers(0, 4)) == 0
+    }
+    with case():
+        report = attempt(audit, target, **chosen)
+        if report is not None:
+            assert report.verdict in ("lossless", "not rejected")
+            assert report_text(report).plain
+
+
 def test_the_fuzz_rejects_a_verifier_that_is_not_lossless():
     """The invariant of the exact laws is not empty: a verifier declared lossless that is not would be found."""
     law = exact_law("naive", PrefixTree.iid([0.25, 0.75], [0.75, 0.25], 2), 2)

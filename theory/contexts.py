@@ -72,6 +72,8 @@ def _read_row(entries: Sequence[object], field: str) -> tuple[Number, ...]:
     for z, value in enumerate(row):
         if value < 0:
             raise ValueError(f"{field}[{z}] is {value}; want a probability, at least 0")
+    if max(row) > 1 + ROW_SUM_TOLERANCE:
+        raise ValueError(f"{field} has an entry above 1; want probabilities")
     total: Number = sum(row)
     tolerance = 0 if all_exact(row) else ROW_SUM_TOLERANCE
     if magnitude(total - 1) > tolerance:
