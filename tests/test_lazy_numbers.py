@@ -129,6 +129,22 @@ def test_in_place_arithmetic_and_outputs_of_comparisons_are_followed():
     assert found == {(True, True): 1 / 16, (True, False): 3 / 16, (False, True): 3 / 16, (False, False): 9 / 16}
 
 
+def test_a_comparison_that_is_decided_already_tells_nothing_new():
+    """U > 1/2 makes U > 1/4 and U < 2 sure, and leaves U uniform on (1/2, 1)."""
+
+    def compared():
+        number = u()
+        return number > 0.5, number > 0.25, number < 2, number < 0.75
+
+    found = law(compared)
+    assert found == {
+        (True, True, True, True): 0.25,
+        (True, True, True, False): 0.25,
+        (False, True, True, True): 0.25,
+        (False, False, True, True): 0.25,
+    }
+
+
 def test_rounding_down_and_towards_zero_cut_the_interval_into_its_pieces():
     assert law(lambda: math.floor(4 * u() - 1)) == pytest.approx({-1: 0.25, 0: 0.25, 1: 0.25, 2: 0.25}, abs=1e-12)
     assert law(lambda: int(4 * u() - 1)) == pytest.approx({0: 0.5, 1: 0.25, 2: 0.25}, abs=1e-12)

@@ -238,6 +238,24 @@ def test_exact_rows_must_sum_to_one_exactly():
     PrefixTree.iid([float(third)] * 3, [1 / 3] * 3, 1)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_shorter_look_at_the_same_models_has_their_law(length):
+    """Where the long tree ends early the shorter one may have a bonus row to make up, of a prefix no draft reaches."""
+    for seed in range(6):
+        tree = ragged(seed, vocab=3, length=3)
+        short = tree.truncated(length)
+        assert short.length == length
+        assert short.size == tree.levels[length].stop
+        wanted: dict[tuple[int, ...], float] = {}
+        for block, probability in tree.target_law().items():
+            wanted[block[: length + 1]] = wanted.get(block[: length + 1], 0.0) + probability
+        found: dict[tuple[int, ...], float] = {}
+        for block, probability in short.target_law().items():
+            cut = block if block in wanted else block[:length]
+            found[cut] = found.get(cut, 0.0) + probability
+        assert found == pytest.approx(wanted)
+
+
 def test_a_prefix_without_drafts_may_end_early_and_one_with_drafts_may_not():
     arrays = [-1, 0, 0, 1], [-1, 0, 1, 0], [1, 0.5, 0.5, 1]
     tree = PrefixTree(2, 2, *map(np.array, (*arrays, [1, 1.0, 0, 1], [[1.0, 0]])))

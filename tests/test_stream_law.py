@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specbound.proofs_checks.law import exact_law
-from specbound.proofs_checks.stream_law import ModelPair, expected_tokens, stream_law
+from specbound.proofs_checks.stream_law import ModelPair, _significant, expected_tokens, stream_law
 from specbound.runtime.verdict import Verdict
 from specbound.runtime.verifiers.token import verify_token
 from specbound.theory.prefix_tree import PrefixTree
@@ -96,3 +96,12 @@ def test_impossible_requests_are_refused():
         stream_law("key-race", PUBLISHED, 6, 3, paths=4)
     with pytest.raises(ValueError, match=r"target has shape \(1, 2\) and draft \(1, 3\)"):
         ModelPair.iid(A, [F(1, 3)] * 3)
+
+
+def test_carries_are_told_apart_by_twelve_digits():
+    """Rounding in the last digits merges, a difference in the eleventh does not; zeros of both signs are one."""
+    numbers = np.array([1 / 3, -2e-9, 0.0, 7e8])
+    same, other = _significant(numbers * (1 + 4e-16)), _significant(numbers * (1 + 1e-10))
+    assert same.tobytes() == _significant(numbers).tobytes()
+    assert (other != _significant(numbers)).tolist() == [True, True, False, True]
+    assert _significant(np.array([-0.0])).tobytes() == np.array([0.0]).tobytes()

@@ -131,6 +131,14 @@ def test_the_registered_name_asks_for_a_table():
         verify("table", batch, Draws())
 
 
+def test_a_leaf_whose_scores_are_narrower_than_any_float_division_takes_is_executed():
+    tree = PrefixTree.iid([0.5, 0.5], [1e-310, 1 - 1e-310], 1)
+    made = verifier_table(tree, 2, np.array([2e-310, 1.0]), "lossless")
+    assert made.scores[0] == ((0.0, 1e-310),)
+    law = exact_law(table_verifier(json.loads(made.to_json())).verify, tree, 2)
+    assert law.total_variation(tree.target_law()) < 1e-12
+
+
 def test_a_batch_that_does_not_fit_the_table_is_refused():
     verifier = table_verifier(table_for("published", 2, "lossless"))
     tree = PUBLISHED.as_float()

@@ -307,7 +307,7 @@ def _score_laws(
     for leaf, intervals in zip(leaves, intervals_of, strict=True):
         total = sum(high - low for low, high in intervals)
         for low, high in intervals:
-            if total > 0:
+            if total >= np.finfo(float).tiny:
                 density[leaf] += ((points > low) & (points < high)) / total
                 survival[leaf] -= np.clip(points - low, 0, high - low) / total
     return density, survival.clip(0, 1), (half[:, None] * weights).ravel()
