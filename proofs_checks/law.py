@@ -59,26 +59,28 @@ class ReplayDraws(Draws):
 
     def accept(self, probability: Tensor) -> Tensor:
         """Coins: the flattened elements of each row are asked one after another."""
-        flat = probability.reshape(len(self.decisions), -1)
+        flat = probability.double().reshape(len(self.decisions), -1)
         answers = [self._answer(torch.stack([1 - coin, coin], dim=-1)) for coin in flat.unbind(dim=1)]
         stacked = torch.stack(answers, dim=1) if answers else flat
         return stacked.reshape(probability.shape).bool()
 
     def accept_while(self, probability: Tensor) -> Tensor:
         """The count of leading successes as one question: it is i with probability p_1..p_i (1 - p_{i+1})."""
+        probability = probability.double()
         one = torch.ones_like(probability[:, :1])
         reach = torch.cat([one, probability], dim=1).cumprod(dim=1)
         return self._answer(reach * torch.cat([1 - probability, one], dim=1))
 
     def accept_last(self, probability: Tensor) -> Tensor:
         """The last success as one question: it is i with probability p_i (1 - p_{i+1})..(1 - p_L)."""
+        probability = probability.double()
         one = torch.ones_like(probability[:, :1])
         later_fail = torch.cat([1 - probability, one], dim=1).flip(1).cumprod(dim=1).flip(1)
         return self._answer(torch.cat([one, probability], dim=1) * later_fail)
 
     def choose(self, weights: Tensor) -> Tensor:
         """A categorical draw; leading axes beyond the batch are asked one after another."""
-        flat = weights.reshape(len(self.decisions), -1, weights.shape[-1])
+        flat = weights.double().reshape(len(self.decisions), -1, weights.shape[-1])
         total = flat.sum(dim=-1, keepdim=True)
         if bool((total <= 0).any()) or not bool(torch.isfinite(total).all()):
             raise ValueError("a verifier asked for a draw from weights that are all zero or not finite")

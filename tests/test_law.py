@@ -105,6 +105,21 @@ def test_rounding_in_the_last_digits_of_a_row_does_not_change_a_law():
     assert law.total_variation(tree.target_law()) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["token", "block", "kseq"])
+@pytest.mark.parametrize("dtype, error", [(torch.float32, 1e-6), (torch.bfloat16, 0.05)])
+def test_coins_in_few_digits_are_tossed_exactly_as_they_are(name, dtype, error):
+    """The law is off by the dtype's rounding of the rows, its total probability is not: production draws in float64."""
+
+    def rounded(batch, draws):
+        rows = batch.draft_probs.to(dtype), batch.target_probs.to(dtype)
+        return get(name).verify(Batch(batch.tokens, *rows), draws)
+
+    tree = PrefixTree.random(3, 2, seed=4)
+    law = exact_law(rounded, tree)
+    assert abs(law.mass - 1) < 1e-14
+    assert 1e-10 < law.total_variation(tree.target_law()) < error
+
+
 def test_a_draw_from_no_mass_is_an_error():
     with pytest.raises(ValueError, match="all zero or not finite"):
         ReplayDraws([()]).choose(torch.zeros(1, 3))
