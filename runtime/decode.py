@@ -595,9 +595,10 @@ def _check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
             f"input_ids of shape {tuple(input_ids.shape)} has no tokens; give at least one row and one token "
             "(a beginning-of-text token, say)"
         )
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        found, wanted = tuple(attention_mask.shape), tuple(input_ids.shape)
-        raise ValueError(f"attention_mask has shape {found}; want {wanted} as input_ids")
+    if attention_mask is not None:
+        found, wanted, device = tuple(attention_mask.shape), tuple(input_ids.shape), attention_mask.device
+        if found != wanted or device.type == "meta":
+            raise ValueError(f"attention_mask has shape {found} on {device}; want {wanted} as input_ids, and numbers")
 
 
 def _left_padded(input_ids: Tensor, attention_mask: Tensor | None) -> _Prompt:
