@@ -579,6 +579,18 @@ def test_the_comparison_rejects_a_kernel_that_ignores_the_temperature() -> None:
         undecided(case.kernel("block"), want, draws.margin, resolution=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "finest"), [(torch.float32, 2.0**-16), (torch.float64, 2.0**-32)])
+def test_of_all_success_masses_that_serve_the_smallest_is_taken(dtype: torch.dtype, finest: float) -> None:
+    """Equal laws: every b serves, up to the rounding of a sum; with b = 0 all coins fail and k1 = K = 3, k2 = 1."""
+    for seed in range(4):
+        case = random_case(3, 3, 1, 40, dtype, seed=seed)
+        case.draft = case.target[:, :, :-1].clone()
+        out = buffers(3, 3, 1, 40, dtype, block=16)
+        case.kernel("two-level", out=out)
+        assert (out.selection[:, 0, 0] - 3).abs().max() < 4 * finest
+        assert (out.selection[:, 0, 1] - 1).abs().max() < 4 * finest
+
+
 @triton.jit
 def same_count(counts, level, mass, fails, high, low, PATHS: tl.constexpr):
     """A walk that forgets that paths drop out."""

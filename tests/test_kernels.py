@@ -160,7 +160,7 @@ KERNELS = {
     gbv_bucketed: "bucket_masses take_highest",
     key_race: "begin_race end_race",
 }
-COMMON = dict(BLOCK=4096, TILE=256, CHUNKS=32, DEPTHS=16, TINY=1.2e-38, ONE=1.000001)
+COMMON = dict(BLOCK=4096, TILE=256, CHUNKS=32, DEPTHS=16, TINY=1.2e-38, SLACK=1e-6)
 LOGITS = COMMON | dict(IS_LAW=False, SHARED=False, SELECTED=1, DECIDED=False, PATHS=4, REAL=tl.float32)
 LAWS = COMMON | dict(IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2, REAL=tl.float64)
 VARYING = "start depth step requests paths length".split()

@@ -7,9 +7,10 @@ wait for the device, and allocate nothing when given buffers (`workspace`).
 State: block, token, two-level, key-race and gbv-bucketed; compared with the tensor versions under Triton's
 interpreter, and compiled for compute capability 9.0. Not yet run or timed on a GPU (`benchmarks/kernels.py` does that).
 
-Wants the optional package triton. SPECBOUND_KERNELS in the environment: 0 turns the kernels off, 1 (or nothing) uses
-them on CUDA devices, and interpret uses them on every device by Triton's interpreter, which is slow, is for tests, and
-wants TRITON_INTERPRET=1 too.
+Wants the optional package triton, and on a GPU what that wants to build its launcher: a C compiler and Python's
+headers. SPECBOUND_KERNELS in the environment: 0 turns the kernels off, 1 (or nothing) uses them on CUDA devices, and
+interpret uses them on every device by Triton's interpreter, which is slow, is for tests, and wants TRITON_INTERPRET=1
+too.
 """
 
 from __future__ import annotations

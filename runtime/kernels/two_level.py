@@ -52,9 +52,12 @@ def densities(count, request, fails, paths, PATHS: tl.constexpr):
 @triton.jit
 def bracket_after(
     brackets, sums, request, step, steps, requests, chunks,
-    CHUNKS: tl.constexpr, ONE: tl.constexpr,
+    CHUNKS: tl.constexpr, SLACK: tl.constexpr,
 ):  # fmt: skip
-    """Low and high of b after `step` steps: [0, 1], then the sixteenth of the last bracket where the sum falls to 1."""
+    """Low and high of b after `step` steps: [0, 1], then the sixteenth of the last bracket where the sum falls to 1.
+
+    SLACK: what rounding may leave of a sum of 1. (A constant near 1 would itself be rounded to float32.)
+    """
     before = brackets + (request * (steps + 1) + step - 1) * 2
     low = tl.load(before, mask=step > 0, other=0.0)
     high = tl.load(before + 1, mask=step > 0, other=1.0)
@@ -63,7 +66,7 @@ def bracket_after(
         trial = tl.arange(0, 16)
         parts = sums + ((((step - 1) % 2) * requests + request) * chunks + chunk[:, None]) * 16 + trial[None, :]
         total = tl.sum(tl.load(parts, mask=(chunk < chunks)[:, None], other=0.0), axis=0)
-        found = tl.min(tl.where((total <= ONE) | (trial == 15), trial, 15), axis=0)
+        found = tl.min(tl.where((total - 1.0 <= SLACK) | (trial == 15), trial, 15), axis=0)
         width = (high - low) / 16
         high = tl.where(found == 15, high, low + width * (found + 1))
         low = low + width * found
@@ -74,14 +77,14 @@ def bracket_after(
 def clipped_masses(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, brackets, sums,
     depth, step, steps, requests, paths, length, vocab, chunks,
-    PATHS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr, ONE: tl.constexpr,
+    PATHS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr, SLACK: tl.constexpr,
     TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """sum_y q clip(c p/q, k2(b), k1(b)) over each chunk, for 16 values of b in the bracket. Grid (C, B)."""
     chunk, request = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + request):
         return
-    low, high = bracket_after(brackets, sums, request, step, steps, requests, chunks, CHUNKS, ONE)
+    low, high = bracket_after(brackets, sums, request, step, steps, requests, chunks, CHUNKS, SLACK)
     if chunk == 0:
         tl.store(brackets + (request * (steps + 1) + step) * 2, low)
         tl.store(brackets + (request * (steps + 1) + step) * 2 + 1, high)
@@ -112,14 +115,14 @@ def level_of(target_law, draft_law, ratio, high, low, TINY: tl.constexpr):
 def failing_masses(
     target, draft, temperatures, lengths, nodes, norms, ratios, count, brackets, sums, selection,
     depth, steps, requests, paths, length, vocab, chunks,
-    PATHS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, ONE: tl.constexpr, TINY: tl.constexpr,
+    PATHS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SLACK: tl.constexpr, TINY: tl.constexpr,
     IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """Draft mass of each chunk whose coin fails, sum_y q (1 - level), at the b that was found. Grid (C, B)."""
     chunk, request = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + request):
         return
-    _, high = bracket_after(brackets, sums, request, steps, steps, requests, chunks, CHUNKS, ONE)
+    _, high = bracket_after(brackets, sums, request, steps, steps, requests, chunks, CHUNKS, SLACK)
     most, least = densities(count, request, tl.full([1], 1.0, tl.float64) - high, paths, PATHS)
     most, least = tl.sum(most, axis=0), tl.sum(least, axis=0)
     if chunk == 0:
@@ -259,7 +262,7 @@ def _descend(rows: tuple[Tensor, ...], tokens: Tensor, select: Tensor, out: Work
         "TINY": out.tiny,
         "IS_LAW": laws,
     }
-    rule = {"BLOCK": out.block, "ONE": 1 + 8 * torch.finfo(out.dtype).eps}
+    rule = {"BLOCK": out.block, "SLACK": 8 * torch.finfo(out.dtype).eps}
     node = (*rows, out.nodes, out.norms, out.ratios, out.count)
     for step in range(out.steps):
         clipped_masses[(out.chunks, requests)](
