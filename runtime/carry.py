@@ -145,7 +145,7 @@ def layer_law(target_row: Tensor, draft_row: Tensor, log_ratio: Tensor, paths: i
     Returns:
         [B, V].
     """
-    inverse = (-log_ratio).exp().clamp_max(torch.finfo(target_row.dtype).max).unsqueeze(-1)
+    inverse = (-log_ratio).exp().clamp_max(torch.finfo(log_ratio.dtype).max).unsqueeze(-1)
     weights = (target_row - inverse * draft_row).clamp_min(0)
     if paths > 1:
         share = torch.where(weights > 0, weights / target_row, torch.zeros_like(weights))

@@ -121,6 +121,14 @@ def test_extreme_ratios_give_a_probability_row(log_ratio, paths):
     assert ((law > 0) <= (rows > 0)).all()
 
 
+@pytest.mark.parametrize("state, rows", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_state_and_rows_of_different_precision_go_together(state, rows):
+    target, draft = torch.tensor([[0.25, 0.75]], dtype=rows), torch.tensor([[0.5, 0.5]], dtype=rows)
+    for log_ratio, wanted in ((math.log(2.0), [0.0, 1.0]), (math.inf, [0.25, 0.75]), (-200.0, [0.25, 0.75])):
+        law = layer_law(target, draft, torch.tensor([log_ratio], dtype=state), 1)
+        assert law[0].tolist() == pytest.approx(wanted, abs=1e-6)
+
+
 def test_ratios_of_prefixes_of_probability_1e_70_stay_exact():
     """100 tokens of draft probability 1/5 (1e-70 together), in float32: rho is beyond its range, log rho is not."""
     target, draft = torch.tensor([[0.8, 0.2]]), torch.tensor([[0.2, 0.8]])

@@ -113,6 +113,17 @@ def test_the_slopes_of_favoured_tokens_that_are_hardly_drafted_are_those_of_frac
     assert float(cap) == pytest.approx(float(exact_cap), rel=1e-12)
 
 
+def test_a_wanted_law_that_rounding_lifts_above_one_has_finite_slopes():
+    """Then all drafted tokens are on the favoured side, and those never drafted, never wanted have no floor."""
+    wanted = torch.tensor([[0.6000000000000004, 0.4, 0.0]], dtype=torch.float64)
+    draft = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    count = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
+    assert float(wanted.cumsum(dim=1)[0, -1]) > 1
+    slopes, _ = optimal_slopes(wanted, draft, count)
+    assert slopes[0].tolist() == pytest.approx([1.2, 0.8, 0.0])
+    assert bool(torch.isfinite(entry_scores(slopes, draft, count, 60)).all())
+
+
 def test_an_entry_score_never_passes_the_mass_entered_before_even_if_rounding_makes_the_law_impossible():
     """Slopes a hair above the largest possible ones: the line runs above g, and Newton's step would leave [0, T]."""
     draft = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)
