@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from specbound import cli
+from specbound.commands.report import DECODING_FIELDS, _read_json
 from specbound.plots import draw_tree, figure
 from specbound.report import Section, curves_section, decoding_section, gaps_section, page, tree_section
 from specbound.theory import single_path
@@ -165,3 +166,12 @@ def test_entries_without_their_fields_are_refused(tmp_path, capsys, option, fiel
         cli.main(["report", str(tmp_path / "out.html"), option, str(file)])
     assert stopped.value.code == 2
     assert "wants the fields" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("speed", ["1e300", "9" * 400, "NaN", '"fast"'])
+def test_speeds_that_cannot_be_shown_are_refused(tmp_path, speed):
+    (tmp_path / "bench.json").write_text(
+        '{"decoding": [{"method": "token", "tokens_per_second": %s, "speedup": 1}]}' % speed, encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="want a number below|NaN"):
+        _read_json("--decoding", str(tmp_path / "bench.json"), "decoding", DECODING_FIELDS)

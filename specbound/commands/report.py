@@ -21,6 +21,7 @@ Fields = dict[str, tuple[type, ...]]
 FINDING_FIELDS: Fields = dict.fromkeys(("id", "source", "claim", "tested", "verdict", "evidence"), (str,))
 FINDING_FIELDS |= {"counterexample": (str, type(None)), "recorded": (bool,)}
 DECODING_FIELDS: Fields = {"method": (str,), "tokens_per_second": (int, float), "speedup": (int, float)}
+LARGEST = 1e12
 OPTIONAL_FIELDS: Fields = {"block_efficiency": (int, float)}
 CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
 FIXED_LENGTH, FIXED_PATHS = 3, 2
@@ -119,10 +120,11 @@ def _read_json(option: str, file: str, field: str, wanted: Fields) -> dict[str, 
         if not isinstance(entry, dict) or not {*wanted} <= {*entry}:
             raise ValueError(f"{option} {file}: {field}[{place}] wants the fields {', '.join(wanted)}")
         for name, types in (wanted | OPTIONAL_FIELDS).items():
-            if name in entry and type(entry[name]) not in types:
-                raise ValueError(
-                    f"{option} {file}: {field}[{place}] has {name} {entry[name]!r}; want {types[0].__name__}"
-                )
+            if name not in entry:
+                continue
+            if type(entry[name]) not in types or (float in types and not abs(entry[name]) < LARGEST):
+                kind = f"a number below {LARGEST:g}" if float in types else types[0].__name__
+                raise ValueError(f"{option} {file}: {field}[{place}] has {name} {entry[name]!r}; want {kind}")
     if not isinstance(data.get("settings", {}), dict):
         raise ValueError(f'{option} {file}: "settings" is {data["settings"]!r}; want an object')
     return data
