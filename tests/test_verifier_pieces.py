@@ -120,7 +120,7 @@ def test_a_wanted_law_that_rounding_lifts_above_one_has_finite_slopes():
     count = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     assert float(wanted.cumsum(dim=1)[0, -1]) > 1
     slopes, _ = optimal_slopes(wanted, draft, count)
-    assert slopes[0].tolist() == pytest.approx([1.2, 0.8, 0.0])
+    assert slopes[0, :2].tolist() == pytest.approx([1.2, 0.8])
     assert bool(torch.isfinite(entry_scores(slopes, draft, count, 60)).all())
 
 
