@@ -7,7 +7,7 @@
 
 Tangents of g(t) = 1 - (1-t)^K are added at the most violated prefix sets of the leaves sorted by kappa/Q. Bounds are
 evaluated exactly (`certificates`): of kappa from below, and from above of C = sums along the paths of the multipliers
-of phi <= kappa. For trees of at most some hundred nodes; larger ones belong to `multi_path`.
+of phi <= kappa. For trees of at most some hundred nodes; larger ones belong to `solver`.
 """
 
 from __future__ import annotations

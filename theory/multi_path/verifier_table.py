@@ -1,6 +1,6 @@
 """From a selected-path law to a verifier that can be executed: score intervals, stop probabilities, corrections.
 
-kappa is the law of one selected draft (`multi_path`), K drafts, g(t) = 1 - (1-t)^K, P, Q joints of target and draft,
+kappa is the law of one selected draft (`solver`), K drafts, g(t) = 1 - (1-t)^K, P, Q joints of target and draft,
 p(y|w) the target's next token, phi(w) = Pr(the kept prefix passes through w), kappa(w) the mass of kappa below w.
 
     select   every draft that ends in leaf l draws a score, uniform on a set of intervals of [0, 1] of length Q(l);
