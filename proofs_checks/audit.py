@@ -44,6 +44,7 @@ def audit(
     device: str = "cpu",
     seconds: float = 60.0,
     memory: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
 ) -> AuditReport:
     """Audit a verifier on random and degenerate instances, exactly, or sampled if a resolution is given.
 
@@ -55,6 +56,7 @@ def audit(
         tolerance: largest total variation that counts as rounding.
         resolution, false_alarm, miss, device: of the sampled audit (see `sampled`); the device is that of the tensors.
         seconds, memory: limits of the sandbox, in seconds without a sign of progress and MiB.
+        progress: called before each instance as progress(instances done, instances in all).
 
     Raises:
         ValueError: for an unknown target, empty ranges, impossible settings, or code that cannot be loaded.
@@ -64,14 +66,15 @@ def audit(
             raise ValueError(f"{name} is {value!r}; want a positive number")
     if resolution is not None:
         count, rates = 12 if cases is None else cases, (resolution, false_alarm, miss)
-        return _audit_sampled(target, (vocab, length, paths), count, seed, rates, device, seconds, memory)
+        sizes, report = (vocab, length, paths), progress or _silent
+        return _audit_sampled(target, sizes, count, seed, rates, device, seconds, memory, report)
     started = time.perf_counter()
     with laboratory(target, seconds, memory) as lab:
         counts = _path_counts(lab, paths)
         wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed))
         possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if lab.stateful else lab.way]]
         skipped = sorted({case.size for case in wanted} - {case.size for case in possible})
-        found, breakdowns = _examine(lab, possible, tolerance)
+        found, breakdowns = _examine(lab, possible, tolerance, progress or _silent)
         failed = [case for case in found if case.deviation is not None]
         counterexample: Counterexample | None = None
         causes: tuple[str, ...] = ()
@@ -110,6 +113,7 @@ def _audit_sampled(
     device: str,
     seconds: float,
     memory: int,
+    progress: Callable[[int, int], None],
 ) -> AuditReport:
     started = time.perf_counter()
     results: list[tuple[Case, Sampled]] = []
@@ -120,6 +124,7 @@ def _audit_sampled(
             raise ValueError("the sampled audit looks at one call; a stateful verifier wants the exact audit")
         counts = _path_counts(lab, paths)
         for number, case in enumerate(instances(vocab, length, counts, cases, seed)):
+            progress(number, cases)
             planned = plan(case.tree.vocab, case.tree.length, *rates, instances=cases)
             first_seed = (seed * cases + number) * len(LOOKS)
             try:
@@ -192,12 +197,17 @@ def _tuples(case: Instance) -> int:
     return int((case.tree.draft_joint[case.tree.leaves] > 0).sum()) ** case.paths
 
 
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
 def _examine(
-    lab: Laboratory, cases: list[Instance], tolerance: float
+    lab: Laboratory, cases: list[Instance], tolerance: float, progress: Callable[[int, int], None]
 ) -> tuple[list[Case], list[tuple[Breakdown, Instance]]]:
     found: list[Case] = []
     breakdowns: list[tuple[Breakdown, Instance]] = []
-    for case in cases:
+    for number, case in enumerate(cases):
+        progress(number, len(cases))
         try:
             evidence = lab.evidence(case.tree, case.paths, thorough=True)
         except Broken as error:

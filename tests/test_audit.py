@@ -177,6 +177,15 @@ def test_what_cannot_be_enumerated_is_undecided_and_sent_to_the_sampled_audit(ve
     assert "sampled audit" in report.breakdowns[0].message
 
 
+@pytest.mark.parametrize("resolution", [None, 0.7])
+def test_progress_is_told_before_each_instance(resolution):
+    told = []
+    audit(
+        "token", range(2, 3), range(1, 2), range(1, 2), 3, resolution=resolution, progress=lambda *at: told.append(at)
+    )
+    assert told == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_acceptance_is_measured_against_the_lossless_optimum():
     report = audit("token", vocab=range(2, 3), length=range(2, 3), cases=26)
     block = audit("block", vocab=range(2, 3), length=range(2, 3), cases=26)

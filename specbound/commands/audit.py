@@ -84,7 +84,11 @@ def audit(
     check_dotted("TARGET", target)
     if device is not None:
         check_device(device)
-    with progress_console().status(f"auditing {target}"):
+    with progress_console().status(f"auditing {target}") as status:
+
+        def show(done: int, total: int) -> None:
+            status.update(f"auditing {target}: {done} of {total} instances")
+
         report = auditing.audit(
             target,
             vocab,
@@ -97,6 +101,7 @@ def audit(
             device=device or "cpu",
             seconds=seconds,
             memory=memory,
+            progress=show,
         )
     if as_json:
         print_json(report.to_dict())
