@@ -11,6 +11,7 @@ Every process runs the same lines and holds a part of the target and the whole d
 the output is the same everywhere and has the law of a single process. `draft_tp_plan="auto"` cuts the draft as well.
 """
 
+import gc
 import os
 import sys
 
@@ -41,4 +42,6 @@ if os.environ["RANK"] == "0":
         f"--- {os.environ['WORLD_SIZE']} processes, {statistics.calls} target calls, "
         f"{statistics.block_efficiency:.2f} tokens per call"
     )
+del pair, inputs, output  # models that outlive the group can abort the interpreter at its end
+gc.collect()
 dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import sys
 from collections.abc import Sequence
@@ -37,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    in_group = _in_group()
     try:
         code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        if not in_group:
+            _leave_group()
     except click.Abort:
         _fail("interrupted", 130)
     except KeyboardInterrupt:
@@ -59,6 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         _fail(str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_group() -> bool:
+    """Whether this process belongs to a group of torchrun's."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _leave_group() -> None:
+    """Leave the group that the command has entered; models that still hold it can abort the interpreter at its end."""
+    if _in_group():
+        gc.collect()
+        sys.modules["torch.distributed"].destroy_process_group()
 
 
 def _fail(message: str, code: int) -> None:

@@ -11,6 +11,7 @@ import sys
 from fractions import Fraction
 
 import pytest
+import torch
 
 from specbound import cli, shipped_pair
 from specbound.commands.decode import MarkedStream
@@ -448,3 +449,19 @@ def test_a_full_device_is_named(run):
     code, _, err = run(*PUBLISHED, "--emit", "/dev/full")
     assert code == 2
     assert err == "specbound: /dev/full: No space left on device\n"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_group_of_processes_that_the_command_entered_is_left_at_the_end(run, monkeypatch, tmp_path, before):
+    def enter(only=()):
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        return []
+
+    if before:
+        enter()
+    monkeypatch.setattr(ledger, "select", (lambda only: []) if before else enter)
+    run("check")
+    assert torch.distributed.is_initialized() == before
+    if before:
+        torch.distributed.destroy_process_group()

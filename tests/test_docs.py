@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -134,6 +135,41 @@ def test_every_page_is_in_the_navigation():
 def test_every_command_has_a_page_that_shows_it():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [name for name in cli.commands if f"specbound {name}" not in text] == []
+
+
+def fields(value: Any) -> set[str]:
+    """The names in a JSON value, except for those of the options that it repeats."""
+    if isinstance(value, list):
+        return set().union(*map(fields, value))
+    if not isinstance(value, dict):
+        return set()
+    named = {name: {} if name in ("settings", "instance", "statuses") else inside for name, inside in value.items()}
+    return set(named).union(*map(fields, named.values()))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "solve --target 1/3,2/3 --draft 2/3,1/3 --length 1",
+        "check --only BV-example",
+        "verifiers",
+        "decode --prompt x --max-new-tokens 2",
+        "sweep --out sweep --vocab 2 --length 1 --paths 1 --methods block --jobs 1",
+        "demo --prompts 1 --new-tokens 8 --contexts 1",
+    ],
+)
+def test_every_field_of_the_json_output_is_documented(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = command.split()
+    out, err, code = outputs.call([*words, "--json"])
+    assert code == 0, err
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    section = next(part for part in text.split("\n## ") if f"`{words[0]}`" in part.partition("\n")[0])
+    explained = {name for code in re.findall(r"`([^`]*)`", section) for name in re.split(r"[.\[\]]+", code)}
+    if words[0] == "demo":
+        explained |= {"token", "block", "lossless-optimum", "block-transport-optimum"}
+    found = fields(json.loads(out))
+    assert found - explained == set() != found
 
 
 def test_the_pictures_are_those_of_today(tmp_path):

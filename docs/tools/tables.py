@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from specbound.cli import cli
 from specbound.proofs_checks import ledger
 from specbound.proofs_checks.law import exact_law
+from specbound.proofs_checks.sweep.results import COLUMNS
 from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
 
@@ -37,6 +38,13 @@ def verifiers() -> str:
 
 def _kept(name: str, paths: int) -> str:
     return f"{exact_law(get(name).verify, EXAMPLE, paths).acceptance_length:.4f}"
+
+
+def sweep_columns() -> str:
+    """The columns of a sweep's rows."""
+    lines = ["| column | type | meaning |", "|---|---|---|"]
+    lines += [f"| `{column.name}` | {column.type} | {column.text} |" for column in COLUMNS]
+    return "\n".join(lines) + "\n"
 
 
 def timings() -> str:

@@ -201,7 +201,7 @@ def _report(runs: list[Run], checks: list[dict[str, Any]], settings: dict[str, A
         entry |= {"speedup": speed / plain_speed, "calls": len(tokens_per_call)}
         if tokens_per_call:
             entry["block_efficiency"] = sum(tokens_per_call) / len(tokens_per_call)
-            entry["interval"] = list(mean_interval(tokens_per_call))
+            entry["interval"] = list(mean_interval(tokens_per_call)) if len(tokens_per_call) > 1 else None
         decoding.append(entry)
     return {"settings": settings, "decoding": decoding, "checks": checks}
 
@@ -220,9 +220,9 @@ def _print_tables(report: dict[str, Any]) -> None:
         speed.add_column(column, justify="right")
     for entry in report["decoding"]:
         efficiency = "1"
-        if "interval" in entry:
-            low, high = entry["interval"]
-            efficiency = f"{entry['block_efficiency']:.3f}  [{low:.3f}, {high:.3f}]"
+        if "block_efficiency" in entry:
+            interval = "  [{:.3f}, {:.3f}]".format(*entry["interval"]) if entry["interval"] else ""
+            efficiency = f"{entry['block_efficiency']:.3f}{interval}"
         calls = str(entry["calls"] or entry["tokens"])
         speed.add_row(
             entry["method"], f"{entry['tokens_per_second']:.1f}", f"{entry['speedup']:.2f}", calls, efficiency
