@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from specbound.theory.feasibility import coverage
-from specbound.theory.multi_path import lossless_optimum
+from specbound.theory.multi_path import certificates, lossless_optimum
 from specbound.theory.multi_path.certificates import (
     certificate_from_json,
     certificate_to_json,
@@ -177,3 +177,18 @@ def test_kept_mass_of_the_draft_itself_is_block_verification():
     drafts = tree.draft_joint[tree.leaves]
     assert kept_mass(tree, drafts, "lossless")[1:].sum() == pytest.approx(11 / 9, abs=1e-15)
     assert kept_mass(tree, drafts, "block-transport")[1:].sum() == pytest.approx(12 / 9, abs=1e-15)
+
+
+@pytest.mark.parametrize("objective", ["lossless", "block-transport"])
+def test_prefixes_that_no_draft_reaches_cost_nothing_and_bound_nothing(objective):
+    """Draft (1, 0), target (1/2, 1/2): the second token is never kept, whatever potential was given for it."""
+    tree = PrefixTree.iid([0.5, 0.5], [1.0, 0.0], 1)
+    found = verify_certificate(tree, 2, np.array([1.0, 0.0]), np.zeros(3), objective)
+    assert (found.value, found.bound) == (0.5, 0.5)
+
+
+def test_a_bound_below_the_value_is_no_certificate(monkeypatch):
+    tree = PrefixTree.iid([0.5, 0.5], [0.75, 0.25], 1)
+    monkeypatch.setattr(certificates, "dual_value", lambda *_: 0.1)
+    with pytest.raises(CertificateError, match=r"the bound 0\.1 is below the value 0\.75"):
+        verify_certificate(tree, 1, np.array([0.75, 0.25]), np.zeros(3), "lossless")
