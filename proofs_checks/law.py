@@ -192,10 +192,13 @@ def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:
     survival = torch.stack(
         [1 - interpolate(points.flatten(1), values[:, k], places[:, k]).view_as(points) for k in range(paths)], dim=1
     )
+    one = torch.ones_like(survival[:, :1])
+    before = torch.cat([one, survival[:, :-1]], dim=1).cumprod(dim=1)
+    after = torch.cat([survival[:, 1:], one], dim=1).flip(1).cumprod(dim=1).flip(1)
+    others = (before * after) @ weights / 2
     law = torch.empty(values.shape[:2], dtype=torch.float64)
     for k in range(paths):
-        others = survival[:, [j for j in range(paths) if j != k]].prod(dim=1) @ weights / 2
-        law[:, k] = (interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others).sum(dim=1)
+        law[:, k] = (interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others[:, k]).sum(dim=1)
     if ((law.sum(dim=1) - 1).abs() > 1e-9).any():
         raise ValueError("a verifier raced keys that are not strictly increasing in their uniforms")
     return law.to(keys.device)
@@ -297,6 +300,8 @@ class Outcomes:
 def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
     """Every random outcome of `verify` on every row of the batch; probabilities sum to 1 per row.
 
+    Depth first, in passes of bounded size: many answers of many paths would not fit into memory at once.
+
     Raises:
         InvalidResult: if it returns no verdict, or one that is out of range.
         ValueError: if the probabilities of a row do not sum to 1: given the same answers it asked other questions.
@@ -304,16 +309,18 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
     requests, paths, length, vocab = batch.shape
     total = np.zeros(requests)
     pending: list[tuple[int, tuple[int, ...]]] = [(row, ()) for row in range(requests)]
+    most = max(1, NUMBERS_PER_PASS // max(1, paths**2 * length * vocab))
     while pending:
-        rows = [row for row, _ in pending]
-        draws = ReplayDraws([decisions for _, decisions in pending])
+        pending, now = pending[:-most], pending[-most:]
+        rows = [row for row, _ in now]
+        draws = ReplayDraws([decisions for _, decisions in now])
         carry = None if batch.carry is None else batch.carry.select(rows)
         verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows], carry), draws)
         limits = {"path": paths, "accepted": length + 1, "token": vocab}
         path, accepted, token = (_read(verdict, name, limit, len(rows)) for name, limit in limits.items())
         yield Outcomes(np.array(rows), path, accepted, token, draws.weight, getattr(verdict, "carry", None))
         np.add.at(total, rows, draws.weight)
-        pending = [(rows[row], decisions) for row, decisions in draws.alternatives]
+        pending += [(rows[row], decisions) for row, decisions in draws.alternatives]
     if not (abs(total - 1) <= LOST).all():
         worst = total[np.argmax(abs(total - 1))]
         raise ValueError(
