@@ -49,5 +49,5 @@ def emitted_row(scale: Tensor, accepted: Tensor, draft_probs: Tensor, target_pro
     length = draft_probs.shape[1]
     target_row = row_at(target_probs, accepted)
     stopped = (accepted < length).unsqueeze(-1)
-    draft_row = row_at(draft_probs, accepted.clamp_max(length - 1)) * stopped
+    draft_row = row_at(draft_probs, accepted.clamp_max(length - 1))
     return torch.where(stopped, correction_weights(scale, target_row, draft_row), target_row)
