@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from specbound.theory.prefix_tree import Prefix, PrefixTree
 Kind = Literal["list", "numpy", "torch"]
 Result = Callable[[Any, "Call"], Sequence[int]]
 MAX_CALLS = 50_000
+MAX_ENTRIES = 100_000
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ def emitted_tokens(result: Any, call: Call) -> list[int]:
         if np.ndim(_plain(first)) == 0:
             return [*call.tokens[0, : int(first)].tolist(), int(second)]
         result = first
+    if isinstance(result, Sized) and not isinstance(result, torch.Tensor) and len(result) > MAX_ENTRIES:
+        raise InvalidResult(f"it returned {len(result)} entries; want 1 to L+1 = {call.length + 1} tokens")
     return [int(token) for token in np.ravel(_plain(result)) if token != -1]
 
 

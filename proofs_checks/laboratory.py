@@ -10,7 +10,7 @@ from typing import Any
 
 from specbound.proofs_checks.law import InvalidResult
 from specbound.proofs_checks.lazy import NotExact
-from specbound.proofs_checks.sandbox import Died, Raised, Sandbox
+from specbound.proofs_checks.sandbox import Died, Raised, Sandbox, message_of
 from specbound.proofs_checks.subject import Evidence, load, subject_of
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
@@ -69,7 +69,7 @@ def _breakdowns() -> Iterator[None]:
     except InvalidResult as error:
         raise Broken("invalid result", str(error)) from None
     except Exception as error:
-        raise Broken("exception", f"{type(error).__name__}: {error}") from error
+        raise Broken("exception", f"{type(error).__name__}: {message_of(error)}") from error
 
 
 @contextlib.contextmanager

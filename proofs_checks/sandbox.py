@@ -52,6 +52,14 @@ class Raised(Exception):
         self.name, self.line = name, line
 
 
+def message_of(error: BaseException) -> str:
+    """The words of an exception, also of one that cannot be shown."""
+    try:
+        return str(error)
+    except Exception:
+        return "<its message cannot be shown>"
+
+
 @dataclass
 class Sandbox:
     """A process that holds `loader(argument)`, a function, and applies it to requests.
@@ -240,7 +248,7 @@ def _try(answers: int, handler: Callable[..., Any], request: tuple[Any, ...]) ->
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = f"{os.path.basename(where.filename)}, line {where.lineno}: {where.line}"
-        _write(answers, pickle.dumps(("raised", (type(error).__name__, str(error), line))))
+        _write(answers, pickle.dumps(("raised", (type(error).__name__, message_of(error), line))))
     else:
         return True
     return False

@@ -271,6 +271,21 @@ def test_adapters_read_the_usual_results_and_layouts():
         foreign(takes, tokens="nothing")
     with pytest.raises(InvalidResult, match=r"1 to L\+1"):
         foreign(lambda tokens: [])(call)
+    with pytest.raises(InvalidResult, match="returned 1000000000 entries"):
+        foreign(lambda tokens: range(10**9))(call)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise KeyError("no words")
+
+
+def test_an_exception_without_words_is_a_finding_like_any_other():
+    def verify(draft_tokens, q, p):
+        raise Unspeakable
+
+    report = audit(verify, range(2, 3), range(1, 2), range(1, 2), 1)
+    assert report.breakdowns[0].message == "Unspeakable: <its message cannot be shown>"
 
 
 def test_a_verifier_that_returns_no_verdict_is_blamed_itself():
