@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from specbound.commands.instance import print_json
+from specbound.commands.instance import given_options, print_json
 from specbound.commands.options import Number, check_dotted
 from specbound.commands.pair import check_device
 from specbound.commands.terminal import progress_console
@@ -56,7 +56,9 @@ class Span(click.ParamType):
 )
 @click.option("--memory", type=click.IntRange(min=64), default=4096, show_default=True, help="Its memory limit in MiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
 def audit(
+    context: click.Context,
     target: str,
     vocab: range,
     length: range,
@@ -82,6 +84,8 @@ def audit(
     from specbound.proofs_checks.audit_report import report_text
 
     check_dotted("TARGET", target)
+    if resolution is None and (sampling := {"--device", "--false-alarm"} & {*given_options(context)}):
+        raise ValueError(f"{min(sampling)} belongs to a sampled audit; give --resolution too, or leave it out")
     if device is not None:
         check_device(device)
     with progress_console().status(f"auditing {target}") as status:

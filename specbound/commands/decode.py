@@ -243,6 +243,8 @@ def _verifier(name: str, threshold: float | None) -> Verifier:
     from specbound.runtime.verifiers.mjsd import mjsd
 
     entry = get(name)
+    if name == "table":
+        raise ValueError("--verifier is 'table', which runs on the one tree of its table; choose another verifier")
     if threshold is None:
         return entry
     if name != "mjsd":

@@ -213,7 +213,7 @@ def _print_tables(report: dict[str, Any]) -> None:
     speed = Table(
         title=f"{settings['prompts']} prompts x {settings['new_tokens']} tokens, top-k {settings['top_k']}, "
         f"temperature {settings['temperature']:g}, L = {settings['length']}",
-        caption="block efficiency: tokens per target call, with its 95 % interval",
+        caption="target calls with a full draft; block efficiency: tokens per such call, with its 95 % interval",
     )
     speed.add_column("method")
     for column in ("tokens/s", "x plain", "target calls", "block efficiency"):
