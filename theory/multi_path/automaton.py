@@ -30,6 +30,7 @@ from scipy.sparse import coo_array, csr_array
 
 from specbound.theory.feasibility import coverage
 from specbound.theory.multi_path.certificates import PathObjective, check_objective, expected_maximum, selectable
+from specbound.theory.multi_path.tangent_lp import violated
 from specbound.theory.prefix_tree import ROW_TOLERANCE, Array, as_floats
 from specbound.theory.solution import CertificateError, check_paths
 
@@ -126,7 +127,8 @@ def _bounds(target: Array, draft: Array, length: int, paths: int, objective: Pat
     for _ in range(ROUNDS):
         density = _selection_lp(automaton, paths, objective, points)
         value, before = max(value, lower_bound(automaton, density, paths, objective)), value
-        fresh = _violated(automaton, density, points, paths)
+        drafted = automaton.mass[automaton.levels[-1]]
+        fresh = violated(density * drafted, drafted, points, paths, share=0.1, least=1e-10)
         if value <= before + ENOUGH or len(fresh) == 0:
             break
         points = np.union1d(points, fresh)
@@ -327,14 +329,3 @@ def _solve(cost: Array, rows: _Rows, equal: _Rows | None, upper: Array) -> Array
     if answer.status != 0:
         raise CertificateError("HiGHS on the automaton", f"status {answer.status}: {answer.message}", ADVICE)
     return answer.x
-
-
-def _violated(automaton: Automaton, density: Array, points: Array, paths: int) -> Array:
-    """The worst prefix mass in every arc between two tangent points where the selection exceeds g."""
-    drafted = automaton.mass[automaton.levels[-1]]
-    order = np.argsort(-density, kind="stable")
-    mass = np.minimum(np.cumsum(drafted[order]), 1.0)
-    violation = np.cumsum(density[order] * drafted[order]) - coverage(mass, paths)
-    arc = np.minimum(np.searchsorted(points, mass), len(points) - 1)
-    chosen = [at[np.argmax(violation[at])] for at in (np.flatnonzero(arc == a) for a in np.unique(arc))]
-    return np.array([mass[i] for i in chosen if violation[i] > max(0.1 * violation.max(), 1e-10)])

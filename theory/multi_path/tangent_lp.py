@@ -56,7 +56,7 @@ def tangent_optimum(
             value, best, phi = found.value, found.kappa, found.phi
         if bound - value <= tol:
             break
-        points = np.union1d(points, _violated(kappa, draft, points, paths))
+        points = np.union1d(points, violated(kappa, draft, points, paths))
     return certify(
         tree,
         phi,
@@ -119,12 +119,15 @@ def _unit(size: int) -> csr_array:
     return csr_array((np.ones(size), (np.arange(size), np.arange(size))), shape=(size, size))
 
 
-def _violated(kappa: Array, draft: Array, points: Array, paths: int) -> Array:
-    """The worst prefix mass in every arc between two tangent points where kappa exceeds g."""
+def violated(kappa: Array, draft: Array, points: Array, paths: int, share: float = 0.0, least: float = 1e-12) -> Array:
+    """In every arc between two tangent points the draft mass t of the leaves of highest kappa/Q that exceed g(t) most.
+
+    Arcs count where the excess is above `least` and above `share` of the largest one.
+    """
     reached = np.flatnonzero(draft > 0)
     order = reached[np.argsort(-kappa[reached] / draft[reached], kind="stable")]
     mass = np.minimum(np.cumsum(draft[order]), 1.0)
     violation = np.cumsum(kappa[order]) - coverage(mass, paths)
     arc = np.minimum(np.searchsorted(points, mass), len(points) - 1)
     chosen = [at[np.argmax(violation[at])] for at in (np.flatnonzero(arc == a) for a in np.unique(arc))]
-    return np.array([mass[i] for i in chosen if violation[i] > 1e-12])
+    return np.array([mass[i] for i in chosen if violation[i] > max(share * violation.max(), least)])
