@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from specbound.runtime.verifiers import get, names
 HERE = Path(__file__).parent
 SCRIPT = HERE.parent / "benchmarks" / "kernels.py"
 FLOATS = (torch.float32, torch.float32)
-needs_triton = pytest.mark.skipif(not kernels._has_triton(), reason="the optional package triton is not installed")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the optional package triton is not installed")
 
 
 @needs_triton
@@ -85,6 +86,27 @@ def test_the_environment_and_the_device_decide(wish: str | None, device: str, an
     assert decided("block", environment, device, triton=False) == "tensor"
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    ("environment", "programs", "answer"),
+    [
+        ({}, {"gcc"}, True),
+        ({}, {"clang"}, True),
+        ({"CC": "mycc"}, set(), True),
+        ({}, set(), False),
+        ({"TRITON_INTERPRET": "1"}, set(), True),
+    ],
+)
+def test_kernels_want_a_compiler_unless_interpreted(monkeypatch, tmp_path, environment, programs, answer) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(kernels.os, "environ", environment)
+    monkeypatch.setattr(kernels.shutil, "which", lambda program: program if program in programs else None)
+    monkeypatch.setattr(kernels.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert kernels.can_launch.__wrapped__() == answer
+    (tmp_path / "Python.h").unlink()
+    assert kernels.can_launch.__wrapped__() == ("TRITON_INTERPRET" in environment)
+
+
 def test_dtypes_without_a_kernel_and_verifiers_of_ones_own_are_left_to_the_tensor_version() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         assert kernels.decide(get("block"), "cuda", (dtype, torch.float32), {}, True) == "kernels"
@@ -117,7 +139,7 @@ class Counting(Draws):
 def test_draws_of_ones_own_are_asked_the_questions_of_the_tensor_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECBOUND_KERNELS", "interpret")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(kernels, "_has_triton", lambda: True)
+    monkeypatch.setattr(kernels, "can_launch", lambda: True)
     assert kernels.implementation(get("block"), small_batch(), Draws()) == "kernels"
     assert kernels.implementation(get("block"), small_batch(), Counting()) == "tensor"
 

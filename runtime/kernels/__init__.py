@@ -8,18 +8,21 @@ State: block, token, two-level, key-race and gbv-bucketed; compared with the ten
 interpreter, and compiled for compute capability 9.0. Not yet run or timed on a GPU (`benchmarks/kernels.py` does that).
 
 Wants the optional package triton, and on a GPU what that wants to build its launcher: a C compiler and Python's
-headers. SPECBOUND_KERNELS in the environment: 0 turns the kernels off, 1 (or nothing) uses them on CUDA devices, and
-interpret uses them on every device by Triton's interpreter, which is slow, is for tests, and wants TRITON_INTERPRET=1
-too.
+headers; without them the tensor version answers. SPECBOUND_KERNELS in the environment: 0 turns the kernels off, 1 (or
+nothing) uses them on CUDA devices, and interpret uses them on every device by Triton's interpreter, which is slow, is
+for tests, and wants TRITON_INTERPRET=1 too.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -80,7 +83,7 @@ def decide(
 
     Args:
         verifier: has a kernel if it is the registered one of that name.
-        device: its type, such as "cuda"; dtypes: of the probabilities; triton: whether it can be imported.
+        device: its type, such as "cuda"; dtypes: of the probabilities; triton: whether it can launch.
 
     Raises:
         ValueError: SPECBOUND_KERNELS is none of 0, 1, interpret; or interpret without TRITON_INTERPRET=1.
@@ -96,8 +99,12 @@ def decide(
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def can_launch() -> bool:
+    """Whether triton is there, and what it builds its launcher with: a C compiler and Python's headers."""
+    if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
+        return find_spec("triton") is not None
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def implementation(verifier: Verifier, batch: Batch, draws: Draws) -> Implementation:
@@ -107,7 +114,7 @@ def implementation(verifier: Verifier, batch: Batch, draws: Draws) -> Implementa
     replays needs the questions of the tensor version.
     """
     dtypes = (batch.draft_probs.dtype, batch.target_probs.dtype)
-    decided = decide(verifier, batch.draft_probs.device.type, dtypes, os.environ, _has_triton())
+    decided = decide(verifier, batch.draft_probs.device.type, dtypes, os.environ, can_launch())
     return decided if type(draws) is Draws else "tensor"
 
 
