@@ -46,6 +46,13 @@ def test_a_choice_at_the_border_of_two_weights_is_the_one_above_and_never_a_weig
     assert GivenUniform(uniform).choose(torch.tensor([weights], dtype=dtype)).tolist() == [index]
 
 
+@pytest.mark.parametrize("uniform", [0.0, 0.5, LARGEST])
+def test_weights_without_a_sum_still_give_an_index_that_exists(uniform):
+    """Unvalidated rows may be zero or NaN; an index past the row would stop a CUDA device for good."""
+    weights = torch.tensor([[0.0, 0.0], [torch.nan, 1.0]])
+    assert bool((GivenUniform(uniform).choose(weights) < 2).all())
+
+
 @pytest.mark.parametrize("total", [5e-324, 1e-323, 1e-310, 0.1, 3.0, 1e308])
 def test_the_largest_uniform_is_not_rounded_up_to_the_whole_mass(total):
     """5e-324 (1 - 2^-53) rounds to 5e-324; the last index, behind all the mass, must not be the answer."""

@@ -93,6 +93,11 @@ def test_a_shorter_block_must_leave_the_bonus_to_the_layers_that_reach_beyond_it
     assert stream_law("greedy-block", pair, (3, 1), 4).total_variation(pair.target_law(4)) > 1e-3
 
 
+def test_a_block_gives_up_its_last_token_only_to_a_layer_that_reaches_beyond_it():
+    carry = Layers(torch.zeros(4, 2), torch.tensor([[0, 0], [0, 2], [1, 3], [2, 4]]))
+    assert greedy_block.usable_length(carry, 3).tolist() == [3, 3, 3, 2]
+
+
 TABLE = {  # expected tokens after 1, 2, 3 calls, exact
     ("1/3 2/3", "2/3 1/3", 2): ("7/3", "40/9", "59/9"),
     ("1/3 2/3", "2/3 1/3", 3): ("77/27", "437/81", "635/81"),

@@ -99,6 +99,10 @@ def test_a_table_is_read_from_a_file(tmp_path):
         ({"paths": 0}, "paths is 0"),
         ({"later": "never"}, "later is 'never'"),
         ({"tree": 3}, "tree is not an instance"),
+        (
+            {"tree": {"vocab": 10**8, "length": 1, "parent": [-1, 0], "token": [-1, 0]}},
+            "2 nodes and 100000000 tokens; want at most 100000000 entries",
+        ),
         ({"stop": [1.0]}, "stop has shape"),
         ({"correction": ["x"] * 7}, "correction has an entry that is not a number"),
         ({"correction": ["1e999999999"] * 7}, r"correction has shape .* or entries outside \[0, 1\]"),

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from specbound.runtime.verifiers import block, spectr_gbv
+from specbound.runtime.verifiers.block import block_ratios
 from specbound.runtime.verifiers.draft_race import entry_scores, hit_chance, leaving, optimal_slopes, race_weights
 from specbound.runtime.verifiers.draft_tree import first_appearance, first_path, target_ratio
+from specbound.runtime.verifiers.key_race import key_bounds
+from specbound.runtime.verifiers.kseq import smallest_discount
+from specbound.runtime.verifiers.many_level import count_after_race, level_of
 from specbound.runtime.verifiers.roots import falling_root
+from specbound.runtime.verifiers.selected_path import next_ratio
 from specbound.runtime.verifiers.single_path import correction_weights
+from specbound.runtime.verifiers.single_step_optimal import offer_optimally
 from specbound.runtime.verifiers.spectr_gbv import interpolate
+from specbound.runtime.verifiers.spectr_gbv_published import published_residual
+from specbound.runtime.verifiers.token import token_acceptance
 
 ROOTS = torch.tensor([2.0**-20, 1e-4, 0.1, 1 / 3, 0.5, 0.75, 0.999, 1 - 2.0**-20], dtype=torch.float64)
 FALLING = {
@@ -38,9 +47,19 @@ def test_a_root_is_met_from_above_to_the_stated_accuracy(name, dtype, accuracy):
     assert bool((found <= ROOTS + accuracy).all())
 
 
-@pytest.mark.parametrize("smooth", [lambda x: ROOTS - x, lambda x: 1e6 * (ROOTS - x), lambda x: torch.expm1(ROOTS - x)])
-def test_a_smooth_root_is_met_far_closer_than_bisection_could(smooth):
-    found = falling_root(lambda x: smooth(x).float(), torch.zeros_like(ROOTS), torch.ones_like(ROOTS))
+SMOOTH = {
+    "line": lambda x: ROOTS - x,
+    "steep": lambda x: 1e6 * (ROOTS - x),
+    "convex": lambda x: torch.expm1(ROOTS - x),
+    "concave": lambda x: -torch.expm1(5 * (x - ROOTS)),
+}
+
+
+@pytest.mark.parametrize("width", [1, 4, 63])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_a_smooth_root_is_met_far_closer_than_bisection_could(name, width):
+    low = torch.zeros_like(ROOTS)
+    found = falling_root(lambda x: SMOOTH[name](x / width).float(), low, low + width) / width
     assert bool(((found - ROOTS).abs() < 1e-7).all())
 
 
@@ -175,3 +194,72 @@ def test_interpolation_is_that_of_numpy_and_takes_the_lower_end_of_a_jump():
     x, knots, values = ([0.2, 0.5, 0.7], [0.0, 0.5, 0.5, 1.0], [0.0, 0.1, 0.9, 1.0])
     found = interpolate(*(torch.tensor([row], dtype=torch.float64) for row in (x, knots, values)))
     np.testing.assert_allclose(found.numpy(), [[0.04, 0.1, 0.94]], atol=1e-15)
+
+
+def rows(*values: list[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_a_token_that_the_draft_cannot_have_drawn_is_accepted_and_changes_no_ratio():
+    tokens = torch.tensor([[0, 1, 0, 1]])
+    draft = rows([0.5, 0.5], [1, 0], [1, 0], [0.5, 0.5]).unsqueeze(0)
+    target = rows([0.25, 0.75], [0.5, 0.5], [1, 0], [0.75, 0.25], [1, 0]).unsqueeze(0)
+    assert block_ratios(tokens, draft, target)[0].tolist() == pytest.approx([1, 0.5, 0.5, 0.5, 0.25], rel=1e-15)
+    assert token_acceptance(torch.tensor([[1, 1, 1, 1]]), draft, target).tolist() == [[1, 1, 1, 0.5]]
+    draft[0, 2], target[0, 2] = rows([0, 1]), rows([0, 1])
+    assert block_ratios(tokens, draft, target)[0, 2:4].tolist() == pytest.approx([0.5, 0.5], rel=1e-15)
+    assert token_acceptance(tokens, draft, target).tolist() == [[0.5, 1, 1, 0.5]]
+    ratio = torch.full((3,), 0.5, dtype=torch.float64)
+    assert next_ratio(ratio, *rows([0.3, 0, 0.25], [0, 0, 0.5])).tolist() == [0.5, 0.5, 0.25]
+
+
+def test_thresholds_of_nothing_left_are_one_and_rounding_lifts_none_above_one():
+    row = rows([0.25, 0.75])
+    assert block.threshold(torch.ones(1).double(), row, row).tolist() == [1]
+    above, children, selected = rows([2e-16, 0, 0.5], [0, 0, 0.25], [1e-16, 0, 0.75])
+    assert spectr_gbv.threshold(above, children, selected).tolist() == [1, 1, 0.5]
+
+
+def test_the_key_of_a_longer_prefix_is_bounded_by_draft_over_scaled_target():
+    """c = 1, 1, 1/2, 1 and t = 1, 1/2, 1/2, 1/2 (1/4) / (1/2 3/4)."""
+    tokens = torch.tensor([[0, 0, 0]])
+    draft = rows([0.25, 0.75], [0.5, 0.5], [0.25, 0.75]).unsqueeze(0)
+    target = rows([0.5, 0.5], [0.25, 0.75], [0.75, 0.25], [0.5, 0.5]).unsqueeze(0)
+    bounds = key_bounds(rows([1, 1, 0.5, 1]), tokens, draft, target)
+    assert bounds[0].tolist() == pytest.approx([1, 1 / 2, 1 / 2, 1 / 3], rel=1e-15)
+
+
+def test_the_discount_is_at_least_one_where_the_models_share_no_token():
+    discount = smallest_discount(rows([1, 0]), rows([0, 1]), torch.tensor([3.0], dtype=torch.float64))
+    assert 1 <= float(discount) < 1 + 2.0**-40
+
+
+def test_levels_of_a_large_vocabulary_are_sixths_of_octaves_about_the_middle():
+    ratio = torch.ones(1, 70, dtype=torch.float64)
+    ratio[0, :6] = torch.tensor([torch.inf, 0, 2, 0.5, 2.0**20, 2.0**-20])
+    assert level_of(ratio)[0].tolist() == [0, 63, 26, 38, 0, 63] + 64 * [32]
+    assert level_of(rows([1, 3, 2])).tolist() == [[2, 0, 1]]
+
+
+def test_a_winner_that_the_race_never_selects_leaves_the_count_of_paths():
+    count, even, nothing = rows([0.25, 0.75]), rows([0.5, 0.5]), torch.zeros(1, dtype=torch.float64)
+    place = torch.tensor([1])
+    assert count_after_race(count, rows([0, 0.5]), 0 * even, even, place, even[:, 0], nothing).tolist() == [
+        [0.25, 0.75]
+    ]
+
+
+def test_the_single_step_optimum_does_not_see_how_its_rows_are_scaled():
+    target, draft = rows([0.5, 0.3, 0.2]), rows([0.2, 0.3, 0.5])
+    for tokens, alive in ([0, 2, 1], [True, True, True]), ([2, 2, 1], [True, False, True]):
+        paths = torch.tensor([tokens]), torch.tensor([alive])
+        wanted, got = offer_optimally(target, draft, *paths), offer_optimally(0.99 * target, 1.02 * draft, *paths)
+        assert float(wanted.coins.amin()) < 0.9
+        assert got.coins[0].tolist() == pytest.approx(wanted.coins[0].tolist(), abs=1e-12)
+        assert float(got.excess) == pytest.approx(float(wanted.excess) * 0.99 / 1.02, abs=1e-12)
+
+
+def test_the_published_correction_keeps_what_the_draft_lacks_and_nothing_of_what_both_lack():
+    ratios = torch.tensor([-torch.inf, 0], dtype=torch.float64)
+    target, draft = rows([0.5, 0.5, 0], [0.5, 0.5, 0]), rows([0, 1, 0], [0, 1, 0])
+    assert published_residual(ratios, target, draft, 2).tolist() == [[0.5, 0, 0], [0.5, 0, 0]]

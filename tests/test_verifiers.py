@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specbound.proofs_checks.law import Law, exact_law
+from specbound.proofs_checks.law import Law, exact_law, replay
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers import get, names, registry, verify
+from specbound.runtime.verifiers import get, kseq, names, registry, verify
 from specbound.runtime.verifiers.by_level import Round, verify_by_level
 from specbound.runtime.verifiers.draft_tree import Walk, target_ratio
 from specbound.runtime.verifiers.gbv import highest, increasing
@@ -236,6 +236,15 @@ def test_single_step_optimal_attains_the_best_of_all_sets(vocab, paths):
         assert abs(value - single_step_value(tree, paths)) < 1e-10
 
 
+@pytest.mark.parametrize("paths", [1, 2, 3])
+def test_the_correction_of_kseq_makes_up_for_any_discount_above_the_smallest(paths, monkeypatch):
+    best, smallest = kept_by("kseq", "I7", paths), kseq.smallest_discount
+    monkeypatch.setattr(kseq, "smallest_discount", lambda *rows: 1.25 * smallest(*rows))
+    law = exact_law("kseq", INSTANCES["I7"], paths)
+    assert law.total_variation(INSTANCES["I7"].target_law()) < 1e-12
+    assert law.acceptance_length < best - 0.05
+
+
 @pytest.mark.parametrize("label", [*RANDOM, *INSTANCES])
 def test_two_level_is_never_below_block_and_kseq(label):
     for paths in path_counts("two-level", {**RANDOM, **INSTANCES}[label]):
@@ -447,6 +456,7 @@ def kseq_with_a_midpoint(batch: Batch, draws: Draws) -> Verdict:
 
 
 V3 = PrefixTree.random(3, 2, seed=3)
+
 TWINS = {
     "repeated tokens dropped": specinfer_twin(update_duplicates=False),
     "children by token id": specinfer_twin(by_token_id),
@@ -566,6 +576,30 @@ def test_an_empty_batch_gives_an_empty_verdict(name):
     batch = random_batch(3, for_paths(name, 2), 2, 5)
     empty = Batch(batch.tokens[:0], batch.draft_probs[:0], batch.target_probs[:0])
     assert verify(name, empty, Draws()).token.shape == (0,)
+
+
+def stopping_places(name: str, paths: int, after_target: float) -> list[float]:
+    """Law of the number of kept tokens, by replay, when the second of three drafted tokens has draft probability 0."""
+    draft = torch.tensor([[0.5, 0.25, 0.25], [0.75, 0, 0.25], [0.25, 0.5, 0.25]], dtype=torch.float64)
+    target = [[0.25, 0.5, 0.25], [0.5, after_target, 0.5 - after_target], [0.5, 0.25, 0.25], [0.25, 0.75, 0]]
+    target = torch.tensor(target, dtype=torch.float64)
+    tokens = torch.tensor([0, 1, 1]).expand(1, paths, 3)
+    batch = Batch(tokens, draft.expand(1, paths, 3, 3), target.expand(1, paths, 4, 3))
+    law = np.zeros(4)
+    for outcome in replay(get(name).verify, batch):
+        assert bool((target[outcome.accepted, outcome.token] > 0).all())
+        np.add.at(law, outcome.accepted, outcome.probability)
+    return law.tolist()
+
+
+@pytest.mark.parametrize("after_target", [0.0, 0.25])
+@pytest.mark.parametrize("name", STATELESS)
+def test_a_drafted_token_whose_draft_probability_was_rounded_to_zero_leaves_every_number_finite(name, after_target):
+    laws = [stopping_places(name, paths, after_target) for paths in {for_paths(name, paths) for paths in (1, 2, 3)}]
+    if REDUCTIONS.get(name, name) in ("token", "single-step-optimal"):
+        assert [law[1] for law in laws] == pytest.approx(len(laws) * [0], abs=1e-15)
+    elif REDUCTIONS.get(name, name) == "block" and name != "traversal":
+        assert laws[0] == pytest.approx([0.6, 0.15, 0, 0.25] if after_target else [0.75, 0, 0, 0.25], abs=1e-15)
 
 
 def malformed(change: str) -> Batch:

@@ -22,6 +22,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.by_level import Round, verify_by_level
 from specbound.runtime.verifiers.draft_race import entry_scores, leaving, optimal_slopes, race_weights
+from specbound.runtime.verifiers.draft_tree import target_ratio
 from specbound.runtime.verifiers.registry import register
 
 
@@ -32,8 +33,7 @@ def offer_optimally(target_row: Tensor, draft_row: Tensor, tokens: Tensor, alive
     )
     numbers = torch.arange(1, alive.shape[1] + 1, device=alive.device)
     count = (alive.sum(dim=1, keepdim=True) == numbers).double()
-    ratio = torch.where(target > 0, target / draft, torch.zeros_like(target))
-    order = ratio.sort(dim=1, descending=True, stable=True).indices
+    order = target_ratio(target, draft).sort(dim=1, descending=True, stable=True).indices
     target, draft = target.gather(1, order), draft.gather(1, order)
     slopes, cap = optimal_slopes(target, draft, count)
     steps = 60 if target_row.dtype == torch.float64 else 25
@@ -45,7 +45,7 @@ def offer_optimally(target_row: Tensor, draft_row: Tensor, tokens: Tensor, alive
     selected = slopes.gather(1, place) * draft.gather(1, place)
     keep = torch.where(selected > 0, target.gather(1, place) / selected, torch.ones_like(selected)).clamp_max(1)
     law = race_weights(gone.gather(1, place), alive) * keep
-    none_before = (1 - law.cumsum(dim=1) + law).clamp_min(0)
+    none_before = 1 - law.cumsum(dim=1) + law
     coins = torch.where(law < none_before, law / none_before, (law > 0).double())
     totals = target_row.sum(dim=1, dtype=torch.float64) / draft_row.sum(dim=1, dtype=torch.float64)
     excess = cap.squeeze(1) * totals

@@ -27,15 +27,14 @@ def offer_with_residuals(target_row: Tensor, draft_row: Tensor, tokens: Tensor, 
     residual = A max(0, target - e draft); after a rejection e <- e + 1/A, A <- 1 / sum max(0, target - e draft)
     """
     target, draft = target_row.gather(1, tokens), draft_row.gather(1, tokens)
-    scale = torch.ones_like(target[:, 0])
-    excess = torch.zeros_like(scale)
-    ones = torch.ones_like(target_row[:, :1])
+    one = torch.ones_like(target[:, 0])
+    scale, excess = one, torch.zeros_like(one)
     coins = []
     for k in range(tokens.shape[1]):
         residual = scale * (target[:, k] - excess * draft[:, k]).clamp_min(0)
-        coins.append(torch.where(residual < draft[:, k], residual / draft[:, k], ones[:, 0]))
+        coins.append(torch.where(residual < draft[:, k], residual / draft[:, k], one))
         rejected = excess + 1 / scale
-        left = surplus(ones[:, 0], target_row, rejected.unsqueeze(1) * draft_row)
+        left = surplus(one, target_row, rejected.unsqueeze(1) * draft_row)
         update = alive[:, k] & (left > 0)
         excess = torch.where(update, rejected, excess)
         scale = torch.where(update, 1 / left, scale)
