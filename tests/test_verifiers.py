@@ -20,7 +20,7 @@ from specbound.runtime.verifiers.draft_tree import Walk, target_ratio
 from specbound.runtime.verifiers.gbv import highest, increasing
 from specbound.runtime.verifiers.kseq import expected_offers, offered_mass
 from specbound.runtime.verifiers.selected_path import SelectedPath
-from specbound.theory import single_path
+from specbound.theory import single_path, single_step
 from specbound.theory.prefix_tree import PrefixTree
 
 from .strategies import edge_trees, trees
@@ -655,3 +655,15 @@ def test_the_registry_lists_every_verifier_once_and_names_them_in_an_error():
         registry.get("no-such-verifier")
     with pytest.raises(ValueError, match="registered twice"):
         registry.register("block", summary="", source="", paths="single")(get("block").verify)
+
+
+@pytest.mark.parametrize("paths", [1, 2])
+def test_many_level_selection_is_lossless_where_tokens_share_levels(paths):
+    rng = np.random.default_rng(paths)
+    draft = np.zeros(70)
+    draft[[0, 13, 40, 41, 69]] = rng.dirichlet(np.ones(5))
+    tree = PrefixTree.iid(rng.dirichlet(np.full(70, 0.2)), draft, 1)
+    law = exact_law("many-level", tree, paths)
+    best = single_step.optimum(tree.target[1:], tree.draft[1:], paths).value
+    assert law.total_variation(tree.target_law()) < 1e-12
+    assert 0.9 * best < law.acceptance_length <= best + 1e-12
