@@ -21,6 +21,7 @@ from specbound.proofs_checks.deviation import find_deviation
 from specbound.proofs_checks.instances import Instance, instances
 from specbound.proofs_checks.laboratory import Broken, Laboratory, laboratory
 from specbound.proofs_checks.sampled import LOOKS, Sampled, plan, sample_law
+from specbound.runtime.device import check_device
 
 __all__ = ["AuditReport", "audit", "report_text"]
 
@@ -115,6 +116,7 @@ def _audit_sampled(
     memory: int,
     progress: Callable[[int, int], None],
 ) -> AuditReport:
+    check_device("device", device)
     started = time.perf_counter()
     results: list[tuple[Case, Sampled]] = []
     breakdowns: list[Breakdown] = []

@@ -186,6 +186,12 @@ def test_progress_is_told_before_each_instance(resolution):
     assert told == [(0, 3), (1, 3), (2, 3)]
 
 
+@pytest.mark.parametrize("device", ["", "meta", "nowhere", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_not_the_verifiers_fault(device):
+    with pytest.raises(ValueError, match=f"device is '{device}', which"):
+        audit("token", range(2, 3), range(1, 2), range(1, 2), 1, resolution=0.7, device=device)
+
+
 def test_acceptance_is_measured_against_the_lossless_optimum():
     report = audit("token", vocab=range(2, 3), length=range(2, 3), cases=26)
     block = audit("block", vocab=range(2, 3), length=range(2, 3), cases=26)

@@ -339,7 +339,7 @@ AUDIT_SETTINGS = {
     "resolution": [None, 0.7, 1e-9, 0.0, 1.0, -1, math.nan, "0.1"],
     "false_alarm": [0.5, 1e-9, 0.0, 2, math.nan],
     "miss": [0.5, 1e-6, 0.0, 1.0, math.nan],
-    "device": ["cpu", "meta", "cuda", "tpu", "", None, 3],
+    "device": ["cpu", "meta", "cuda", "tpu", "", 3],
     "seconds": [60.0, 0.0, -1.0, math.nan, math.inf, None],
     "memory": [4096, 64, 0, -5, None, 1.5],
 }

@@ -8,7 +8,6 @@ import click
 
 from specbound.commands.instance import given_options, print_json
 from specbound.commands.options import Number, check_dotted
-from specbound.commands.pair import check_device
 from specbound.commands.terminal import progress_console
 
 
@@ -86,8 +85,6 @@ def audit(
     check_dotted("TARGET", target)
     if resolution is None and (sampling := {"--device", "--false-alarm"} & {*given_options(context)}):
         raise ValueError(f"{min(sampling)} belongs to a sampled audit; give --resolution too, or leave it out")
-    if device is not None:
-        check_device(device)
     with progress_console().status(f"auditing {target}") as status:
 
         def show(done: int, total: int) -> None:

@@ -113,14 +113,15 @@ def read_pair(
     from transformers.utils import logging
 
     from specbound import shipped_pair
+    from specbound.runtime.device import check_device
     from specbound.runtime.models import load_pair
 
     if device is not None:
-        check_device(device)
+        check_device("--device", device)
     for role, device_map in zip(ROLES, (target_device_map, draft_device_map), strict=True):
         for place in device_map.values() if isinstance(device_map, dict) else [device_map]:
             if isinstance(place, str | int) and place not in CHOSEN_BY_ACCELERATE:
-                check_device(place, f"--{role}-device-map")
+                check_device(f"--{role}-device-map", place)
     logging.disable_progress_bar()
     if threads is not None or target is None:
         torch.set_num_threads(threads or 1)
@@ -150,14 +151,3 @@ def _reason(error: UnpicklingError) -> str:
     """The line of torch's long message that says what was refused."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "GLOBAL" in line), lines[0])
-
-
-def check_device(device: str | int, option: str = "--device") -> None:
-    """Raise ValueError unless torch can put a tensor there."""
-    import torch
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{option} is {device!r}, which this torch cannot use: {reason}") from None

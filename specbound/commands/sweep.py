@@ -13,7 +13,6 @@ import click
 from specbound import __version__
 from specbound.commands.instance import print_json
 from specbound.commands.options import Number, check_dotted
-from specbound.commands.pair import check_device
 from specbound.commands.terminal import print_table
 
 if TYPE_CHECKING:
@@ -211,7 +210,9 @@ def read_design_options(out: Path, options: dict[str, Any]) -> Design:
         if given[name].startswith(("/", ".", "~")) and not Path(given[name]).is_dir():
             raise ValueError(f"--{name} is {given[name]}; there is no such folder")
     if "device" in given:
-        check_device(given["device"])
+        from specbound.runtime.device import check_device
+
+        check_device("--device", given["device"])
     methods = tuple(name.strip() for listed in given.pop("methods", ()) for name in listed.split(","))
     for method in methods:
         if not method.startswith("closed:"):
