@@ -65,17 +65,18 @@ def audit(
     for name, value in (("tolerance", tolerance), ("seconds", seconds), ("memory", memory)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}; want a positive number")
+    tell = progress or _silent
     if resolution is not None:
         count, rates = 12 if cases is None else cases, (resolution, false_alarm, miss)
-        sizes, report = (vocab, length, paths), progress or _silent
-        return _audit_sampled(target, sizes, count, seed, rates, device, seconds, memory, report)
+        sizes = (vocab, length, paths)
+        return _audit_sampled(target, sizes, count, seed, rates, device, seconds, memory, tell)
     started = time.perf_counter()
     with laboratory(target, seconds, memory) as lab:
         counts = _path_counts(lab, paths)
         wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed))
         possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if lab.stateful else lab.way]]
         skipped = sorted({case.size for case in wanted} - {case.size for case in possible})
-        found, breakdowns = _examine(lab, possible, tolerance, progress or _silent)
+        found, breakdowns = _examine(lab, possible, tolerance, tell)
         failed = [case for case in found if case.deviation is not None]
         counterexample: Counterexample | None = None
         causes: tuple[str, ...] = ()

@@ -22,7 +22,6 @@ from typing import TypeAlias
 from specbound.theory.contexts import Number, closed_classes, magnitude, solve_linear
 from specbound.theory.stopping.instance import StoppingInstance
 from specbound.theory.stopping.rounds import (
-    DraftState,
     Round,
     Rule,
     check_state_count,
@@ -286,16 +285,3 @@ def _chosen_states(instance: StoppingInstance, start: int, rule: Rule) -> frozen
         for state, _ in drafted_states(instance, start, rule)
         if state.depth >= instance.min_length and rule_continues(instance, rule, state)
     )
-
-
-__all__ = [
-    "DraftState",
-    "RuleValue",
-    "StoppingSolution",
-    "continuation_gain",
-    "evaluate",
-    "optimal_rule",
-    "optimality_residual",
-    "solve",
-    "solve_by_dinkelbach",
-]
