@@ -30,7 +30,7 @@ test: lint
 # At least FUZZ_CASES random cases of every public entry; FUZZ_SHRINK=0 reports failures without shrinking them.
 FUZZ_CASES ?= 2000
 fuzz: setup
-	OMP_NUM_THREADS=1 FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n auto --hypothesis-show-statistics $(wildcard tests/test_fuzz_*.py)
+	OMP_NUM_THREADS=1 FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n auto --hypothesis-show-statistics $(wildcard tests/*/test_fuzz_*.py)
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

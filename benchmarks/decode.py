@@ -29,9 +29,9 @@ import transformers
 from torch import Tensor
 
 from specbound import shipped_pair
+from specbound.runtime import registry
 from specbound.runtime.decode import Generation, generate
 from specbound.runtime.models import Pair, load_pair
-from specbound.runtime.verifiers import registry
 
 RESULTS = Path(__file__).parent / "results" / "decode.json"
 BATCHED_RESULTS = RESULTS.with_name("decode_batched.json")

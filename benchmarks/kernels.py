@@ -58,9 +58,9 @@ from torch import Tensor
 
 from specbound.runtime import kernels
 from specbound.runtime.draws import Draws
+from specbound.runtime.parts.draft_tree import first_appearance
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get
-from specbound.runtime.verifiers.draft_tree import first_appearance
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 SINGLE, MANY = ("block", "token"), ("two-level", "key-race", "gbv-bucketed")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from specbound.proofs_checks.law import exact_law
+from specbound.proofs_checks.laws.law import exact_law
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 

@@ -26,13 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specbound import shipped_pair
-from specbound.runtime.acceptance_head import (
-    CLASS_WEIGHT,
-    TARGET_SHARE,
-    AcceptanceHead,
-    train_head,
-    training_examples,
-)
+from specbound.runtime.acceptance_head import CLASS_WEIGHT, TARGET_SHARE, AcceptanceHead, train_head, training_examples
 
 PROMPT_TOKENS = 32
 CONTINUATION = 96

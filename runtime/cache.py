@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from specbound.runtime.models import context_limit, input_device
+from .models import context_limit, input_device
 
 SLOTS_AT_FIRST = 256
 

@@ -28,18 +28,17 @@ from transformers import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from specbound.runtime import kernels
-from specbound.runtime.cache import CachedModel, causal
-from specbound.runtime.drafting import Context, Drafts, draft_beam, draft_paths
-from specbound.runtime.draws import Draws
-from specbound.runtime.lengths import AcceptanceHeadLength, FixedLength, LengthPolicy
-from specbound.runtime.models import check_pair, context_limit, input_device, vocabulary
-from specbound.runtime.processes import agreement, check_same_request, own
-from specbound.runtime.sampling import Sampler
-from specbound.runtime.tree_attention import merge_paths
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers import registry
-from specbound.runtime.verifiers.registry import Verifier
+from . import kernels, registry
+from .cache import CachedModel, causal
+from .drafting import Context, Drafts, draft_beam, draft_paths
+from .draws import Draws
+from .lengths import AcceptanceHeadLength, FixedLength, LengthPolicy
+from .models import check_pair, context_limit, input_device, vocabulary
+from .processes import agreement, check_same_request, own
+from .registry import Verifier
+from .sampling import Sampler
+from .tree_attention import merge_paths
+from .verdict import Batch, Verdict
 
 OnCall = Callable[[Batch, Verdict, list[int]], None]
 UNSUPPORTED = {

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specbound.runtime.cache import CachedModel, causal
-from specbound.runtime.draws import Draws
-from specbound.runtime.lengths import LengthPolicy
-from specbound.runtime.processes import Agreed
-from specbound.runtime.sampling import Sampler
+from .cache import CachedModel, causal
+from .draws import Draws
+from .lengths import LengthPolicy
+from .processes import Agreed
+from .sampling import Sampler
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specbound.runtime.acceptance_head import AcceptanceHead
+from .acceptance_head import AcceptanceHead
 
 
 class LengthPolicy(Protocol):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specbound.runtime.models import is_cut
+from .models import is_cut
 
 Agreed = Callable[[Tensor], Tensor]
 

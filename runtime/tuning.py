@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specbound.runtime.verdict import Batch
-from specbound.runtime.verifiers.block import block_ratios
-from specbound.runtime.verifiers.single_path import only_path
-from specbound.runtime.verifiers.token import token_acceptance
+from .parts.single_path import only_path
+from .verdict import Batch
+from .verifiers.block import block_ratios
+from .verifiers.token import token_acceptance
 
 
 def kept_probabilities(verifier: str, batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
 FILES = ["runtime/draws.py", *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "runtime/verifiers").glob("*.py"))]
-FILES = [file for file in FILES if not file.endswith("__init__.py")] + ["proofs_checks/law.py"]
+FILES = [file for file in FILES if not file.endswith("__init__.py")] + ["proofs_checks/laws/law.py"]
 TESTS = "draws greedy_block law mjsd single_path_verifiers spectr_gbv table two_level verdict verifier_pieces verifiers"
 PRELOADED = ("cvxpy", "hypothesis", "ot", "pytest", "scipy.optimize", "sympy", "torch", "transformers")
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
@@ -216,7 +216,7 @@ def run_tests(plugin: Any, files: list[str]) -> int:
 def measure(tree: Path, files: list[str]) -> tuple[dict[str, float], dict[str, dict[str, list[str]]]]:
     """Seconds of every test, and file -> line -> tests that reach it ("" where importing does)."""
     found = tree.parent / "baseline.json"
-    tests = [f"tests/test_{name}.py" for name in TESTS.split()]
+    tests = [str(next(Path("tests").glob(f"*/test_{name}.py"))) for name in TESTS.split()]
 
     def job() -> int:
         plugin = Baseline([str((tree / file).resolve()) for file in files])

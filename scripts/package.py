@@ -218,7 +218,7 @@ def run_tests(python: Path, folder: Path, names: str) -> None:
     """Run test files against the installed package, from a folder with the tests and the files they read."""
     for part in ("tests", "benchmarks", "examples"):
         shutil.copytree(ROOT / part, folder / "use" / part, dirs_exist_ok=True)
-    files = [f"tests/test_{name}.py" for name in names.split()]
+    files = [next((ROOT / "tests").glob(f"*/test_{name}.py")).relative_to(ROOT) for name in names.split()]
     say("  " + run([python, "-m", "pytest", "-q", "-n", "2", *files], folder / "use").stdout.splitlines()[-1])
 
 

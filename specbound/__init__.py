@@ -14,14 +14,26 @@ The names below are loaded when first used, so that `import specbound` stays lig
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specbound.proofs_checks.laws.law import exact_law as exact_law
+    from specbound.proofs_checks.laws.model_trees import from_models as from_models
+    from specbound.runtime.decode import generate as generate
+    from specbound.runtime.decode import speculative as speculative
+    from specbound.runtime.draws import Draws as Draws
+    from specbound.runtime.models import load_pair as load_pair
+    from specbound.runtime.verdict import Batch as Batch
+    from specbound.runtime.verdict import Verdict as Verdict
+    from specbound.runtime.verifiers import verify as verify
+    from specbound.theory.prefix_tree import PrefixTree as PrefixTree
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "PrefixTree": "specbound.theory.prefix_tree",
-    "exact_law": "specbound.proofs_checks.law",
-    "from_models": "specbound.proofs_checks.model_trees",
+    "exact_law": "specbound.proofs_checks.laws.law",
+    "from_models": "specbound.proofs_checks.laws.model_trees",
     "verify": "specbound.runtime.verifiers",
     "Batch": "specbound.runtime.verdict",
     "Verdict": "specbound.runtime.verdict",

@@ -15,15 +15,7 @@ from matplotlib.figure import Figure
 
 from specbound import __version__
 from specbound.plots import draw_curves, draw_fractions, draw_tree, figure
-from specbound.proofs_checks.sweep.results import (
-    Row,
-    by_method,
-    complete,
-    instance_of,
-    mean,
-    method_cells,
-    statuses,
-)
+from specbound.proofs_checks.sweep.results import Row, by_method, complete, instance_of, mean, method_cells, statuses
 
 if TYPE_CHECKING:
     from specbound.theory.prefix_tree import PrefixTree

@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from specbound.theory import duality, linear_program
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import CertificateError, Solution, certify, check_paths
+from . import duality, linear_program
+from .prefix_tree import Array, PrefixTree
+from .solution import CertificateError, Solution, certify, check_paths
 
 MAX_PAIRS = 4_000_000
 

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from specbound.theory.prefix_tree import parse_number
+from .prefix_tree import parse_number
 
 Number: TypeAlias = Fraction | float
 Rows: TypeAlias = tuple[tuple[Number, ...], ...]

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from specbound.theory.feasibility import coverage
-from specbound.theory.prefix_tree import Array, PrefixTree
+from .feasibility import coverage
+from .prefix_tree import Array, PrefixTree
 
 
 def chain_bound(tree: PrefixTree, price: Array, ratio: Array | None = None) -> Any:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from specbound.theory.prefix_tree import Array, PrefixTree
+from .prefix_tree import Array, PrefixTree
 
 
 def coverage(mass: Any, paths: int) -> Any:

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from specbound.theory import block_transport, level_by_level, selection, single_path, single_step, token_level
-from specbound.theory.feasibility import antichain_excess, coverage, transport_excess
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import check_paths
+from . import block_transport, level_by_level, selection, single_path, single_step, token_level
+from .feasibility import antichain_excess, coverage, transport_excess
+from .prefix_tree import Array, PrefixTree
+from .solution import check_paths
 
 MAX_EXACT_PATHS = 8
 

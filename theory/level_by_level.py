@@ -20,9 +20,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from specbound.theory import single_step
-from specbound.theory.feasibility import coverage
-from specbound.theory.prefix_tree import Array, PrefixTree
+from . import single_step
+from .feasibility import coverage
+from .prefix_tree import Array, PrefixTree
 
 Coins = Callable[[Array, Array, int], Array]  # target row, draft row, n -> coins [n, V]
 

@@ -18,9 +18,9 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linprog
 
-from specbound.theory.feasibility import coverage
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import CertificateError
+from .feasibility import coverage
+from .prefix_tree import Array, PrefixTree
+from .solution import CertificateError
 
 ATTEMPTS = (("highs-ds", 1e-10), ("highs-ds", 1e-7), ("highs-ipm", 1e-7))
 

@@ -47,10 +47,10 @@ import cvxpy as cp
 import numpy as np
 from scipy import sparse
 
-from specbound.theory import duality
-from specbound.theory.block_transport import sources, to_transport
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import CertificateError, Objective, check_paths
+from . import duality
+from .block_transport import sources, to_transport
+from .prefix_tree import Array, PrefixTree
+from .solution import CertificateError, Objective, check_paths
 
 __all__ = [
     "DraftSets",

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specbound.theory.json_objects import read_object
+from .json_objects import read_object
 
 Array = NDArray[Any]
 Row = Sequence[Any] | Array

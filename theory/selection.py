@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from specbound.theory.feasibility import quotient
-from specbound.theory.level_by_level import times_linear
-from specbound.theory.prefix_tree import Array, PrefixTree
+from .feasibility import quotient
+from .level_by_level import times_linear
+from .prefix_tree import Array, PrefixTree
 
 BUCKETS = 33
 SUM_SLACK = 8 * float(np.finfo(float).eps)

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from specbound.theory import duality, linear_program
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import Solution, certify
-from specbound.theory.token_level import clipped
+from . import duality, linear_program
+from .prefix_tree import Array, PrefixTree
+from .solution import Solution, certify
+from .token_level import clipped
 
 
 def acceptance(tree: PrefixTree, drafted: Array | None = None) -> Array:

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from specbound.theory import duality
-from specbound.theory.feasibility import coverage, quotient
-from specbound.theory.prefix_tree import Array, PrefixTree, Row
-from specbound.theory.solution import Solution, certify, check_paths
+from . import duality
+from .feasibility import coverage, quotient
+from .prefix_tree import Array, PrefixTree, Row
+from .solution import Solution, certify, check_paths
 
 
 def optimum(target: Row, draft: Row, paths: int) -> Solution:

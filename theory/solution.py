@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from specbound.theory import feasibility
-from specbound.theory.prefix_tree import ROW_TOLERANCE, Array, PrefixTree
+from . import feasibility
+from .prefix_tree import ROW_TOLERANCE, Array, PrefixTree
 
 Objective = Literal["token", "lossless", "block-transport"]
 FEASIBILITY_TOLERANCE = 10 * ROW_TOLERANCE

@@ -21,9 +21,9 @@ import time
 
 import numpy as np
 
-from specbound.theory import duality, linear_program
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import Solution, certify
+from . import duality, linear_program
+from .prefix_tree import Array, PrefixTree
+from .solution import Solution, certify
 
 
 def acceptance(tree: PrefixTree) -> Array:

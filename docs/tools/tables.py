@@ -9,8 +9,8 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from specbound.cli import cli
-from specbound.proofs_checks import ledger
-from specbound.proofs_checks.law import exact_law
+from specbound.proofs_checks.claims import ledger
+from specbound.proofs_checks.laws.law import exact_law
 from specbound.proofs_checks.sweep.results import COLUMNS
 from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree

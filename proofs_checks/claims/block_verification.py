@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from specbound.proofs_checks.law import exact_law
-from specbound.proofs_checks.ledger import Outcome, claim, described, random_instances, simple_instances
-from specbound.proofs_checks.stream_law import ModelPair, expected_tokens, stream_law
-from specbound.proofs_checks.symbolic import block_verification_is_lossless, block_verification_is_optimal
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.greedy_block import verify_greedy_block
 from specbound.theory import block_transport, single_path, token_level
 from specbound.theory.prefix_tree import PrefixTree
+
+from ..laws.law import exact_law
+from ..laws.stream import ModelPair, expected_tokens, stream_law
+from .ledger import Outcome, claim, described, random_instances, simple_instances
+from .symbolic import block_verification_is_lossless, block_verification_is_optimal
 
 LAW_TOLERANCE = 1e-12
 PUBLISHED = PrefixTree.iid([Fraction(1, 3), Fraction(2, 3)], [Fraction(2, 3), Fraction(1, 3)], 2)

@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from specbound.proofs_checks.ledger import Outcome, claim, rational_rows
 from specbound.theory import stopping
 from specbound.theory.stopping import StoppingInstance
+
+from .ledger import Outcome, claim, rational_rows
 
 Level = Literal["token", "block"]
 

@@ -13,10 +13,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from specbound.proofs_checks.ledger import Outcome, claim, rational_rows
 from specbound.theory.joint_decoding import JointSpeculation, beam_block, greedy, joint_greedy, mjsd
 from specbound.theory.joint_decoding.guarantees import intermediate_prefix_slack, round_guarantees
 from specbound.theory.joint_decoding.token_model import TokenModel, Tokens
+
+from .ledger import Outcome, claim, rational_rows
 
 TENTHS = tuple(Fraction(n, 10) for n in range(1, 10))
 

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 
-from specbound.proofs_checks.law import Law, exact_law
-from specbound.proofs_checks.ledger import Outcome, claim, described, random_instances, simple_instances
-from specbound.proofs_checks.shrink import shrink
-from specbound.runtime.verifiers import registry
+from specbound.runtime import registry
 from specbound.runtime.verifiers.table import table_verifier
 from specbound.theory import known_values, level_by_level, multi_path, selection, single_path
 from specbound.theory.multi_path import antichain, coupling
 from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import Array, PrefixTree
+
+from ..audit.shrink import shrink
+from ..laws.law import Law, exact_law
+from .ledger import Outcome, claim, described, random_instances, simple_instances
 
 LAW_TOLERANCE = 1e-12
 VALUE_TOLERANCE = 1e-10

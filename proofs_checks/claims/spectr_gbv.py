@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specbound.proofs_checks.claims.block_verification import nearby_fraction
-from specbound.proofs_checks.claims.multi_path import kept_error, small_instances
-from specbound.proofs_checks.law import exact_law
-from specbound.proofs_checks.ledger import Outcome, claim, described, simple_instances
 from specbound.theory import known_values
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
+
+from ..laws.law import exact_law
+from .block_verification import nearby_fraction
+from .ledger import Outcome, claim, described, simple_instances
+from .multi_path import kept_error, small_instances
 
 LAW_TOLERANCE = 1e-12
 

@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from specbound.proofs_checks.adapters import foreign_law
-from specbound.proofs_checks.audit import TOLERANCE
-from specbound.proofs_checks.law import MAX_DRAFTS, exact_law
-from specbound.proofs_checks.subject import TensorSubject
-from specbound.proofs_checks.subject import load as load_subject
-from specbound.proofs_checks.sweep.design import CLOSED, OPTIMA, Case, Design
-from specbound.runtime.verifiers import registry
+from specbound.runtime import registry
 from specbound.theory import multi_path
 from specbound.theory.known_values import SOURCES, known_values
 from specbound.theory.prefix_tree import Array, PrefixTree
+
+from ..audit.foreign.adapters import foreign_law
+from ..audit.run import TOLERANCE
+from ..audit.subject import TensorSubject
+from ..audit.subject import load as load_subject
+from ..laws.law import MAX_DRAFTS, exact_law
+from .design import CLOSED, OPTIMA, Case, Design
 
 
 class TooLarge(ValueError):
@@ -179,8 +180,9 @@ def _growing(design: Design) -> Callable[[int, int, int], PrefixTree]:
     from transformers.utils import logging
 
     from specbound import shipped_pair
-    from specbound.proofs_checks.model_trees import from_models
     from specbound.runtime.models import load_pair
+
+    from ..laws.model_trees import from_models
 
     logging.disable_progress_bar()
     pair = load_pair(design.target or shipped_pair.TARGET, design.draft or shipped_pair.DRAFT, device=design.device)

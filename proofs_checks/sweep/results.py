@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
-from specbound.proofs_checks.sweep.design import Case
+from .design import Case
 
 Row = dict[str, Any]
 

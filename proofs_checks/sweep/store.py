@@ -23,8 +23,9 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from specbound.files import replacing, write_text
-from specbound.proofs_checks.sweep.design import Case, Design, cases
-from specbound.proofs_checks.sweep.results import COLUMNS, Row, with_fractions
+
+from .design import Case, Design, cases
+from .results import COLUMNS, Row, with_fractions
 
 FORMAT, VERSION = "specbound.sweep", 1
 SCHEMA = pyarrow.schema(

@@ -22,9 +22,9 @@ from typing import Any
 
 import joblib
 
-from specbound.proofs_checks.sandbox import Died, Raised, Sandbox
-from specbound.proofs_checks.sweep.design import Case, Design
-from specbound.proofs_checks.sweep.results import Row, row_of
+from ..audit.foreign.sandbox import Died, Raised, Sandbox
+from .design import Case, Design
+from .results import Row, row_of
 
 STATUS = {"hang": "time limit", "memory": "memory limit", "open files": "died", "crash": "died", "exit": "died"}
 STOP_SECONDS = 5.0

@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers import registry
-from specbound.runtime.verifiers.registry import Verifier
+from .. import registry
+from ..draws import Draws
+from ..registry import Verifier
+from ..verdict import Batch, Verdict
 
 if TYPE_CHECKING:
-    from specbound.runtime.kernels.buffers import Workspace, workspace
-    from specbound.runtime.kernels.gbv_bucketed import verify_gbv_bucketed_logits
-    from specbound.runtime.kernels.key_race import verify_key_race_logits
-    from specbound.runtime.kernels.single_path import verify_block_logits, verify_token_logits
-    from specbound.runtime.kernels.two_level import verify_two_level_logits
+    from .buffers import Workspace, workspace
+    from .gbv_bucketed import verify_gbv_bucketed_logits
+    from .key_race import verify_key_race_logits
+    from .single_path import verify_block_logits, verify_token_logits
+    from .two_level import verify_two_level_logits
 
 __all__ = [
     "Workspace",

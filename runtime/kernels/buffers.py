@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specbound.runtime.kernels import DTYPES
-from specbound.runtime.kernels.passes import WIDTH
-from specbound.runtime.verdict import Verdict
+from ..verdict import Verdict
+from . import DTYPES
+from .passes import WIDTH
 
 BLOCK = 4096  # entries of a row per program
 MOST_WALKS = 65535  # what a CUDA grid has room for in its second and third dimension

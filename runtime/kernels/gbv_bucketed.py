@@ -12,20 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specbound.runtime.kernels.buffers import Workspace
-from specbound.runtime.kernels.passes import (
-    WIDTH,
-    bucket_of,
-    inverse_temperature,
-    kernel,
-    log_law,
-    node_at,
-    node_log_laws,
-    read_row,
-)
-from specbound.runtime.kernels.single_path import log_law_at
-from specbound.runtime.kernels.walk import go_down, offered_tokens, path_slots, shifted, verify_by_walk
-from specbound.runtime.verdict import Verdict
+from ..verdict import Verdict
+from .buffers import Workspace
+from .passes import WIDTH, bucket_of, inverse_temperature, kernel, log_law, node_at, node_log_laws, read_row
+from .single_path import log_law_at
+from .walk import go_down, offered_tokens, path_slots, shifted, verify_by_walk
 
 
 @kernel

@@ -14,11 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specbound.runtime.kernels.buffers import Workspace, check_arguments
-from specbound.runtime.kernels.passes import inverse_temperature, kernel
-from specbound.runtime.kernels.single_path import block_ratios, finish, log_law_at, normalise_rows
-from specbound.runtime.kernels.walk import paths_workspace
-from specbound.runtime.verdict import Verdict
+from ..verdict import Verdict
+from .buffers import Workspace, check_arguments
+from .passes import inverse_temperature, kernel
+from .single_path import block_ratios, finish, log_law_at, normalise_rows
+from .walk import paths_workspace
 
 
 @kernel

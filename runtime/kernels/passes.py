@@ -27,7 +27,7 @@ from functools import partial
 import triton
 import triton.language as tl
 
-from specbound.runtime.verifiers.gbv import BUCKET_WIDTH, BUCKETS
+from ..verifiers.gbv import BUCKET_WIDTH, BUCKETS
 
 # What is launched: compiled once for all values of these, which differ from call to call and between captures.
 kernel = partial(triton.jit, do_not_specialize=("start", "depth", "step", "requests", "paths", "length"))

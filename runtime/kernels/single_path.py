@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specbound.runtime.kernels.buffers import Workspace, check_arguments, workspace
-from specbound.runtime.kernels.passes import (
+from ..verdict import Verdict
+from .buffers import Workspace, check_arguments, workspace
+from .passes import (
     emit_verdict,
     inverse_temperature,
     kernel,
@@ -24,7 +25,6 @@ from specbound.runtime.kernels.passes import (
     row_norms,
     surplus_masses,
 )
-from specbound.runtime.verdict import Verdict
 
 
 @triton.jit

@@ -17,18 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specbound.runtime.kernels.buffers import Workspace
-from specbound.runtime.kernels.passes import WIDTH, first_above, inverse_temperature, kernel, node_at, node_laws
-from specbound.runtime.kernels.single_path import log_law_at
-from specbound.runtime.kernels.walk import (
-    go_down,
-    offered_tokens,
-    path_slots,
-    paths_workspace,
-    shifted,
-    verify_by_walk,
-)
-from specbound.runtime.verdict import Verdict
+from ..verdict import Verdict
+from .buffers import Workspace
+from .passes import WIDTH, first_above, inverse_temperature, kernel, node_at, node_laws
+from .single_path import log_law_at
+from .walk import go_down, offered_tokens, path_slots, paths_workspace, shifted, verify_by_walk
 
 
 @triton.jit

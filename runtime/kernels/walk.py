@@ -5,7 +5,7 @@ Only the rows of the walk's nodes are read, however many paths there are, and a 
 What a rule adds is in `two_level` and `gbv_bucketed`.
 
 Letters: B requests (one walk each), K paths, L drafted tokens, V vocabulary; c acceptance ratio; alive the paths
-through the node reached, count the law of how many they are (see `specbound.runtime.verifiers.count_law`).
+through the node reached, count the law of how many they are (see `specbound.runtime.parts.count_law`).
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specbound.runtime.kernels.buffers import Workspace, check_arguments, workspace
-from specbound.runtime.kernels.passes import kernel, open_depths
-from specbound.runtime.kernels.single_path import finish, normalise_rows
-from specbound.runtime.verdict import Verdict
+from ..verdict import Verdict
+from .buffers import Workspace, check_arguments, workspace
+from .passes import kernel, open_depths
+from .single_path import finish, normalise_rows
 
 
 @kernel

@@ -1,6 +1,7 @@
 """Verification algorithms, one file each; importing this package fills the registry."""
 
-from specbound.runtime.verifiers import (
+from ..registry import Verifier, get, names, register, verify
+from . import (
     block,
     gbv,
     greedy_block,
@@ -18,7 +19,6 @@ from specbound.runtime.verifiers import (
     traversal,
     two_level,
 )
-from specbound.runtime.verifiers.registry import Verifier, get, names, register, verify
 
 __all__ = [
     "Verifier",

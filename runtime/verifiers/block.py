@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.single_path import at, emitted_row, only_path
+from ..draws import Draws
+from ..parts.single_path import at, emitted_row, only_path
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 
 def block_ratios(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:

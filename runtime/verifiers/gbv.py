@@ -17,13 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.count_law import count_at_root, counts_after, selection_densities
-from specbound.runtime.verifiers.draft_tree import first_path, target_ratio
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.selected_path import SelectedPath
-from specbound.runtime.verifiers.single_path import at
+from ..draws import Draws
+from ..parts.count_law import count_at_root, counts_after, selection_densities
+from ..parts.draft_tree import first_path, target_ratio
+from ..parts.selected_path import SelectedPath
+from ..parts.single_path import at
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 BUCKETS = 33  # of log ratio, centred at equality; the outermost take everything beyond
 BUCKET_WIDTH = 1.0  # in powers of two

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specbound.runtime.carry import Layers
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.single_path import at, only_path, row_at
+from ..carry import Layers
+from ..draws import Draws
+from ..parts.single_path import at, only_path, row_at
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 
 def greedy_threshold(log_ratio: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:

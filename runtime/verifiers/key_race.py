@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict, arithmetic
-from specbound.runtime.verifiers.block import block_ratios, block_thresholds
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.single_path import at, emitted_row, row_at
+from ..draws import Draws
+from ..parts.single_path import at, emitted_row, row_at
+from ..registry import register
+from ..verdict import Batch, Verdict, arithmetic
+from .block import block_ratios, block_thresholds
 
 
 def key_bounds(ratios: Tensor, tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:

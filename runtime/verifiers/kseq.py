@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.by_level import Round, verify_by_level
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.roots import falling_root
+from ..draws import Draws
+from ..parts.by_level import Round, verify_by_level
+from ..parts.roots import falling_root
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 
 def offered_mass(discount: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.count_law import count_at_root, times
-from specbound.runtime.verifiers.draft_race import entry_scores, leaving, optimal_slopes, race_weights, running
-from specbound.runtime.verifiers.draft_tree import target_ratio
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.selected_path import SelectedPath
-from specbound.runtime.verifiers.single_path import at
+from ..draws import Draws
+from ..parts.count_law import count_at_root, times
+from ..parts.draft_race import entry_scores, leaving, optimal_slopes, race_weights, running
+from ..parts.draft_tree import target_ratio
+from ..parts.selected_path import SelectedPath
+from ..parts.single_path import at
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 LEVELS = 64
 PER_OCTAVE = 6  # levels per factor of two in the ratio

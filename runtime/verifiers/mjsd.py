@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.registry import Verify, register
-from specbound.runtime.verifiers.single_path import at, only_path, row_at
+from ..draws import Draws
+from ..parts.single_path import at, only_path, row_at
+from ..registry import Verify, register
+from ..verdict import Batch, Verdict
 
 DEFAULT_THRESHOLD = 0.5
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.draft_tree import Walk, first_path
-from specbound.runtime.verifiers.registry import register
+from ..draws import Draws
+from ..parts.draft_tree import Walk, first_path
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 
 @register(

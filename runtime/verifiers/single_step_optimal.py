@@ -18,12 +18,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.by_level import Round, verify_by_level
-from specbound.runtime.verifiers.draft_race import entry_scores, leaving, optimal_slopes, race_weights
-from specbound.runtime.verifiers.draft_tree import target_ratio
-from specbound.runtime.verifiers.registry import register
+from ..draws import Draws
+from ..parts.by_level import Round, verify_by_level
+from ..parts.draft_race import entry_scores, leaving, optimal_slopes, race_weights
+from ..parts.draft_tree import target_ratio
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 
 def offer_optimally(target_row: Tensor, draft_row: Tensor, tokens: Tensor, alive: Tensor) -> Round:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.block import surplus
-from specbound.runtime.verifiers.by_level import Round, verify_by_level
-from specbound.runtime.verifiers.registry import register
+from ..draws import Draws
+from ..parts.by_level import Round, verify_by_level
+from ..registry import register
+from ..verdict import Batch, Verdict
+from .block import surplus
 
 
 def offer_with_residuals(target_row: Tensor, draft_row: Tensor, tokens: Tensor, alive: Tensor) -> Round:

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specbound.runtime.carry import Layers
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict, arithmetic
-from specbound.runtime.verifiers.greedy_block import carried_layers, emit, next_log_ratio, usable_length, within_block
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.single_path import at
+from ..carry import Layers
+from ..draws import Draws
+from ..parts.single_path import at
+from ..registry import register
+from ..verdict import Batch, Verdict, arithmetic
+from .greedy_block import carried_layers, emit, next_log_ratio, usable_length, within_block
 
 
 def coverage_slope(share: Tensor, paths: int) -> Tensor:

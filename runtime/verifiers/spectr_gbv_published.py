@@ -25,12 +25,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict, arithmetic
-from specbound.runtime.verifiers.greedy_block import next_log_ratio
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.single_path import at, row_at
-from specbound.runtime.verifiers.spectr_gbv import children_profile, coverage_slope, profile, threshold
+from ..draws import Draws
+from ..parts.single_path import at, row_at
+from ..registry import register
+from ..verdict import Batch, Verdict, arithmetic
+from .greedy_block import next_log_ratio
+from .spectr_gbv import children_profile, coverage_slope, profile, threshold
 
 
 def sequential_thresholds(

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.registry import Verifier, get, register
-from specbound.runtime.verifiers.single_path import at
+from ..draws import Draws
+from ..parts.single_path import at
+from ..registry import Verifier, get, register
+from ..verdict import Batch, Verdict
 
 FORMAT, VERSION = "specbound.verifier-table", 1
 FIELDS = ("paths", "tree", "scores", "stop", "correction", "later")

@@ -21,11 +21,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict, arithmetic
-from specbound.runtime.verifiers.draft_tree import first_appearance, node_rows
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.single_path import at
+from ..draws import Draws
+from ..parts.draft_tree import first_appearance, node_rows
+from ..parts.single_path import at
+from ..registry import register
+from ..verdict import Batch, Verdict, arithmetic
 
 
 def visit_order(first: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.count_law import count_at_root, counts_after
-from specbound.runtime.verifiers.draft_tree import target_ratio
-from specbound.runtime.verifiers.registry import register
-from specbound.runtime.verifiers.roots import falling_root
-from specbound.runtime.verifiers.selected_path import SelectedPath
-from specbound.runtime.verifiers.single_path import at
+from ..draws import Draws
+from ..parts.count_law import count_at_root, counts_after
+from ..parts.draft_tree import target_ratio
+from ..parts.roots import falling_root
+from ..parts.selected_path import SelectedPath
+from ..parts.single_path import at
+from ..registry import register
+from ..verdict import Batch, Verdict
 
 
 def level_densities(count: Tensor, fails: Tensor) -> tuple[Tensor, Tensor]:

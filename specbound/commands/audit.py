@@ -79,8 +79,8 @@ def audit(
     """
     from rich.console import Console
 
-    from specbound.proofs_checks import audit as auditing
-    from specbound.proofs_checks.audit_report import report_text
+    from specbound.proofs_checks.audit import run as auditing
+    from specbound.proofs_checks.audit.report import report_text
 
     check_dotted("TARGET", target)
     if resolution is None and (sampling := {"--device", "--false-alarm"} & {*given_options(context)}):

@@ -11,7 +11,7 @@ from specbound.commands.terminal import print_table, progress_console
 from specbound.files import read_text
 
 if TYPE_CHECKING:
-    from specbound.proofs_checks.ledger import Finding
+    from specbound.proofs_checks.claims.ledger import Finding
 
 STYLE = {"holds": "green", "proved": "bold green", "refuted": "bold red", "undecided": "yellow"}
 
@@ -41,7 +41,7 @@ def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bo
 
     from rich.progress import track
 
-    from specbound.proofs_checks import ledger
+    from specbound.proofs_checks.claims import ledger
 
     entries = ledger.select(only)
     progress = progress_console()

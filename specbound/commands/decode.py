@@ -332,7 +332,7 @@ def _described(prompt: str, marked: MarkedStream, output: Generation) -> dict[st
 
 def _total(outputs: list[dict[str, Any]]) -> dict[str, Any]:
     """The statistics of all prompts together, with the 95 % interval of the block efficiency."""
-    from specbound.proofs_checks.prediction import mean_interval
+    from specbound.proofs_checks.laws.prediction import mean_interval
 
     per_call = [kept + 1 for output in outputs for kept in output["accepted"]]
     sums = {name: sum(output[name] for output in outputs) for name in ("tokens", "calls", "drafted", "discarded")}

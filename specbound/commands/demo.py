@@ -153,9 +153,9 @@ def _check(pair: Pair, run: Run, contexts: int, settings: dict[str, Any], progre
     """Solve the prefix trees at some calls of a run exactly, and compare the run with its exact laws there."""
     import numpy as np
 
-    from specbound.proofs_checks.law import exact_law
-    from specbound.proofs_checks.model_trees import from_models
-    from specbound.proofs_checks.prediction import agreement
+    from specbound.proofs_checks.laws.law import exact_law
+    from specbound.proofs_checks.laws.model_trees import from_models
+    from specbound.proofs_checks.laws.prediction import agreement
     from specbound.theory import block_transport, single_path, token_level
 
     rng = np.random.default_rng(settings["seed"])
@@ -190,7 +190,7 @@ def _check(pair: Pair, run: Run, contexts: int, settings: dict[str, Any], progre
 
 
 def _report(runs: list[Run], checks: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    from specbound.proofs_checks.prediction import mean_interval
+    from specbound.proofs_checks.laws.prediction import mean_interval
 
     plain_speed = runs[0].tokens / runs[0].seconds
     decoding = []

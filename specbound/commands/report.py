@@ -131,7 +131,7 @@ def _read_json(option: str, file: str, field: str, wanted: Fields) -> dict[str, 
 
 
 def _findings(progress: Progress) -> list[dict[str, Any]]:
-    from specbound.proofs_checks import ledger
+    from specbound.proofs_checks.claims import ledger
 
     entries = ledger.select([])
     task = progress.add_task("checking claims", total=len(entries))
@@ -145,7 +145,7 @@ def _findings(progress: Progress) -> list[dict[str, Any]]:
 def _values(tree: PrefixTree, paths: int, by_law: Iterable[str] = ()) -> dict[str, float]:
     """Acceptance length of each lossless stateless verifier, then the lossless optimum."""
     from specbound.commands.solve import optimum
-    from specbound.proofs_checks.law import exact_law
+    from specbound.proofs_checks.laws.law import exact_law
     from specbound.theory.known_values import known_values
 
     values = {name: exact_law(name, tree, paths).acceptance_length for name in by_law}
@@ -177,7 +177,7 @@ def _curves(progress: Progress) -> Section:
 
 def _gaps(progress: Progress, random_count: int, contexts: int) -> list[Section]:
     """Fractions of the optimum on random trees and on trees of the shipped pair, and one such tree drawn."""
-    from specbound.proofs_checks.ledger import random_instances
+    from specbound.proofs_checks.claims.ledger import random_instances
     from specbound.report import gaps_section, tree_section
     from specbound.theory import single_path
 
@@ -210,7 +210,7 @@ def _fractions(progress: Progress, task: Any, trees: Iterable[PrefixTree]) -> di
 
 def _model_trees(count: int) -> list[PrefixTree]:
     from specbound.commands.pair import read_pair
-    from specbound.proofs_checks.model_trees import from_models
+    from specbound.proofs_checks.laws.model_trees import from_models
     from specbound.shipped_pair import prompts
 
     pair = read_pair()

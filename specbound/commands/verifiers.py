@@ -24,7 +24,7 @@ def verifiers(as_json: bool) -> int:
     """
     from rich.progress import track
 
-    from specbound.proofs_checks.measured import LOSSLESS_TOLERANCE, lossless_error
+    from specbound.proofs_checks.laws.judge import LOSSLESS_TOLERANCE, lossless_error
     from specbound.runtime.verifiers import get, names
 
     entries: list[dict[str, Any]] = []

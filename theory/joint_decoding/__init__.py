@@ -3,7 +3,7 @@
 `token_model` is the language model with finitely many contexts both are computed on.
 """
 
-from specbound.theory.joint_decoding.decoding import (
+from .decoding import (
     DecodingLaw,
     JointSpeculation,
     accepted_length,

@@ -35,8 +35,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from specbound.theory.contexts import Number, closed_classes, read_count, stationary_law, to_number
-from specbound.theory.joint_decoding.token_model import TokenModel, Tokens
+from ..contexts import Number, closed_classes, read_count, stationary_law, to_number
+from .token_model import TokenModel, Tokens
 
 Mode = Literal["sample", "greedy"]
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specbound.theory.contexts import Number
-from specbound.theory.joint_decoding.decoding import JointSpeculation, accepted_length, most_probable_block
-from specbound.theory.joint_decoding.token_model import Tokens
+from ..contexts import Number
+from .decoding import JointSpeculation, accepted_length, most_probable_block
+from .token_model import Tokens
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import TypeAlias, cast
 
-from specbound.theory.contexts import (
+from ..contexts import (
     Number,
     Rows,
     all_exact,

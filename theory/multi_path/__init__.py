@@ -6,6 +6,6 @@ trees of a million nodes, `tangent_lp` is its second route. `certificates` prove
 `verifier_table` turns one into a verifier that can be executed, `automaton` bounds what no tree can hold.
 """
 
-from specbound.theory.multi_path.solver import PathSolution, Round, lossless_optimum, transport_optimum
+from .solver import PathSolution, Round, lossless_optimum, transport_optimum
 
 __all__ = ["PathSolution", "Round", "lossless_optimum", "transport_optimum"]

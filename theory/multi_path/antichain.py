@@ -30,11 +30,11 @@ from fractions import Fraction
 import numpy as np
 from scipy import sparse
 
-from specbound.theory import block_transport, duality, single_path
-from specbound.theory import linear_program as lp
-from specbound.theory.feasibility import Antichain, hull_antichains
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import CertificateError, Objective, Solution, certify, check_paths
+from .. import block_transport, duality, single_path
+from .. import linear_program as lp
+from ..feasibility import Antichain, hull_antichains
+from ..prefix_tree import Array, PrefixTree
+from ..solution import CertificateError, Objective, Solution, certify, check_paths
 
 SOLVER = "HiGHS, antichain rows"
 MAX_ROUNDS = 60

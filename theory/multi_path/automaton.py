@@ -28,11 +28,11 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array
 
-from specbound.theory.feasibility import coverage
-from specbound.theory.multi_path.certificates import PathObjective, check_objective, expected_maximum, selectable
-from specbound.theory.multi_path.tangent_lp import violated
-from specbound.theory.prefix_tree import ROW_TOLERANCE, Array, as_floats
-from specbound.theory.solution import CertificateError, check_paths
+from ..feasibility import coverage
+from ..prefix_tree import ROW_TOLERANCE, Array, as_floats
+from ..solution import CertificateError, check_paths
+from .certificates import PathObjective, check_objective, expected_maximum, selectable
+from .tangent_lp import violated
 
 MAX_STATES = 200_000
 LEAST_LOG_RATIO = -700.0

@@ -26,10 +26,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from specbound.theory.feasibility import coverage, selected_mass
-from specbound.theory.json_objects import read_float, read_floats, read_object
-from specbound.theory.prefix_tree import Array, PrefixTree, as_floats
-from specbound.theory.solution import CertificateError, check_paths
+from ..feasibility import coverage, selected_mass
+from ..json_objects import read_float, read_floats, read_object
+from ..prefix_tree import Array, PrefixTree, as_floats
+from ..solution import CertificateError, check_paths
 
 PathObjective = Literal["lossless", "block-transport"]
 FORMAT = "specbound.certificate"

@@ -25,10 +25,10 @@ import time
 import numpy as np
 from scipy import sparse
 
-from specbound.theory import linear_program as lp
-from specbound.theory.block_transport import sources
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import Solution, certify
+from .. import linear_program as lp
+from ..block_transport import sources
+from ..prefix_tree import Array, PrefixTree
+from ..solution import Solution, certify
 
 MAX_VARIABLES = 300_000
 

@@ -21,19 +21,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from specbound.theory.feasibility import coverage, selected_mass
-from specbound.theory.multi_path import interior_point
-from specbound.theory.multi_path.certificates import (
-    PathObjective,
-    check_objective,
-    dual_value,
-    kept_mass,
-    monotone,
-    selectable,
-)
-from specbound.theory.multi_path.interior_point import Guess, Tangents, WorkTree
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import CertificateError, Solution, certify, check_paths
+from ..feasibility import coverage, selected_mass
+from ..prefix_tree import Array, PrefixTree
+from ..solution import CertificateError, Solution, certify, check_paths
+from . import interior_point
+from .certificates import PathObjective, check_objective, dual_value, kept_mass, monotone, selectable
+from .interior_point import Guess, Tangents, WorkTree
 
 FIRST_COVERAGES = (0.09, 0.2, 0.36, 0.58, 0.78, 0.95, 1.0)
 SMALLEST_TANGENT, SMALLEST_COVERAGE = 1e-6, 6.4e-5

@@ -18,10 +18,10 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
-from specbound.theory.feasibility import coverage
-from specbound.theory.multi_path.certificates import PathObjective, check_objective, verify_certificate
-from specbound.theory.prefix_tree import Array, PrefixTree
-from specbound.theory.solution import CertificateError, Solution, certify, check_paths
+from ..feasibility import coverage
+from ..prefix_tree import Array, PrefixTree
+from ..solution import CertificateError, Solution, certify, check_paths
+from .certificates import PathObjective, check_objective, verify_certificate
 
 SOLVER = "HiGHS on tangents"
 MAX_NODES = 5000

@@ -60,16 +60,11 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from specbound.theory.feasibility import coverage, selected_mass
-from specbound.theory.json_objects import read_float, read_floats, read_object
-from specbound.theory.multi_path.certificates import (
-    PathObjective,
-    check_objective,
-    fill_to_base,
-    kept_mass,
-)
-from specbound.theory.prefix_tree import Array, PrefixTree, as_floats
-from specbound.theory.solution import check_paths
+from ..feasibility import coverage, selected_mass
+from ..json_objects import read_float, read_floats, read_object
+from ..prefix_tree import Array, PrefixTree, as_floats
+from ..solution import check_paths
+from .certificates import PathObjective, check_objective, fill_to_base, kept_mass
 
 FORMAT = "specbound.verifier-table"
 VERSION = 1

@@ -13,7 +13,7 @@ more committed token is worth in context y. [SpecDec++] arXiv:2405.19715, sectio
 
 from __future__ import annotations
 
-from specbound.theory.stopping.conditions import (
+from .conditions import (
     Condition,
     StopWitness,
     certified_stop_share,
@@ -27,11 +27,11 @@ from specbound.theory.stopping.conditions import (
     thresholds_are_optimal,
     worst_stop,
 )
-from specbound.theory.stopping.horizon import HorizonPlan, evaluate_horizon, plan_horizon
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.leaves import best_by_enumeration, horizon_by_enumeration
-from specbound.theory.stopping.occupancy_lp import occupancy_problem, solve_by_lp
-from specbound.theory.stopping.optimum import (
+from .horizon import HorizonPlan, evaluate_horizon, plan_horizon
+from .instance import StoppingInstance
+from .leaves import best_by_enumeration, horizon_by_enumeration
+from .occupancy_lp import occupancy_problem, solve_by_lp
+from .optimum import (
     RuleValue,
     StoppingSolution,
     continuation_gain,
@@ -41,10 +41,10 @@ from specbound.theory.stopping.optimum import (
     solve,
     solve_by_dinkelbach,
 )
-from specbound.theory.stopping.report import checked_conditions, solve_report
-from specbound.theory.stopping.rounds import DraftState, Rule, constant_length, rejection_threshold, round_quantities
-from specbound.theory.stopping.rules import best_of, constant_length_rates, one_step_rule, threshold_rates
-from specbound.theory.stopping.thresholds import gain_functions, stop_thresholds
+from .report import checked_conditions, solve_report
+from .rounds import DraftState, Rule, constant_length, rejection_threshold, round_quantities
+from .rules import best_of, constant_length_rates, one_step_rule, threshold_rates
+from .thresholds import gain_functions, stop_thresholds
 
 __all__ = [
     "Condition",

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from specbound.theory.contexts import Number, stationary_law
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.optimum import FLOAT_TOLERANCE, StoppingSolution, continuation_gain, evaluate
-from specbound.theory.stopping.rounds import DraftState, continues, drafted_states
-from specbound.theory.stopping.rules import best_of, constant_length_rates, one_step_gain, threshold_rates
-from specbound.theory.stopping.thresholds import gain_functions
+from ..contexts import Number, stationary_law
+from .instance import StoppingInstance
+from .optimum import FLOAT_TOLERANCE, StoppingSolution, continuation_gain, evaluate
+from .rounds import DraftState, continues, drafted_states
+from .rules import best_of, constant_length_rates, one_step_gain, threshold_rates
+from .thresholds import gain_functions
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from specbound.theory.contexts import Number, magnitude, read_count
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.optimum import FLOAT_TOLERANCE
-from specbound.theory.stopping.rounds import check_state_count
+from ..contexts import Number, magnitude, read_count
+from .instance import StoppingInstance
+from .optimum import FLOAT_TOLERANCE
+from .rounds import check_state_count
 
 HorizonRule: TypeAlias = Callable[[int, int, int, Number], bool]
 HorizonState: TypeAlias = tuple[int, int, Number]

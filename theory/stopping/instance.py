@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal, cast
 
-from specbound.theory.contexts import (
+from ..contexts import (
     Number,
     Rows,
     all_exact,
@@ -25,7 +25,7 @@ from specbound.theory.contexts import (
     to_number,
     tree_successor,
 )
-from specbound.theory.json_objects import read_object
+from ..json_objects import read_object
 
 JSON_VERSION = 1
 _REQUIRED = ("target", "draft", "target_time", "draft_time", "max_length")

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TypeAlias
 
-from specbound.theory.contexts import Number
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.optimum import RuleValue, evaluate_rounds
-from specbound.theory.stopping.rounds import Round
+from ..contexts import Number
+from .instance import StoppingInstance
+from .optimum import RuleValue, evaluate_rounds
+from .rounds import Round
 
 Block: TypeAlias = tuple[int, ...]
 Outcome: TypeAlias = tuple[int, int, Number]

@@ -18,8 +18,8 @@ import cvxpy as cp
 import numpy as np
 from scipy.sparse import lil_array
 
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.leaves import Block, leaf_law
+from .instance import StoppingInstance
+from .leaves import Block, leaf_law
 
 LP_NODE_LIMIT = 10_000
 _ADVICE = "bring draft_time / target_time nearer to 1"

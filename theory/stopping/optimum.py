@@ -19,17 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from specbound.theory.contexts import Number, closed_classes, magnitude, solve_linear
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.rounds import (
-    Round,
-    Rule,
-    check_state_count,
-    constant_length,
-    drafted_states,
-    round_quantities,
-)
-from specbound.theory.stopping.rounds import continues as rule_continues
+from ..contexts import Number, closed_classes, magnitude, solve_linear
+from .instance import StoppingInstance
+from .rounds import Round, Rule, check_state_count, constant_length, drafted_states, round_quantities
+from .rounds import continues as rule_continues
 
 Gain: TypeAlias = Callable[[int, Number, int], Number]
 

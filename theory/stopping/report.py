@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from specbound.theory.contexts import Number
-from specbound.theory.stopping.conditions import (
+from ..contexts import Number
+from .conditions import (
     Condition,
     certified_stop_share,
     free_token_value_bounds,
@@ -17,16 +17,11 @@ from specbound.theory.stopping.conditions import (
     threshold_beats_constant,
     thresholds_are_optimal,
 )
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.occupancy_lp import LP_NODE_LIMIT, count_nodes, solve_by_lp
-from specbound.theory.stopping.optimum import (
-    StoppingSolution,
-    evaluate,
-    solve,
-    solve_by_dinkelbach,
-)
-from specbound.theory.stopping.rules import best_of, constant_length_rates, one_step_rule, threshold_rates
-from specbound.theory.stopping.thresholds import stop_thresholds
+from .instance import StoppingInstance
+from .occupancy_lp import LP_NODE_LIMIT, count_nodes, solve_by_lp
+from .optimum import StoppingSolution, evaluate, solve, solve_by_dinkelbach
+from .rules import best_of, constant_length_rates, one_step_rule, threshold_rates
+from .thresholds import stop_thresholds
 
 REPORT_VERSION = 1
 

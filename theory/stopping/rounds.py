@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from specbound.theory.contexts import Number
-from specbound.theory.stopping.instance import StoppingInstance
+from ..contexts import Number
+from .instance import StoppingInstance
 
 STATE_LIMIT = 1_000_000
 

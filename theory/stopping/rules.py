@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from specbound.theory.contexts import Number
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.optimum import evaluate_rounds
-from specbound.theory.stopping.rounds import DraftState, Rule, check_state_count, round_from_sums
+from ..contexts import Number
+from .instance import StoppingInstance
+from .optimum import evaluate_rounds
+from .rounds import DraftState, Rule, check_state_count, round_from_sums
 
 
 def constant_length_rates(instance: StoppingInstance) -> dict[int, Number]:

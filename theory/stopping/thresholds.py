@@ -12,9 +12,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from specbound.theory.contexts import Number
-from specbound.theory.stopping.instance import StoppingInstance
-from specbound.theory.stopping.rounds import check_state_count
+from ..contexts import Number
+from .instance import StoppingInstance
+from .rounds import check_state_count
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Somebody else's code, unchanged: called with our instance, its randomness intercepted, in a process of its own."""

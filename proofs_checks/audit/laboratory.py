@@ -1,0 +1,110 @@
+"""Where the laws of an audited target are computed: in this process, or, for foreign code, in a sandbox."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from specbound.theory.prefix_tree import Prefix, PrefixTree
+
+from ..laws.law import InvalidResult
+from .foreign.lazy import NotExact
+from .foreign.sandbox import Died, Raised, Sandbox, message_of
+from .subject import Evidence, load, subject_of
+
+
+class Broken(Exception):
+    """A breakdown on one instance."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Where the laws of the target are computed: in this process, or in a sandbox."""
+
+    way: str
+    paths: str
+    declared: bool | None
+    stateful: bool
+    ask: Callable[[PrefixTree, int, bool], Evidence]
+    draw: Callable[..., dict[Prefix, int]]
+
+    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = False) -> Evidence:
+        """The exact law on one instance (see `Subject.evidence`).
+
+        Raises:
+            Broken: if the code gives none.
+        """
+        with _breakdowns():
+            return self.ask(tree, paths, thorough)
+
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Counts of emitted blocks (see `Subject.sample`).
+
+        Raises:
+            Broken: if the code breaks down.
+        """
+        with _breakdowns():
+            return self.draw(tree.as_float(), paths, count, seed, device)
+
+
+@contextlib.contextmanager
+def _breakdowns() -> Iterator[None]:
+    """Whatever the code or its process does to us becomes `Broken`."""
+    try:
+        yield
+    except Died as error:
+        raise Broken(error.kind, str(error)) from None
+    except Raised as error:
+        kind = {"NotExact": "not exact", "InvalidResult": "invalid result"}.get(error.name, "exception")
+        what = f"{error.name}: {error} ({error.line})" if kind == "exception" else str(error)
+        raise Broken(kind, what) from None
+    except NotExact as error:
+        raise Broken("not exact", str(error)) from None
+    except InvalidResult as error:
+        raise Broken("invalid result", str(error)) from None
+    except Exception as error:
+        raise Broken("exception", f"{type(error).__name__}: {message_of(error)}") from error
+
+
+@contextlib.contextmanager
+def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Laboratory]:
+    """Registered verifiers and objects are run in this process, `package.module:attribute` in a sandbox.
+
+    A target that ends or hangs its process as soon as it is imported or called is audited all the same: that is what
+    its laboratory answers to every question.
+
+    Raises:
+        ValueError: if there is no such target, or it cannot be loaded.
+    """
+    if not isinstance(target, str) or ":" not in target:
+        subject = load(target) if isinstance(target, str) else subject_of(target)
+        yield Laboratory(
+            subject.way, subject.paths, subject.lossless, subject.stateful, subject.evidence, subject.sample
+        )
+        return
+    with Sandbox("specbound.proofs_checks.audit.subject:serve", target, seconds, memory) as sandbox:
+        try:
+            way, paths, declared, stateful = sandbox.call("facts")
+        except Raised as error:
+            raise ValueError(str(error) if error.name == "ValueError" else f"{error.name}: {error}") from None
+        except Died as error:
+            yield _fatal(error)
+            return
+        ask, draw = (partial(sandbox.call, request) for request in ("evidence", "sample"))
+        yield Laboratory(way, paths, declared, stateful, ask, draw)
+
+
+def _fatal(error: Died) -> Laboratory:
+    """The laboratory of code that ended its process at the first touch."""
+
+    def died(*_: Any) -> Any:
+        raise error
+
+    return Laboratory("replay", "single", None, False, died, died)

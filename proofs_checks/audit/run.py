@@ -1,0 +1,260 @@
+"""The audit: is this verifier lossless, and if not, where, by how much, on which smallest instance, and why?
+
+Three ways in: tensor verifiers are replayed exactly, foreign scalar code is run exactly by intercepting its
+randomness, and opaque code is sampled with a stated resolution. Code named as `package.module:attribute` runs in a
+process of its own, so that a hang, a crash or an exit is a finding.
+
+Letters: V vocabulary size, L draft length, K paths.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from specbound.runtime.device import check_device
+
+from ..laws.deviation import find_deviation
+from ..laws.instances import Instance, instances
+from .counterexample import explain, optimum, sampled_counterexample, smallest_breakdown
+from .foreign.adapters import Foreign
+from .laboratory import Broken, Laboratory, laboratory
+from .report import AuditReport, Breakdown, Case, Counterexample, report_text
+from .sampled import LOOKS, Sampled, plan, sample_law
+
+__all__ = ["AuditReport", "audit", "report_text"]
+
+TOLERANCE = 1e-9
+MAX_TUPLES = {"replay": 400, "interception": 400, "stateful": 30}
+MAX_BREAKDOWNS = 3
+
+
+def audit(
+    target: str | Foreign | Callable[..., Any],
+    vocab: range = range(2, 4),
+    length: range = range(1, 4),
+    paths: range = range(1, 3),
+    cases: int | None = None,
+    *,
+    seed: int = 0,
+    tolerance: float = TOLERANCE,
+    resolution: float | None = None,
+    false_alarm: float = 1e-9,
+    miss: float = 1e-6,
+    device: str = "cpu",
+    seconds: float = 60.0,
+    memory: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> AuditReport:
+    """Audit a verifier on random and degenerate instances, exactly, or sampled if a resolution is given.
+
+    Args:
+        target: a registered name, "package.module:attribute" (run in a sandbox), or a function or adapter (run here).
+        vocab, length, paths: sizes V, L, K of the instances; a target that takes one path is audited with K = 1 only.
+        cases: number of instances, spread over the sizes; default 120 exact or 12 sampled ones.
+        seed: names the instances.
+        tolerance: largest total variation that counts as rounding.
+        resolution, false_alarm, miss, device: of the sampled audit (see `sampled`); the device is that of the tensors.
+        seconds, memory: limits of the sandbox, in seconds without a sign of progress and MiB.
+        progress: called before each instance as progress(instances done, instances in all).
+
+    Raises:
+        ValueError: for an unknown target, empty ranges, impossible settings, or code that cannot be loaded.
+    """
+    for name, value in (("tolerance", tolerance), ("seconds", seconds), ("memory", memory)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}; want a positive number")
+    tell = progress or _silent
+    if resolution is not None:
+        count, rates = 12 if cases is None else cases, (resolution, false_alarm, miss)
+        sizes = (vocab, length, paths)
+        return _audit_sampled(target, sizes, count, seed, rates, device, seconds, memory, tell)
+    started = time.perf_counter()
+    with laboratory(target, seconds, memory) as lab:
+        counts = _path_counts(lab, paths)
+        wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed))
+        possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if lab.stateful else lab.way]]
+        skipped = sorted({case.size for case in wanted} - {case.size for case in possible})
+        found, breakdowns = _examine(lab, possible, tolerance, tell)
+        failed = [case for case in found if case.deviation is not None]
+        counterexample: Counterexample | None = None
+        causes: tuple[str, ...] = ()
+        if failed:
+            counterexample, causes = explain(lab, failed, tolerance)
+        elif breakdowns and breakdowns[0][0].kind in ("exception", "invalid result"):
+            counterexample = smallest_breakdown(lab, *breakdowns[0])
+    deviations = [case.deviation for case in failed if case.deviation is not None]
+    return AuditReport(
+        target=target if isinstance(target, str) else _name(target),
+        way=lab.way,
+        verdict=_verdict(failed, [breakdown for breakdown, _ in breakdowns]),
+        declared=lab.declared,
+        optimum="block-transport" if lab.stateful else "lossless",
+        cases=len(found),
+        skipped=tuple(f"V={v} L={ell} K={k}" for v, ell, k in skipped),
+        tolerance=tolerance,
+        largest_total_variation=max((deviation.total_variation for deviation in deviations), default=0.0),
+        worst=max(deviations, key=lambda deviation: deviation.total_variation, default=None),
+        position=min((deviation.position for deviation in deviations), default=None),
+        acceptance=_acceptance(found),
+        breakdowns=tuple(breakdown for breakdown, _ in breakdowns),
+        counterexample=counterexample,
+        causes=causes,
+        limits=_limits(lab, found, tolerance),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _audit_sampled(
+    target: Any,
+    sizes: tuple[range, range, range],
+    cases: int,
+    seed: int,
+    rates: tuple[float, float, float],
+    device: str,
+    seconds: float,
+    memory: int,
+    progress: Callable[[int, int], None],
+) -> AuditReport:
+    check_device("device", device)
+    started = time.perf_counter()
+    results: list[tuple[Case, Sampled]] = []
+    breakdowns: list[Breakdown] = []
+    vocab, length, paths = sizes
+    with laboratory(target, seconds, memory if device == "cpu" else None) as lab:
+        if lab.stateful:
+            raise ValueError("the sampled audit looks at one call; a stateful verifier wants the exact audit")
+        counts = _path_counts(lab, paths)
+        for number, case in enumerate(instances(vocab, length, counts, cases, seed)):
+            progress(number, cases)
+            planned = plan(case.tree.vocab, case.tree.length, *rates, instances=cases)
+            first_seed = (seed * cases + number) * len(LOOKS)
+            try:
+                found = sample_law(
+                    lambda count, step, c=case, s=first_seed: lab.sample(c.tree, c.paths, count, s + step, device),  # type: ignore[misc]
+                    case.tree,
+                    planned,
+                )
+            except Broken as error:
+                breakdowns.append(Breakdown(error.kind, str(error), *case.size))
+                break
+            best = optimum(case.tree, case.paths)
+            results.append((Case(case, found.deviation, found.acceptance_length, best), found))
+            if found.deviation is not None:
+                break
+    failed = [(case, found) for case, found in results if case.deviation is not None]
+    worst = failed[0][0].deviation if failed else None
+    draws = [found.draws for _, found in results]
+    return AuditReport(
+        target=target if isinstance(target, str) else _name(target),
+        way="sampled",
+        verdict=_verdict([case for case, _ in failed], breakdowns, "not rejected"),
+        declared=lab.declared,
+        optimum="lossless",
+        cases=len(results),
+        skipped=(),
+        tolerance=rates[0],
+        largest_total_variation=worst.total_variation if worst else 0.0,
+        worst=worst,
+        position=worst.position if worst else None,
+        acceptance=_acceptance([case for case, _ in results]),
+        breakdowns=tuple(breakdowns),
+        counterexample=sampled_counterexample(*failed[0]) if failed else None,
+        causes=(),
+        limits=_unseen(rates, results),
+        seconds=time.perf_counter() - started,
+        details={"resolution": rates[0], "false_alarm": rates[1], "miss": rates[2], "draws": draws, "device": device},
+    )
+
+
+def _unseen(rates: tuple[float, float, float], results: list[tuple[Case, Sampled]]) -> str:
+    resolution, false_alarm, miss = rates
+    return (
+        f"Sampled, {sum(found.draws for _, found in results)} calls on {len(results)} instances: a total variation of "
+        f"{resolution:g} or more on one of them is found with probability at least 1 - {miss:g}, a lossless verifier "
+        f"is rejected with probability at most {false_alarm:g}. A smaller deviation, or one that shows only on other "
+        "instances, can pass unseen; an early position may be wrong by less than the resolution."
+    )
+
+
+def _path_counts(lab: Laboratory, paths: range) -> range:
+    """The numbers of paths to audit with: those asked for, or one for a verifier that takes one.
+
+    Raises:
+        ValueError: one path is not among those asked for.
+    """
+    if lab.paths == "many":
+        return paths
+    if 1 not in paths:
+        raise ValueError(f"paths is {paths.start}..{paths.stop - 1}, but the target takes one path; include 1")
+    return range(1, 2)
+
+
+def _name(target: Any) -> str:
+    function = target.function if isinstance(target, Foreign) else target
+    return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+
+
+def _tuples(case: Instance) -> int:
+    return int((case.tree.draft_joint[case.tree.leaves] > 0).sum()) ** case.paths
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+def _examine(
+    lab: Laboratory, cases: list[Instance], tolerance: float, progress: Callable[[int, int], None]
+) -> tuple[list[Case], list[tuple[Breakdown, Instance]]]:
+    found: list[Case] = []
+    breakdowns: list[tuple[Breakdown, Instance]] = []
+    for number, case in enumerate(cases):
+        progress(number, len(cases))
+        try:
+            evidence = lab.evidence(case.tree, case.paths, thorough=True)
+        except Broken as error:
+            breakdowns.append((Breakdown(error.kind, str(error), *case.size), case))
+            if error.kind not in ("exception", "invalid result") or len(breakdowns) >= MAX_BREAKDOWNS:
+                break
+            continue
+        deviation = find_deviation(evidence.blocks, evidence.wanted, tolerance)
+        found.append(Case(case, deviation, evidence.acceptance_length, optimum(case.tree, case.paths, lab.stateful)))
+    return found, breakdowns
+
+
+def _verdict(failed: list[Case], breakdowns: list[Breakdown], passed: str = "lossless") -> str:
+    if failed:
+        return "not lossless"
+    if not breakdowns:
+        return passed
+    return "undecided" if all(breakdown.kind == "not exact" for breakdown in breakdowns) else "broken"
+
+
+def _acceptance(found: list[Case]) -> dict[str, float]:
+    pairs = [(case.acceptance_length, case.optimum) for case in found]
+    ratios = [length / best if best > 0 else 1.0 for length, best in pairs]
+    if not ratios:
+        return {}
+    return {
+        "mean_length": sum(length for length, _ in pairs) / len(pairs),
+        "mean_optimum": sum(best for _, best in pairs) / len(pairs),
+        "mean_ratio": sum(ratios) / len(ratios),
+        "smallest_ratio": min(ratios),
+        "largest_excess": max(length - best for length, best in pairs),
+    }
+
+
+def _limits(lab: Laboratory, found: list[Case], tolerance: float) -> str:
+    sizes = sorted({case.instance.size for case in found})
+    if not sizes:
+        return "Nothing was audited."
+    span = ", ".join(
+        f"{letter} {min(values)}..{max(values)}" for letter, values in zip("VLK", zip(*sizes, strict=True), strict=True)
+    )
+    taken = " Random numbers are taken as continuous." if lab.way == "interception" else ""
+    return (
+        f"Exact on {len(found)} instances with {span}, in float64, to {tolerance:g} in total variation.{taken} "
+        "Not looked at: larger sizes, other number formats and devices, rarer special cases."
+    )

@@ -1,0 +1,268 @@
+"""What is audited: a registered verifier, a tensor verifier of somebody else's, or foreign scalar code.
+
+A target is a registered name or `package.module:attribute`. The attribute may be a function `verify(batch, draws)`
+(audited by replay), a `Foreign` adapter, or a function of drafted tokens and probabilities whose parameters' names
+say what they take (both audited by interception).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from specbound.runtime import registry
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch
+from specbound.theory.prefix_tree import Prefix, PrefixTree
+
+from ..laws.law import InvalidResult, Verify, batch_of, exact_law, replay
+from ..laws.stream import ModelPair, stream_law
+from .foreign.adapters import KNOWN, Foreign, call_of, foreign, foreign_law
+from .foreign.sandbox import alive
+
+MORE_TOKENS = 2
+BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An exact law of a subject next to the target's.
+
+    Attributes:
+        blocks: law of the first tokens emitted (L+1 for one call; more for a stateful verifier, over several calls).
+        wanted: the target's law of the same.
+        acceptance_length: expected tokens per call, the correction excluded (of the first call).
+        outcomes: number of outcomes enumerated.
+    """
+
+    blocks: dict[Prefix, float]
+    wanted: dict[Prefix, float]
+    acceptance_length: float
+    outcomes: int
+
+
+class Subject(Protocol):
+    """Something that can be audited exactly."""
+
+    way: Literal["replay", "interception"]
+    paths: Literal["single", "many"]
+    lossless: bool | None
+    stateful: bool
+
+    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = True) -> Evidence:
+        """Its exact law on an instance; `thorough` also looks for requests that influence each other."""
+
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Counts of the blocks emitted in `count` calls on drafts drawn from the draft law."""
+
+
+@dataclass(frozen=True)
+class TensorSubject:
+    """A verifier written against `Draws`; `lossless` is what it declares, None if nothing."""
+
+    verify: Verify
+    paths: Literal["single", "many"]
+    lossless: bool | None
+    stateful: bool
+    way: Literal["replay", "interception"] = "replay"
+
+    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = True) -> Evidence:
+        """Exact law by replay; for a stateful verifier that of the first L+2 tokens, call after call.
+
+        Raises:
+            InvalidResult: if a request's verdict depends on the other requests of its batch.
+            ValueError: see `exact_law`.
+        """
+        law = exact_law(self.verify, tree, paths)
+        if thorough:
+            _check_alone(self.verify, tree.as_float(), paths)
+        if not self.stateful:
+            return Evidence(law.blocks, tree.target_law(), law.acceptance_length, law.outcomes)
+        pair, tokens = looped_pair(tree), tree.length + MORE_TOKENS
+        stream = stream_law(self.verify, pair, tree.length, tokens, paths)
+        return Evidence(stream.tokens, pair.target_law(tokens), law.acceptance_length, law.outcomes)
+
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Run in batches with a generator on the device, as in production; the drafts are drawn on the CPU.
+
+        Raises:
+            ValueError: for a stateful verifier, whose later calls one sampled call says nothing about.
+        """
+        if self.stateful:
+            raise ValueError("the sampled audit looks at one call; a stateful verifier wants the exact audit")
+        generator = torch.Generator(device).manual_seed(seed)
+        counts: Counter[Prefix] = Counter()
+        for leaves in _drafts(tree, paths, count, seed):
+            batch = batch_of(tree, leaves)
+            moved = Batch(*(part.to(device) for part in (batch.tokens, batch.draft_probs, batch.target_probs)))
+            verdict = self.verify(moved, Draws(generator))
+            winner = batch.tokens.numpy()[np.arange(len(leaves)), verdict.path.cpu().numpy()]
+            for path, kept, token in zip(
+                winner.tolist(), verdict.accepted.tolist(), verdict.token.tolist(), strict=True
+            ):
+                counts[(*path[:kept], token)] += 1
+        return dict(counts)
+
+
+@dataclass(frozen=True)
+class ForeignSubject:
+    """Scalar code behind an adapter."""
+
+    code: Foreign
+    way: Literal["replay", "interception"] = "interception"
+    lossless: bool | None = None
+    stateful: bool = False
+
+    @property
+    def paths(self) -> Literal["single", "many"]:
+        """ "single" if it takes one drafted path."""
+        return self.code.paths
+
+    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = True) -> Evidence:
+        """Exact law by interception (see `foreign_law`)."""
+        law = foreign_law(self.code, tree, paths)
+        return Evidence(law.blocks, tree.target_law(), law.acceptance_length, law.outcomes)
+
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Call it once per draft with its own randomness; the global generators are seeded first."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the code under audit may use it
+        torch.manual_seed(seed)
+        counts: Counter[Prefix] = Counter()
+        call = cache(lambda *leaves: call_of(tree, leaves))
+        for leaves in _drafts(tree, paths, count, seed):
+            for row in leaves.tolist():
+                alive()
+                counts[self.code(call(*row))] += 1
+        return dict(counts)
+
+
+def _drafts(tree: PrefixTree, paths: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Leaves [N, K] drawn from the draft law, in batches."""
+    rng = np.random.default_rng(seed)
+    law = tree.draft_joint[tree.leaves].astype(float)
+    for first in range(0, count, BATCH):
+        size = min(BATCH, count - first)
+        yield rng.choice(len(law), size=(size, paths), p=law / law.sum()) + tree.leaves.start
+
+
+def looped_pair(tree: PrefixTree) -> ModelPair:
+    """The tree as two models for an endless stream: below depth L it continues at depth 1 with the same token."""
+    tree = tree.as_float()
+    inner = tree.leaves.start
+    follow = np.zeros((inner, tree.vocab), dtype=np.int64)
+    child = np.zeros((tree.size, tree.vocab), dtype=np.int64)
+    child[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
+    again = child[0] if tree.length > 1 else np.zeros(tree.vocab, dtype=np.int64)
+    follow[:] = np.where(child[:inner] < inner, child[:inner], again)
+    return ModelPair(tree.rows(tree.target)[:inner], tree.rows(tree.draft)[:inner], follow)
+
+
+def _check_alone(verify: Verify, tree: PrefixTree, paths: int) -> None:
+    """Compare the law of single requests in a batch and alone."""
+    drafted = np.flatnonzero(tree.draft_joint[tree.leaves] > 0) + tree.leaves.start
+    leaves = np.stack([drafted[[0] * paths], drafted[[-1] * paths]])
+    together = _verdicts(verify, batch_of(tree, leaves))
+    for row in range(len(leaves)):
+        alone = _verdicts(verify, batch_of(tree, leaves[row : row + 1]))
+        mine = {key[1:]: value for key, value in together.items() if key[0] == row}
+        other = {key[1:]: value for key, value in alone.items()}
+        if any(abs(mine.get(key, 0.0) - other.get(key, 0.0)) > 1e-9 for key in mine.keys() | other.keys()):
+            raise InvalidResult("the verdict of a request depends on the other requests in its batch")
+
+
+def _verdicts(verify: Verify, batch: Any) -> dict[tuple[int, ...], float]:
+    law: dict[tuple[int, ...], float] = {}
+    for outcome in replay(verify, batch):
+        for row, *verdict, chance in zip(
+            outcome.row, outcome.path, outcome.accepted, outcome.token, outcome.probability, strict=True
+        ):
+            key = (int(row), *(int(value) for value in verdict))
+            law[key] = law.get(key, 0.0) + float(chance)
+    return law
+
+
+# ---------------------------------------------------------------------- targets
+
+
+def load(target: str) -> TensorSubject | ForeignSubject:
+    """The subject named by a target.
+
+    Raises:
+        ValueError: if there is no such name, module or attribute, or it cannot be called as a verifier.
+    """
+    if target == "table":
+        raise ValueError(
+            "target is 'table', which runs a given table; audit `VERIFIER = table_verifier(...)` of a module"
+        )
+    if ":" not in target:
+        return _registered(registry.get(target))
+    module_name, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"target is {target!r}: {error}; want a registered name or package.module:function") from None
+    if target in KNOWN:
+        return ForeignSubject(KNOWN[target](found))
+    return subject_of(found)
+
+
+def subject_of(found: Any) -> TensorSubject | ForeignSubject:
+    """The subject for a verifier, an adapter or a function (see the module's opening).
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(found, Foreign):
+        return ForeignSubject(found)
+    if isinstance(found, registry.Verifier):
+        return _registered(found)
+    for name in registry.names():
+        if registry.get(name).verify is found:
+            return _registered(registry.get(name))
+    if not callable(found):
+        raise ValueError(f"the target is {found!r}; want a function or a Foreign adapter")
+    if _takes_draws(found):
+        return TensorSubject(found, "many", None, _keeps_state(found))
+    return ForeignSubject(foreign(found))
+
+
+def _registered(verifier: registry.Verifier) -> TensorSubject:
+    return TensorSubject(verifier.verify, verifier.paths, verifier.lossless, verifier.stateful)
+
+
+def _takes_draws(function: Callable[..., Any]) -> bool:
+    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    return len(required) == 2 and required[0].endswith("batch") and required[1].endswith("draws")
+
+
+def _keeps_state(verify: Verify) -> bool:
+    """True if the verifier returns a carry; it is asked on the smallest instance."""
+    tree = PrefixTree.iid([0.5, 0.5], [0.25, 0.75], 2)
+    try:
+        return any(outcome.carry is not None for outcome in replay(verify, batch_of(tree, np.array([[3]]))))
+    except Exception:
+        return False
+
+
+def serve(target: str) -> Callable[..., Any]:
+    """What a sandbox asks of a target: `("facts",)`, `("evidence", ...)` or `("sample", ...)`."""
+    subject = load(target)
+
+    def answer(request: str, *arguments: Any) -> Any:
+        if request == "facts":
+            return subject.way, subject.paths, subject.lossless, subject.stateful
+        return subject.sample(*arguments) if request == "sample" else subject.evidence(*arguments)
+
+    return answer

@@ -1,0 +1,276 @@
+"""The exact law of the first N tokens of a stream: the production code called again and again, its carry passed on.
+
+For a stateful verifier one call says little: losslessness is a statement about the whole stream. Here every draft
+and every random outcome of every call is replayed until N tokens are out. Streams with the same tokens so far and
+the same carry have the same future and are merged, which keeps the enumeration small.
+
+Letters: N tokens, L draft length, K paths, V vocabulary, C contexts of the model pair.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from specbound.runtime import registry
+from specbound.runtime.verdict import Batch
+from specbound.theory.prefix_tree import Prefix, PrefixTree, Row
+
+from .law import Verify, function_of, replay
+
+ROWS_PER_PASS = 200_000
+MAX_TUPLES = 200_000
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Two models whose next-token laws depend on one of C contexts.
+
+    Attributes:
+        target, draft [C, V]: rows, float64.
+        follow [C, V] int64: the context after a token; -1 where the pair is not known further.
+        start: the context at the beginning of the stream.
+    """
+
+    target: np.ndarray
+    draft: np.ndarray
+    follow: np.ndarray
+    start: int = 0
+
+    @classmethod
+    def iid(cls, target: Row, draft: Row) -> ModelPair:
+        """One context: the same two rows at every place."""
+        return cls.markov([target], [draft], follow=np.zeros((1, len(target)), dtype=np.int64))
+
+    @classmethod
+    def markov(
+        cls, target: Sequence[Row], draft: Sequence[Row], start: int = 0, follow: np.ndarray | None = None
+    ) -> ModelPair:
+        """Order-1 chains: row y of each V x V matrix follows token y; `start` is the token before the stream."""
+        target_rows, draft_rows = (np.array(matrix, dtype=float) for matrix in (target, draft))
+        if target_rows.shape != draft_rows.shape:
+            raise ValueError(f"target has shape {target_rows.shape} and draft {draft_rows.shape}; want the same")
+        contexts, vocab = target_rows.shape
+        if follow is None:
+            follow = np.tile(np.arange(vocab), (contexts, 1))
+        return cls(target_rows, draft_rows, follow, start)
+
+    @classmethod
+    def from_conditionals(
+        cls, target: Callable[[Prefix], Row], draft: Callable[[Prefix], Row], vocab: int, depth: int
+    ) -> ModelPair:
+        """Two functions from a prefix to a row, tabulated `depth` tokens deep (see `from_tree`)."""
+        return cls.from_tree(PrefixTree.from_conditionals(target, draft, vocab, depth))
+
+    @classmethod
+    def from_tree(cls, tree: PrefixTree) -> ModelPair:
+        """Contexts are the nodes of a tree; N tokens with draft length L want a tree of depth N + L - 1."""
+        tree = tree.as_float()
+        target, draft = tree.rows(tree.target), tree.rows(tree.draft)
+        target[tree.leaves] = tree.bonus
+        follow = np.full((tree.size, tree.vocab), -1)
+        follow[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
+        return cls(target, draft, follow)
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.target.shape[1]
+
+    def target_law(self, tokens: int) -> dict[Prefix, float]:
+        """The target's law of the first N tokens, impossible ones left out."""
+        law: dict[Prefix, tuple[float, int]] = {(): (1.0, self.start)}
+        for _ in range(tokens):
+            law = {
+                (*prefix, y): (mass * self.target[context, y], self.follow[context, y])
+                for prefix, (mass, context) in law.items()
+                for y in np.flatnonzero(self.target[context]).tolist()
+            }
+        return {prefix: mass for prefix, (mass, _) in law.items()}
+
+
+@dataclass(frozen=True)
+class StreamLaw:
+    """Exact law of the first N tokens of a stream.
+
+    Attributes:
+        tokens: prefix of length N -> probability.
+        mass: total probability; 1 up to rounding.
+        calls: expected number of target calls until N tokens are out.
+        states: the largest number of different (tokens so far, carry) after a call.
+    """
+
+    tokens: dict[Prefix, float]
+    mass: float
+    calls: float
+    states: int
+
+    def total_variation(self, other: dict[Prefix, float]) -> float:
+        """Total variation distance to another law, e.g. `pair.target_law(N)`; in [0, 1]."""
+        prefixes = self.tokens.keys() | other.keys()
+        return 0.5 * sum(abs(self.tokens.get(prefix, 0.0) - other.get(prefix, 0.0)) for prefix in prefixes)
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """Different streams after a call: prefix, context, probability, and the carry (rows in the same order)."""
+
+    prefix: list[Prefix]
+    context: np.ndarray
+    mass: np.ndarray
+    carry: Any
+
+
+def stream_law(
+    verifier: str | Verify | registry.Verifier,
+    pair: ModelPair,
+    length: int | Sequence[int],
+    tokens: int,
+    paths: int = 1,
+) -> StreamLaw:
+    """Exact law of the first `tokens` tokens that the verifier emits, call after call.
+
+    Args:
+        verifier: a registered name, a `Verifier`, or a function `verify(batch, draws) -> Verdict`, stateful or not.
+        pair: the models, taken in float64.
+        length: L, or the draft lengths of call 1, 2, ... (the last one is repeated).
+        tokens: N, at least 1.
+        paths: K.
+
+    Raises:
+        ValueError: N below 1, too many K-tuples of drafts, or a pair that is not known far enough.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens is {tokens}; want at least 1")
+    verify = function_of(verifier)
+    law: dict[Prefix, float] = {}
+    calls, most, call = 0.0, 1, 0
+    streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
+    while streams.prefix:
+        calls += float(streams.mass.sum())
+        merged = _Merged()
+        for row, block, context, mass, carry in _one_call(verify, pair, streams, _length_of(length, call), paths):
+            prefixes = [(streams.prefix[r] + tuple(b))[:tokens] for r, b in zip(row.tolist(), block, strict=True)]
+            going = np.array([len(prefix) < tokens for prefix in prefixes])
+            for prefix, chance in zip(itertools.compress(prefixes, ~going), mass[~going], strict=True):
+                law[prefix] = law.get(prefix, 0.0) + float(chance)
+            merged.add(list(itertools.compress(prefixes, going)), context, mass, carry, np.flatnonzero(going))
+        streams = merged.streams()
+        most, call = max(most, len(streams.prefix)), call + 1
+    return StreamLaw(law, sum(law.values()), calls, most)
+
+
+def expected_tokens(
+    verifier: str | Verify | registry.Verifier, pair: ModelPair, length: int | Sequence[int], calls: int, paths: int = 1
+) -> list[float]:
+    """Expected number of tokens out after 1, 2, ..., `calls` target calls (correction tokens included), exactly.
+
+    Args and errors as in `stream_law`. Streams in the same context with the same carry are merged, so that models
+    with few contexts (iid, Markov) can be followed for many calls.
+    """
+    verify = function_of(verifier)
+    totals: list[float] = []
+    streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
+    for call in range(calls):
+        merged = _Merged()
+        emitted = 0.0
+        for _, block, context, mass, carry in _one_call(verify, pair, streams, _length_of(length, call), paths):
+            emitted += float(mass @ np.array([len(tokens) for tokens in block]))
+            merged.add([()] * len(mass), context, mass, carry, np.arange(len(mass)))
+        totals.append(emitted + (totals[-1] if totals else 0.0))
+        streams = merged.streams()
+    return totals
+
+
+def _length_of(length: int | Sequence[int], call: int) -> int:
+    return length if isinstance(length, int) else length[min(call, len(length) - 1)]
+
+
+class _Merged:
+    """Collects streams; equal (prefix, context, carry) become one. The carry is compared to 12 significant digits."""
+
+    def __init__(self) -> None:
+        self.place: dict[tuple[Prefix, int, bytes], int] = {}
+        self.mass: list[float] = []
+        self.carries: list[Any] = []
+
+    def add(self, prefixes: list[Prefix], context: np.ndarray, mass: np.ndarray, carry: Any, rows: np.ndarray) -> None:
+        """Add the outcomes `rows`, whose prefixes are given."""
+        numbers = np.zeros((len(mass), 0)) if carry is None else carry.numbers().cpu().numpy()
+        keys = _significant(numbers)
+        fresh: list[int] = []
+        for prefix, row in zip(prefixes, rows.tolist(), strict=True):
+            key = (prefix, int(context[row]), keys[row].tobytes())
+            if key not in self.place:
+                self.place[key] = len(self.mass)
+                self.mass.append(0.0)
+                fresh.append(row)
+            self.mass[self.place[key]] += float(mass[row])
+        if carry is not None and fresh:
+            self.carries.append(carry.select(fresh))
+
+    def streams(self) -> _Streams:
+        """What was collected."""
+        carry = type(self.carries[0]).joined(self.carries) if self.carries else None
+        context = np.array([context for _, context, _ in self.place], dtype=np.int64)
+        return _Streams([prefix for prefix, _, _ in self.place], context, np.array(self.mass), carry)
+
+
+def _significant(numbers: np.ndarray) -> np.ndarray:
+    """Rounded to 12 significant digits; minus zero becomes zero."""
+    scale = 10.0 ** (11 - np.floor(np.log10(np.where(numbers == 0, 1.0, np.abs(numbers)))))
+    return np.round(numbers * scale) / scale + 0.0
+
+
+def _one_call(
+    verify: Verify, pair: ModelPair, streams: _Streams, length: int, paths: int
+) -> Iterator[tuple[np.ndarray, list[list[int]], np.ndarray, np.ndarray, Any]]:
+    """Every outcome of one call: rows of `streams`, emitted tokens, context behind them, probability, carry."""
+    blocks = np.array(list(itertools.product(range(pair.vocab), repeat=length)))
+    if len(blocks) ** paths > MAX_TUPLES:
+        raise ValueError(f"{len(blocks)} drafts and {paths} paths are too many to enumerate; lower length or paths")
+    tuples = np.array(list(itertools.product(range(len(blocks)), repeat=paths)))
+    per_pass = max(1, ROWS_PER_PASS // len(tuples))
+    for first in range(0, len(streams.prefix), per_pass):
+        rows = np.arange(first, min(first + per_pass, len(streams.prefix)))
+        contexts, chance = _walk(pair, streams.context[rows], blocks)
+        stream, chosen = np.nonzero(chance[:, tuples].prod(axis=-1))
+        contexts = contexts[stream[:, None], tuples[chosen]]
+        tokens = blocks[tuples[chosen]]
+        weight = streams.mass[rows][stream] * chance[stream[:, None], tuples[chosen]].prod(axis=-1)
+        carry = None if streams.carry is None else streams.carry.select(rows[stream])
+        batch = Batch(
+            torch.as_tensor(tokens),
+            torch.as_tensor(pair.draft[contexts[..., :-1]]),
+            torch.as_tensor(pair.target[contexts]),
+            carry,
+        )
+        for outcome in replay(verify, batch):
+            kept, winner = outcome.accepted, tokens[outcome.row, outcome.path]
+            block = [
+                [*path[:count].tolist(), int(y)] for path, count, y in zip(winner, kept, outcome.token, strict=True)
+            ]
+            behind = pair.follow[contexts[outcome.row, outcome.path, kept], outcome.token]
+            yield rows[stream[outcome.row]], block, behind, weight[outcome.row] * outcome.probability, outcome.carry
+
+
+def _walk(pair: ModelPair, start: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Contexts [S, D, L+1] along each block from each start, and the draft probability [S, D] of the block.
+
+    Raises:
+        ValueError: if a draft leads to where the pair is not known.
+    """
+    context = np.broadcast_to(start[:, None], (len(start), len(blocks)))
+    along, chance = [context], np.ones(context.shape)
+    for token in blocks.T:
+        if (chance * (pair.draft[context].sum(axis=-1) == 0)).any():
+            raise ValueError("the model pair is not known far enough; tabulate it to depth N + L - 1 at least")
+        chance = chance * pair.draft[context, token]
+        context = pair.follow[context, token]
+        along.append(context)
+    return np.stack(along, axis=-1), chance

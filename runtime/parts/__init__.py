@@ -1,0 +1,1 @@
+"""What several verification algorithms share: walks of drafted trees, laws of selected paths, rows, roots."""

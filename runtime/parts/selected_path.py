@@ -1,0 +1,72 @@
+"""One path selected among K by a rule whose law is known, verified as a block against that law.
+
+For any rule that picks one of the paths, let law(y|w) be the probability that the picked path goes on with y, given
+that it goes through w. Block verification with `law` in the place of the draft's rows is lossless, and the best rule
+attains the lossless optimum of K paths: to design a multi-path verifier is to choose this law.
+
+Letters: B requests, K paths, L drafted tokens, V vocabulary, c acceptance ratio of the prefix selected so far.
+Source: [BV] arXiv:2403.10444, Algorithm 2, for the selected path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..draws import Draws
+from ..verdict import Batch, Verdict
+from ..verifiers.block import threshold
+from .draft_tree import Walk, node_rows
+from .single_path import at, correction_weights, row_at
+
+
+class SelectedPath(Walk):
+    """A walk down the selected path, collecting what block verification needs.
+
+    Attributes:
+        ratio [B] float64: c at the node reached, the probability that its prefix is kept given that it was selected.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        requests, _, length, vocab = batch.shape
+        self.ratio = torch.ones(requests, dtype=torch.float64, device=batch.tokens.device)
+        self.ratios: list[Tensor] = [self.ratio]
+        self.thresholds: list[Tensor] = []
+        self.laws = torch.empty(requests, length, vocab, dtype=self.dtype, device=batch.tokens.device)
+
+    def select(self, path: Tensor, depth: int, target_row: Tensor, law: Tensor) -> Tensor:
+        """Go down to the next token of `path` [B]; returns that token [B].
+
+        Args:
+            target_row [B, V]: the target's row at the node; law [B, V]: exact law of the selected path's next token.
+        """
+        if depth > 0:
+            self.thresholds.append(threshold(self.ratio.to(law.dtype), target_row, law))
+        self.laws[:, depth] = law
+        token = at(self.batch.tokens[:, :, depth], path)
+        self.ratio = next_ratio(self.ratio, at(target_row, token), at(law, token))
+        self.ratios.append(self.ratio)
+        self.descend(path, depth)
+        return token
+
+    def verdict(self, draws: Draws) -> Verdict:
+        """Block verification of the selected path: the longest prefix whose coin comes up, then the correction."""
+        thresholds = torch.stack([*self.thresholds, self.ratio.to(self.dtype)], dim=1)
+        kept = draws.accept_last(thresholds)
+        length = thresholds.shape[1]
+        stopped = (kept < length).unsqueeze(1)
+        target_row = node_rows(self.batch.target_probs, self.path, kept).to(self.dtype)
+        law = row_at(self.laws, kept.clamp_max(length - 1))
+        scale = at(torch.stack(self.ratios, dim=1), kept).to(self.dtype)
+        weights = torch.where(stopped, correction_weights(scale, target_row, law), target_row)
+        return Verdict(self.path, kept, draws.choose(weights))
+
+
+def next_ratio(ratio: Tensor, target: Tensor, draft: Tensor) -> Tensor:
+    """Acceptance ratio after one more token, min(1, ratio target/draft), [BV] Eq. (4); all [B], float64.
+
+    A token that the law cannot have drawn leaves it unchanged.
+    """
+    step = torch.where(draft > 0, target.double() / draft.double(), torch.ones_like(ratio))
+    return (ratio * step).clamp_max(1)

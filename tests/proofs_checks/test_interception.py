@@ -1,0 +1,284 @@
+# ruff: noqa: NPY002 - numpy's old generator is part of what is intercepted
+"""Foreign code, unchanged, run through every outcome of its randomness."""
+
+import bisect
+import collections
+import math
+import random
+from random import choice
+from random import random as imported_random
+
+import numpy as np
+import pytest
+import torch
+
+from specbound.proofs_checks.audit.foreign.interception import Interception
+from specbound.proofs_checks.audit.foreign.lazy import NotExact
+
+generator = np.random.default_rng(0)
+old_generator = np.random.RandomState(0)
+python_generator = random.Random(0)
+WEIGHTS = [0.2, 0.3, 0.5]
+
+
+def law(function):
+    found = collections.Counter()
+    with Interception(function) as interception:
+        for result, probability in interception.outcomes(function):
+            found[result] += probability
+    return found
+
+
+def assert_law(function, **want):
+    found = {str(result): probability for result, probability in law(function).items()}
+    assert found.keys() == want.keys()
+    for result, probability in want.items():
+        assert abs(found[result] - probability) < 1e-12, result
+
+
+def three_way(function):
+    assert_law(function, **{"0": 0.2, "1": 0.3, "2": 0.5})
+
+
+def test_several_comparisons_against_one_uniform_narrow_its_interval():
+    def letters():
+        u = random.random()
+        if u < 0.3:
+            return "a"
+        if 1 - u < 0.2:
+            return "c"
+        if 2 * u <= 1.0:
+            return "b"
+        return "d" if u > 0.5 else "never"
+
+    assert_law(letters, a=0.3, b=0.2, c=0.2, d=0.3)
+
+
+def test_both_sides_and_all_four_comparisons_are_the_same_question():
+    def agree():
+        u = random.random()
+        first = u < 0.3
+        return first == (u <= 0.3) == (0.3 > u) == (0.3 >= u) == (not u > 0.3) == (not 0.3 <= u)  # noqa: SIM300
+
+    assert_law(agree, **{"True": 1.0})
+
+
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        lambda u, p, q: u * q <= p,
+        lambda u, p, q: u < p / q,
+        lambda u, p, q: p / u >= q,
+        lambda u, p, q: -u > -p / q,
+        lambda u, p, q: u - p / q < 0,
+        lambda u, p, q: 2 * u + 1 < 2 * p / q + 1,
+        lambda u, p, q: math.log(u) < math.log(p / q),
+        lambda u, p, q: math.log(u) + math.log(q) < math.log(p),
+        lambda u, p, q: -np.log(u) > -np.log(p / q),
+        lambda u, p, q: math.exp(math.log(u)) < p / q,
+        lambda u, p, q: np.float64(p / q) > u,
+        lambda u, p, q: bool(torch.tensor(p / q, dtype=torch.float64) > u),
+        lambda u, p, q: bool(u < torch.tensor(p / q, dtype=torch.float64)),
+    ],
+)
+def test_every_form_of_an_acceptance_test_has_probability_p_over_q(accepted):
+    assert_law(lambda: bool(accepted(random.random(), 0.3, 0.4)), **{"True": 0.75, "False": 0.25})
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: random.random(),
+        lambda: imported_random(),
+        lambda: random.uniform(0, 1),
+        lambda: python_generator.random(),
+        lambda: random.Random(3).random(),
+        lambda: np.random.rand(),
+        lambda: np.random.random(),
+        lambda: np.random.random_sample(),
+        lambda: np.random.uniform(),
+        lambda: old_generator.rand(),
+        lambda: generator.random(),
+        lambda: np.random.default_rng(1).uniform(),
+        lambda: np.random.RandomState(1).uniform(0, 1),
+        lambda: np.random.rand(1, 2)[0, 1],
+        lambda: torch.rand(()),
+        lambda: torch.rand(2, 3)[1, 2],
+        lambda: torch.rand((2,), generator=torch.Generator())[0],
+        lambda: torch.rand_like(torch.zeros(2))[1].item(),
+        lambda: torch.empty(3).uniform_()[2],
+        lambda: torch.empty(3).uniform_(0, 1).tolist()[0],
+        lambda: torch.rand(2).numpy()[0],
+        lambda: torch.stack([torch.rand(2), torch.rand(2)]).flatten()[3],
+        lambda: next(iter(torch.rand(2))),
+        lambda: torch.exp(-torch.empty(1).exponential_()),
+        lambda: np.exp(-np.random.exponential()),
+    ],
+)
+def test_every_source_of_a_uniform_is_intercepted(draw):
+    assert_law(lambda: bool(draw() < 0.25), **{"True": 0.25, "False": 0.75})
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: random.choices(range(3), WEIGHTS)[0],
+        lambda: random.choices(range(3), cum_weights=[0.2, 0.5, 1.0])[0],
+        lambda: int(np.random.choice(3, p=WEIGHTS)),
+        lambda: int(generator.choice([0, 1, 2], p=WEIGHTS)),
+        lambda: int(np.random.multinomial(1, WEIGHTS).argmax()),
+        lambda: int(generator.multinomial(1, WEIGHTS).argmax()),
+        lambda: int(torch.multinomial(torch.tensor(WEIGHTS, dtype=torch.float64) * 7, 1)),
+        lambda: int(torch.distributions.Categorical(probs=torch.tensor(WEIGHTS, dtype=torch.float64)).sample()),
+        lambda: int(np.searchsorted(np.cumsum(WEIGHTS), np.random.rand())),
+        lambda: bisect.bisect(np.cumsum(WEIGHTS).tolist(), random.random()),
+        lambda: int((np.random.rand() > np.cumsum(WEIGHTS)).sum()),
+        lambda: int(torch.searchsorted(torch.tensor(WEIGHTS, dtype=torch.float64).cumsum(0), torch.rand(1))),
+        lambda: int((np.array(WEIGHTS) / np.random.exponential(size=3)).argmax()),
+        lambda: int(np.argmin(generator.exponential(size=3) / np.array(WEIGHTS))),
+        lambda: int(np.argmax(np.log(WEIGHTS) + np.random.gumbel(size=3))),
+        lambda: int(np.argmax(np.log(WEIGHTS) - np.log(-np.log(np.random.rand(3))))),
+        lambda: int((torch.tensor(WEIGHTS).double() / torch.empty(3).double().exponential_(1)).argmax(dim=-1)),
+        lambda: int(torch.tensor([WEIGHTS]).double().div_(torch.empty(1, 3).exponential_(1)).argmax(-1)),
+        lambda: int((torch.tensor(WEIGHTS).double().log() - torch.log(-torch.log(torch.rand(3)))).argmax()),
+    ],
+)
+def test_every_form_of_a_categorical_draw_forks_over_its_support(draw):
+    found = law(draw)
+    assert found.keys() == {0, 1, 2}
+    for token, weight in enumerate(WEIGHTS):
+        assert abs(found[token] - weight) < 1e-7
+
+
+def test_a_race_never_picks_a_token_of_weight_zero():
+    weights = torch.tensor([0.0, 0.25, 0.75], dtype=torch.float64)
+    assert_law(lambda: int((weights / torch.empty(3).exponential_()).argmax()), **{"1": 0.25, "2": 0.75})
+    assert_law(lambda: int((weights.log() - torch.empty(3).exponential_().log()).argmax()), **{"1": 0.25, "2": 0.75})
+
+
+def test_elementwise_comparisons_give_plain_arrays_and_tensors():
+    assert_law(
+        lambda: tuple((np.random.rand(2) < np.array([0.25, 0.5])).tolist()),
+        **{"(True, True)": 0.125, "(True, False)": 0.125, "(False, True)": 0.375, "(False, False)": 0.375},
+    )
+    three = torch.tensor([0.5, 0.25, 0.5], dtype=torch.float64)
+    assert_law(
+        lambda: int(((~(torch.rand_like(three) <= three)).cumsum(-1) < 1).sum()),
+        **{"0": 0.5, "1": 0.375, "2": 0.0625, "3": 0.0625},
+    )
+
+
+def test_integers_coins_and_orders_fork_evenly():
+    assert_law(lambda: int(random.random() * 4), **dict.fromkeys("0123", 0.25))
+    assert_law(lambda: random.randint(1, 2) + random.randrange(2), **{"1": 0.25, "2": 0.5, "3": 0.25})
+    assert_law(lambda: choice("ab") + "".join(random.sample("xy", 2)), axy=0.25, ayx=0.25, bxy=0.25, byx=0.25)
+    assert_law(lambda: int(np.random.randint(2)) + int(generator.integers(1, 3)), **{"1": 0.25, "2": 0.5, "3": 0.25})
+    assert_law(lambda: int(torch.bernoulli(torch.tensor(0.25))), **{"0": 0.75, "1": 0.25})
+    assert_law(lambda: int(np.random.binomial(1, 0.25)), **{"0": 0.75, "1": 0.25})
+    assert_law(lambda: int(torch.randint(0, 4, (1,))), **dict.fromkeys("0123", 0.25))
+    uneven = torch.tensor([3.0, 1.0, 1.0], dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.0])
+    assert_law(lambda: tuple(torch.multinomial(uneven, 2).tolist()), **{"(0, 1)": 0.75, "(1, 0)": 0.25})
+    assert_law(
+        lambda: tuple(torch.multinomial(uneven, 2, replacement=True).tolist()),
+        **{"(0, 0)": 9 / 16, "(0, 1)": 3 / 16, "(1, 0)": 3 / 16, "(1, 1)": 1 / 16},
+    )
+    assert_law(
+        lambda: tuple(np.random.choice(3, size=2, replace=False, p=[1 / 3, 1 / 2, 1 / 6]).tolist()),
+        **{"(0, 1)": 1 / 4, "(0, 2)": 1 / 12, "(1, 0)": 1 / 3, "(1, 2)": 1 / 6, "(2, 0)": 1 / 15, "(2, 1)": 1 / 10},
+    )
+    assert_law(lambda: tuple(torch.randperm(2).tolist()), **{"(0, 1)": 0.5, "(1, 0)": 0.5})
+
+
+@pytest.mark.parametrize(
+    "inexact",
+    [
+        lambda: math.sin(random.random()),
+        lambda: float(random.random()) < 0.5,
+        lambda: random.random() * random.random() < 0.5,
+        lambda: random.random() < random.random(),
+        lambda: random.gauss(0, 1) < 0,
+        lambda: np.random.normal() < 0,
+        lambda: np.sin(np.random.rand(2)),
+        lambda: np.random.rand(2).sum() < 1,
+        lambda: np.sort(np.random.rand(2)),
+        lambda: np.random.rand(2).argmax(),
+        lambda: torch.rand(2).sum() < 1,
+        lambda: torch.sin(torch.rand(2)),
+        lambda: torch.randn(1) < 0,
+        lambda: torch.rand(2).cumsum(0),
+        lambda: random.random() ** 3 < 0.5,
+        lambda: torch.rand(1).sort(),
+    ],
+)
+def test_a_use_that_cannot_be_enumerated_says_so_and_names_the_way_out(inexact):
+    with pytest.raises(NotExact, match="sampled audit"):
+        law(inexact)
+
+
+def test_a_swallowed_refusal_is_still_reported():
+    def swallows():
+        try:
+            return math.sin(random.random())
+        except Exception:
+            return 0
+
+    with pytest.raises(NotExact):
+        law(swallows)
+
+
+def test_a_number_filled_into_part_of_a_tensor_is_refused_rather_than_misread():
+    def partial():
+        numbers = torch.zeros(2, 2)
+        numbers[0].uniform_()
+        return bool(numbers[0, 0] < 0.5)
+
+    with pytest.raises(NotExact, match="in place"):
+        law(partial)
+
+
+def test_in_place_sampling_and_in_place_division_are_followed():
+    weights = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
+
+    def winner():
+        noise = torch.empty_like(weights)
+        noise.exponential_()
+        scores = weights.clone()
+        scores.div_(noise)
+        return int(torch.argmax(scores, dim=-1))
+
+    assert_law(winner, **{"0": 0.25, "1": 0.75})
+
+
+def test_hidden_randomness_is_noticed():
+    hidden = [np.random.default_rng(3)]
+    with pytest.raises(NotExact, match=r"not intercepted|same random choices"):
+        law(lambda: bool(hidden[0].random() < 0.5))
+    calls = []
+
+    def counts():
+        calls.append(1)
+        return random.random() < 1 / (1 + len(calls))
+
+    with pytest.raises(NotExact):
+        law(counts)
+
+
+def test_everything_is_put_back():
+    before = random.random, np.random.rand, np.random.default_rng, math.log, generator, imported_random
+    law(lambda: random.random() < 0.5)
+    with pytest.raises(NotExact):
+        law(lambda: math.sin(random.random()))
+    assert before == (random.random, np.random.rand, np.random.default_rng, math.log, generator, imported_random)
+    assert isinstance(random.random(), float)
+    assert isinstance(float(torch.rand(1)), float)
+
+
+def test_an_invalid_draw_raises_as_the_real_sampler_does():
+    with pytest.raises(ValueError, match="weights"):
+        law(lambda: int(torch.multinomial(torch.tensor([float("nan"), 1.0]), 1)))
+    with pytest.raises(ValueError, match="sum to 1"):
+        law(lambda: np.random.choice(2, p=[0.5, 0.2]))
+
+
+def test_probabilities_below_rounding_do_not_fork():
+    assert_law(lambda: random.random() < 1 - 1e-15, **{"True": 1.0})

@@ -1,0 +1,630 @@
+"""Decoding: greedy equality, the exact law of the whole loop by replay, broken caches, batches, refusals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from specbound import shipped_pair
+from specbound.proofs_checks.laws.law import ReplayDraws
+from specbound.runtime import decode, registry
+from specbound.runtime.acceptance_head import AcceptanceHead
+from specbound.runtime.cache import CachedModel
+from specbound.runtime.decode import Generation, generate, pad_rows, perplexity, speculative
+from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength, FixedLength
+from specbound.runtime.models import load_pair
+from specbound.runtime.verdict import Batch, Verdict
+from specbound.runtime.verifiers.mjsd import mjsd
+
+FAMILIES = ("llama", "qwen2", "gpt2")
+WANTS_A_TABLE = {"table"}  # a verifier solved for one tree, not for a language model
+LOSSLESS = [name for name in registry.names() if registry.get(name).lossless and name not in WANTS_A_TABLE]
+EXACT = {"do_sample": True, "top_k": 0, "temperature": 1.0}
+
+
+class LoopReplay(ReplayDraws):
+    """Replay for a whole generation, where the same row meets other neighbours in every pass.
+
+    Sums may then differ by rounding, so probabilities below 1e-12 count as 0; and drafts are padded to the longest
+    of the batch, so a decision is noted as the rank among the possible answers instead of the answer.
+    """
+
+    def _answer(self, law: Tensor) -> Tensor:
+        law = torch.where(law < 1e-12, torch.zeros_like(law), law)
+        possible_first = (law == 0).to(torch.int8).argsort(dim=1, stable=True)
+        rank = super()._answer(law.gather(1, possible_first))
+        return possible_first.gather(1, rank[:, None])[:, 0]
+
+
+def tiny(family: str, seed: int, vocab: int, layers: int = 1) -> PreTrainedModel:
+    """A random float64 model whose next-token laws are far from uniform and depend on the whole context."""
+    torch.manual_seed(seed)
+    shape = {"vocab_size": vocab, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.6}
+    if family == "gpt2":
+        config = GPT2Config(n_embd=8, n_layer=layers, n_head=2, n_positions=64, **shape)
+        model: PreTrainedModel = GPT2LMHeadModel(config)
+    else:
+        cls, config_cls = {
+            "llama": (LlamaForCausalLM, LlamaConfig),
+            "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+        }[family]
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+        model = cls(config_cls(hidden_size=8, intermediate_size=16, num_hidden_layers=layers, **heads, **shape))
+    model.get_output_embeddings().register_forward_hook(on_a_grid)
+    return model.double().eval()
+
+
+def on_a_grid(module: torch.nn.Module, inputs: object, logits: Tensor) -> Tensor:
+    """Logits in steps of 2^-30: then a row's laws are the same to the last bit whatever its neighbours are."""
+    return (logits * 2**30).round() / 2**30
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[PreTrainedModel, PreTrainedModel]:
+    return tiny("llama", 0, vocab=20, layers=2), tiny("llama", 1, vocab=20)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def target_law(model: PreTrainedModel, prompt: list[int], new: int) -> dict[tuple[int, ...], float]:
+    """The law of the next `new` tokens by plain forward passes without any cache: the second route."""
+    law = {(): 1.0}
+    for _ in range(new):
+        blocks = list(law)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + list(block) for block in blocks])).logits[:, -1]
+        rows = logits.softmax(dim=-1).tolist()
+        law = {(*block, y): law[block] * p for block, row in zip(blocks, rows, strict=True) for y, p in enumerate(row)}
+    return law
+
+
+def replayed_law(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    prompts: list[list[int]],
+    new: int,
+    rows_per_pass: int = 4096,
+    **settings: object,
+) -> list[dict[tuple[int, ...], float]]:
+    """Exact law of the first `new` tokens of `generate` for each prompt: every batch row replays one outcome.
+
+    The rows of a pass hold outcomes of all prompts, mixed, so rows of different lengths decode side by side.
+    """
+    width = max(map(len, prompts))
+    laws: list[dict[tuple[int, ...], float]] = [{} for _ in prompts]
+    pending: list[tuple[int, tuple[int, ...]]] = [(which, ()) for which in range(len(prompts))]
+    while pending:
+        now, pending = pending[:rows_per_pass], pending[rows_per_pass:]
+        ids = torch.tensor([[0] * (width - len(prompts[w])) + prompts[w] for w, _ in now])
+        mask = torch.tensor([[0] * (width - len(prompts[w])) + [1] * len(prompts[w]) for w, _ in now])
+        draws = LoopReplay([decisions for _, decisions in now])
+        output = generate(
+            target, draft, ids, mask, generator=draws, max_new_tokens=new, pad_token_id=0, **EXACT | settings
+        )
+        for (which, _), tokens, weight in zip(now, output.sequences[:, width:].tolist(), draws.weight, strict=True):
+            block = tuple(tokens + [0] * (new - len(tokens)))
+            laws[which][block] = laws[which].get(block, 0.0) + weight
+        pending += [(now[row][0], decisions) for row, decisions in draws.alternatives]
+    return laws
+
+
+def distance(law: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]) -> float:
+    return 0.5 * sum(abs(law.get(block, 0.0) - other.get(block, 0.0)) for block in law.keys() | other.keys())
+
+
+# ---- the exact law of the whole loop ------------------------------------------------------------------------------
+
+PROMPTS = [[1, 0, 1], [1]]
+SHORTER = {"key-race": (2, 2, 2), "kseq": (2, 2, 3), "spectr-gbv": (2, 2, 2), "naive": (2, 1, 4)}
+ALONE = {
+    "single-step-optimal",
+    "many-level",
+}  # draws a path even where all offer the same sure token, so replay row by row
+
+
+def loop_cases() -> Iterator[tuple[str, int, int, int]]:
+    """(verifier, K, L, tokens): K = 1 for every lossless verifier, and K = 2 where it takes many paths."""
+    for name in LOSSLESS:
+        yield name, 1, 2, 4
+        if registry.get(name).paths == "many":
+            yield (name, *SHORTER.get(name, (2, 2, 2) if name in ALONE else (2, 2, 4)))
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[PreTrainedModel, PreTrainedModel]:
+    return tiny("llama", 0, vocab=2, layers=2), tiny("llama", 1, vocab=2)
+
+
+def loop_distance(pair: tuple[PreTrainedModel, PreTrainedModel], new: int, **settings: object) -> float:
+    """Largest total variation over the prompts between the loop's law and the target's, missing mass included."""
+    laws = replayed_law(*pair, PROMPTS, new, **settings)
+    wanted = [target_law(pair[0], prompt, new) for prompt in PROMPTS]
+    return max(distance(law, want) for law, want in zip(laws, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("verifier", "paths", "length", "new"), list(loop_cases()))
+def test_the_whole_loop_has_the_law_of_the_target(pair, verifier, paths, length, new):
+    rows = 1 if verifier in ALONE and paths > 1 else 4096
+    assert loop_distance(pair, new, verifier=verifier, paths=paths, length=length, rows_per_pass=rows) < 1e-12
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+def test_the_whole_loop_has_the_law_of_the_target_in_other_families(family):
+    models = tiny(family, 2, vocab=2), tiny(family, 3, vocab=2)
+    assert loop_distance(models, 4, verifier="traversal", paths=2, length=2) < 1e-12
+
+
+def test_the_whole_loop_has_the_law_of_the_target_with_three_tokens(pair):
+    models = tiny("llama", 4, vocab=3), tiny("gpt2", 5, vocab=3)
+    assert loop_distance(models, 3, verifier="block", length=2) < 1e-12
+
+
+@dataclass(frozen=True)
+class HiddenLength(FixedLength):
+    """Stops where the first hidden unit is negative: a policy that reads hidden states and token both."""
+
+    adaptive = True
+    needs_hidden = True
+
+    def should_stop(self, state, *, draft_row, hidden, token, drafted):
+        return (hidden[:, 0] < 0) ^ (token == 1), state
+
+
+@pytest.mark.parametrize("verifier", ["token", "block"])
+@pytest.mark.parametrize(
+    "policy", [ConfidenceLength(0.5, maximum=3), EntropyLength(0.7, maximum=3), HiddenLength(3)], ids=repr
+)
+def test_the_whole_loop_has_the_law_of_the_target_with_adaptive_lengths(pair, verifier, policy):
+    seen: list[int] = []
+    distances = loop_distance(pair, 4, verifier=verifier, length=policy, on_call=lambda b, *_: seen.append(b.shape[2]))
+    assert distances < 1e-12
+    assert max(seen) <= 3
+
+
+def test_the_exact_law_of_the_loop_rejects_padding_without_the_moved_bonus_row(pair, monkeypatch):
+    def unmoved(target_probs: Tensor, lengths: Tensor, done: list[bool]) -> Tensor:
+        padded = pad_rows(target_probs, lengths, done)
+        padded[:, :, -1] = torch.where(torch.tensor(done)[:, None, None], padded[:, :, -1], target_probs[:, :, -1])
+        return padded
+
+    monkeypatch.setattr(decode, "pad_rows", unmoved)
+    assert loop_distance(pair, 4, verifier="block", length=ConfidenceLength(0.5, maximum=3)) > 1e-3
+
+
+@pytest.mark.parametrize("policy", [ConfidenceLength(0.1, maximum=4), HiddenLength(4)], ids=repr)
+def test_adaptive_drafts_end_where_the_policy_says(models, policy):
+    batches: list[Batch] = []
+    output = generate(
+        *models, torch.tensor([[1, 2, 3], [4, 5, 6]]), length=policy, generator=seeded(0), max_new_tokens=20,
+        on_call=lambda batch, *_: batches.append(batch), **EXACT,
+    )  # fmt: skip
+    drafted = output.statistics.drafted
+    assert len(set(drafted[:-3][output.statistics.active[:-3]].tolist())) > 1
+    if isinstance(policy, ConfidenceLength):
+        for batch, lengths in zip(batches[:3], drafted[:3].tolist(), strict=True):
+            for row, length in enumerate(lengths):
+                given = batch.draft_probs[row, 0, range(length), batch.tokens[row, 0, :length]]
+                assert (given[:-1] >= 0.1).all()
+                assert length == 4 or given[-1] < 0.1
+
+
+# ---- beams and joint acceptance -------------------------------------------------------------------------------------
+
+
+def beam_without_cache(model: PreTrainedModel, prompt: list[int], beams: int, length: int) -> tuple[list[int], float]:
+    """The best block of a beam search by plain forward passes, and the logarithm of its probability."""
+    kept = [(0.0, prompt)]
+    for _ in range(length):
+        with torch.no_grad():
+            rows = model(torch.tensor([block for _, block in kept])).logits[:, -1].log_softmax(dim=-1).tolist()
+        grown = [(j + p, [*block, y]) for (j, block), row in zip(kept, rows, strict=True) for y, p in enumerate(row)]
+        kept = sorted(grown, key=lambda entry: -entry[0])[:beams]
+    return kept[0][1][len(prompt) :], kept[0][0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("beams", [1, 3, 64])
+def test_joint_decoding_keeps_the_blocks_of_a_plain_beam_search(family, beams):
+    target, draft = tiny(family, 0, vocab=6, layers=2), tiny(family, 1, vocab=6)
+    joint = replace(registry.get("mjsd"), verify=mjsd(0.02, token="argmax"))
+    ids, mask = torch.tensor([[0, 0, 3], [4, 5, 1]]), torch.tensor([[0, 0, 1], [1, 1, 1]])
+    output = generate(
+        target, draft, ids, mask, verifier=joint, beams=beams, length=3, max_new_tokens=12, pad_token_id=0, **EXACT
+    )
+    kept = set()
+    for row, prompt in enumerate([[3], [4, 5, 1]]):
+        text = list(prompt)
+        while len(text) < len(prompt) + 12:
+            block, _ = beam_without_cache(draft, text, beams, 3)
+            with torch.no_grad():
+                ours, theirs = (m(torch.tensor([text + block])).logits[0].log_softmax(-1) for m in (target, draft))
+            rows = range(len(text) - 1, len(text) + 2)
+            ratio = (ours[rows, block] - theirs[rows, block]).cumsum(0)
+            count = max((i + 1 for i in range(3) if ratio[i] >= math.log(0.02)), default=0)
+            kept.add(count)
+            text += [*block[:count], int(ours[len(text) - 1 + count].argmax())]
+        assert output.sequences[row, 3:].tolist() == text[len(prompt) : len(prompt) + 12]
+    assert len(kept) > 1
+
+
+def test_perplexity_is_that_of_the_chain_rule():
+    model = tiny("llama", 0, vocab=6)
+    sequences = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 5]])
+    laws = [target_law(model, [1, 2], 2), target_law(model, [1, 2], 1)]
+    expected = [laws[0][3, 4] ** (-1 / 2), laws[1][0,] ** -1]
+    assert perplexity(model, sequences, 2, torch.tensor([2, 1])).tolist() == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="prompt is 4 of 4"):
+        perplexity(model, sequences, 4)
+
+
+def drop_one(self: CachedModel, base: list[int]) -> None:
+    """Broken twin: one committed token too few is remembered, and its slot is taken by the next."""
+    keep(self, [max(0, count - 1) if self.cache.end > 4 else count for count in base])
+
+
+def late_positions(self: CachedModel, tokens: Tensor, positions: Tensor, *rest: object, **more: object) -> Tensor:
+    """Broken twin: the last known token and two drafted ones stand one position late in the target's pass."""
+    return feed(self, tokens, positions + (tokens.shape[1] == 3), *rest, **more)
+
+
+def late_tree_positions(self: CachedModel, tokens: Tensor, positions: Tensor, *rest: object, **more: object) -> Tensor:
+    """Broken twin: the tokens of a tree stand at the places of their slots instead of their depths."""
+    first = positions[:, :1]
+    slots = first + torch.arange(positions.shape[1])
+    return feed(self, tokens, slots if bool((positions != slots).any()) else positions, *rest, **more)
+
+
+def stale_mask(self: CachedModel, tail: Tensor | None) -> Tensor:
+    """Broken twin: tokens of a tail see all of it, other paths and later tokens included."""
+    return mask(self, None if tail is None else torch.ones_like(tail))
+
+
+def lost_path(self: CachedModel, places: Tensor) -> None:
+    """Broken twin: the winning path stays where it was."""
+
+
+keep, feed, mask = CachedModel.forget_tail, CachedModel.extend, CachedModel._mask
+BROKEN = [
+    ("forget_tail", drop_one, "block", 1),
+    ("extend", late_positions, "block", 1),
+    ("extend", late_tree_positions, "traversal", 2),
+    ("_mask", stale_mask, "block", 1),
+    ("_mask", stale_mask, "traversal", 2),
+    ("keep_path", lost_path, "traversal", 2),
+]
+
+
+@pytest.mark.parametrize(("method", "broken", "verifier", "paths"), BROKEN)
+def test_the_exact_law_of_the_loop_rejects_corrupt_caches(pair, monkeypatch, method, broken, verifier, paths):
+    monkeypatch.setattr(CachedModel, method, broken)
+    swapped = pair[0], pair[0]
+    for models in (pair, swapped):
+        if loop_distance(models, 4, verifier=verifier, paths=paths, length=2) > 1e-4:
+            return
+    pytest.fail("the corrupt cache went unnoticed")
+
+
+# ---- greedy ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verifier", LOSSLESS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_output_is_the_greedy_output_of_the_target(verifier, family):
+    target, draft = tiny(family, 0, vocab=20, layers=2), tiny(family, 1, vocab=20)
+    paths = 1 if registry.get(verifier).paths == "single" else 3
+    ids = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[1, :3], mask[2, -5:] = 0, 0
+    output = generate(
+        target, draft, ids, mask, verifier=verifier, paths=paths, length=4, do_sample=False, max_new_tokens=12
+    )
+    for row in range(3):
+        alone = ids[row][mask[row].bool()][None]
+        plain = target.generate(alone, do_sample=False, max_new_tokens=12)
+        assert output.sequences[row, 6:].tolist() == plain[0, alone.shape[1] :].tolist()
+
+
+def test_a_draft_equal_to_the_target_is_kept_whole():
+    target = tiny("llama", 0, vocab=20, layers=2)
+    output = generate(target, target, torch.tensor([[1, 2, 3]]), length=4, max_new_tokens=25, **EXACT)
+    assert output.statistics.accepted.tolist() == [[4]] * 5
+    assert output.statistics.block_efficiency == 5.0
+    assert output.statistics.discarded == 0
+    assert output.sequences.shape == (1, 28)
+
+
+@pytest.mark.parametrize("verifier", ["traversal", "two-level"])
+def test_a_draft_equal_to_the_target_is_kept_whole_on_every_path(verifier):
+    target = tiny("qwen2", 0, vocab=20, layers=2)
+    output = generate(
+        target, target, torch.tensor([[1, 2, 3]]), verifier=verifier, paths=3, length=4, max_new_tokens=25, **EXACT
+    )
+    assert output.statistics.accepted.tolist() == [[4]] * 5
+    assert output.statistics.discarded == 2 * 4 * 5
+
+
+# ---- settings and transformers --------------------------------------------------------------------------------------
+
+SETTINGS = [
+    {"temperature": 0.6, "top_k": 3},
+    {"top_p": 0.7},
+    {"min_p": 0.2},
+    {"repetition_penalty": 1.8},
+    {"no_repeat_ngram_size": 2},
+    {"suppress_tokens": [1]},
+    {"forced_eos_token_id": 2},
+    {"min_new_tokens": 2, "eos_token_id": [1, 2]},
+    {"bad_words_ids": [[2, 1]]},
+    {"exponential_decay_length_penalty": (1, 1.5), "eos_token_id": 1},
+]
+
+
+def plain_law(
+    model: PreTrainedModel, prompt: list[int], new: int, monkeypatch: pytest.MonkeyPatch, **settings: object
+) -> dict[tuple[int, ...], float]:
+    """The exact law of transformers' own sampling loop: its multinomial draws are replayed."""
+    law: dict[tuple[int, ...], float] = {}
+    pending: list[tuple[int, ...]] = [()]
+    while pending:
+        draws = LoopReplay([pending.pop()])
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "multinomial", lambda probs, num_samples, draws=draws: draws.choose(probs)[:, None])
+            output = model.generate(torch.tensor([prompt]), max_new_tokens=new, pad_token_id=0, **settings)
+        block = output[0, len(prompt) :].tolist()
+        block = tuple(block + [0] * (new - len(block)))
+        law[block] = law.get(block, 0.0) + float(draws.weight[0])
+        pending += [decisions for _, decisions in draws.alternatives]
+    return law
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_every_setting_gives_the_law_of_plain_sampling_in_transformers(settings, monkeypatch):
+    models = tiny("llama", 6, vocab=4), tiny("llama", 7, vocab=4)
+    settings = EXACT | settings
+    laws = replayed_law(*models, [[3, 1, 2], [2]], 3, verifier="block", length=2, **settings)
+    for law, prompt in zip(laws, [[3, 1, 2], [2]], strict=True):
+        plain = plain_law(models[0], prompt, 3, monkeypatch, **settings)
+        assert distance(law, plain) < 1e-6  # transformers samples in float32
+        other = plain_law(models[0], prompt, 3, monkeypatch, **EXACT)
+        assert distance(law, other) > 1e-3
+
+
+def test_transformers_custom_generation_gives_the_same_tokens(models):
+    target, draft = models
+    ids = torch.randint(20, (2, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    ours = generate(target, draft, ids, mask, length=3, generator=seeded(7), max_new_tokens=9, **EXACT)
+    method = speculative(draft, length=3, generator=seeded(7))
+    inside = target.generate(ids, attention_mask=mask, max_new_tokens=9, custom_generate=method, **EXACT)
+    assert isinstance(inside, Tensor)
+    assert inside.tolist() == ours.sequences.tolist()
+    whole = target.generate(
+        ids, max_new_tokens=9, custom_generate=speculative(draft), return_dict_in_generate=True, **EXACT
+    )
+    assert isinstance(whole, Generation)
+    assert whole.statistics.calls > 0
+
+
+def test_a_seed_fixes_the_output_and_another_seed_changes_it(models):
+    def tokens(seed: int) -> list[list[int]]:
+        return generate(
+            *models, torch.tensor([[1, 2]]), generator=seeded(seed), max_new_tokens=30, **EXACT
+        ).sequences.tolist()
+
+    assert tokens(1) == tokens(1) != tokens(2)
+
+
+def test_padding_stays_where_it_was_given_and_changes_no_token(models):
+    plain = generate(*models, torch.tensor([[4, 3, 2]]), generator=seeded(0), max_new_tokens=9, **EXACT)
+    for ids, mask in (([0, 4, 3, 2], [0, 1, 1, 1]), ([4, 3, 2, 9], [1, 1, 1, 0]), ([4, 7, 3, 2], [1, 0, 1, 1])):
+        output = generate(
+            *models, torch.tensor([ids]), torch.tensor([mask]), generator=seeded(0), max_new_tokens=9, **EXACT
+        )
+        assert output.sequences.tolist() == [[*ids, *plain.sequences[0, 3:].tolist()]]
+
+
+def test_statistics_rebuild_every_call_and_context(models):
+    met: list[tuple[Batch, Verdict, list[int]]] = []
+    ids, mask = torch.tensor([[0, 0, 5], [4, 3, 2]]), torch.tensor([[0, 0, 1], [1, 1, 1]])
+    output = generate(
+        *models, ids, mask, verifier="token", length=3, generator=seeded(0), max_new_tokens=11, pad_token_id=0,
+        on_call=lambda batch, verdict, starts: met.append((batch, verdict, starts)), **EXACT,
+    )  # fmt: skip
+    facts, padding = output.statistics, [2, 0]
+    assert len(met) == len(facts.start)
+    for row in range(2):
+        known = 3 - padding[row]
+        for call, (batch, verdict, starts) in enumerate(met):
+            if not facts.active[call, row]:
+                continue
+            kept = int(facts.accepted[call, row])
+            assert (starts[row], int(verdict.accepted[row])) == (known, kept)
+            assert int(facts.start[call, row]) == known
+            block = [*batch.tokens[row, 0, :kept].tolist(), int(verdict.token[row])]
+            emitted = int(facts.emitted[call, row])
+            column = padding[row] + known
+            assert output.sequences[row, column : column + emitted].tolist() == block[:emitted]
+            known += emitted
+        assert known == 3 - padding[row] + 11
+    drafted, kept = facts.drafted[facts.active].sum(), facts.accepted[facts.active].sum()
+    assert facts.discarded == drafted - kept
+    assert facts.calls == int(facts.active.sum())
+    assert facts.block_efficiency == pytest.approx(1 + float(kept) / facts.calls)
+    assert set(facts.seconds) == {"prefill", "draft", "target", "verify", "overhead"}
+
+
+@pytest.mark.parametrize("eos", [3, [3, 7]])
+def test_rows_end_at_their_first_end_token_and_are_padded_behind_it(models, eos):
+    ids = torch.randint(20, (6, 4), generator=seeded(1))
+    ends = {eos} if isinstance(eos, int) else set(eos)
+    output = generate(
+        *models, ids, length=4, generator=seeded(2), max_new_tokens=30, eos_token_id=eos, pad_token_id=19, **EXACT
+    )
+    ended = 0
+    for row in output.sequences[:, 4:].tolist():
+        first = next((i for i, token in enumerate(row) if token in ends), len(row) - 1)
+        assert all(token == 19 for token in row[first + 1 :])
+        ended += row[first] in ends
+    assert ended >= 2
+
+
+class Recorder(BaseStreamer):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.puts: list[list[int]] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.puts.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_streamer_gets_the_prompt_and_then_each_call(models):
+    streamer = Recorder()
+    output = generate(*models, torch.tensor([[1, 2]]), streamer=streamer, max_new_tokens=12, **EXACT)
+    assert streamer.puts[0] == [1, 2]
+    assert list(itertools.chain(*streamer.puts)) == output.sequences[0].tolist()
+    assert [len(put) for put in streamer.puts[1:]] == output.statistics.emitted[:, 0].tolist()
+    assert streamer.ended
+
+
+def test_stopping_criteria_end_a_row_at_the_first_token_that_meets_them(models):
+    class UntilSum(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
+            return input_ids.sum(dim=1) > 60
+
+    criteria = StoppingCriteriaList([UntilSum()])
+    output = generate(
+        *models, torch.tensor([[1, 2]]), stopping_criteria=criteria, generator=seeded(3), max_new_tokens=40, **EXACT
+    )
+    row = output.sequences[0].tolist()
+    assert sum(row) > 60 >= sum(row[:-1])
+
+
+def test_an_interrupt_keeps_what_was_generated(models):
+    def stop(batch: Batch, verdict: Verdict, starts: list[int]) -> None:
+        if starts[0] > 8:
+            raise KeyboardInterrupt
+
+    full = generate(*models, torch.tensor([[1, 2]]), generator=seeded(4), max_new_tokens=30, **EXACT)
+    part = generate(*models, torch.tensor([[1, 2]]), generator=seeded(4), max_new_tokens=30, on_call=stop, **EXACT)
+    assert part.statistics.interrupted
+    assert not full.statistics.interrupted
+    assert 8 < part.sequences.shape[1] < 32
+    assert part.sequences[0].tolist() == full.sequences[0, : part.sequences.shape[1]].tolist()
+
+
+def test_a_stop_string_ends_the_text_where_it_first_appears():
+    pair = load_pair(shipped_pair.TARGET, shipped_pair.DRAFT, device="cpu")
+    ids = pair.tokenizer(shipped_pair.prompts()[0]["text"], return_tensors="pt").input_ids
+    plain = pair.target.generate(ids, do_sample=False, max_new_tokens=60)
+    text = pair.tokenizer.decode(plain[0, ids.shape[1] :])
+    stop = next(text[i : i + 3] for i in range(10, len(text)) if text[i : i + 3] not in text[: i + 2])
+    settings = {"do_sample": False, "max_new_tokens": 60, "stop_strings": [stop], "tokenizer": pair.tokenizer}
+    wanted = pair.target.generate(ids, **settings)
+    assert generate(pair.target, pair.draft, ids, **settings).sequences.tolist() == wanted.tolist()
+    config = GenerationConfig(do_sample=False, max_new_tokens=60, stop_strings=stop, eos_token_id=0, pad_token_id=1)
+    ours = generate(pair.target, pair.draft, ids, generation_config=config, tokenizer=pair.tokenizer)
+    assert ours.sequences.tolist() == wanted.tolist()
+    assert wanted.shape[1] < plain.shape[1]
+
+
+def test_allowed_tokens_are_honoured_for_one_row(models):
+    settings = {"prefix_allowed_tokens_fn": lambda _, ids: [(int(ids[-1]) + 1) % 20, (int(ids[-1]) + 2) % 20]}
+    ids = torch.tensor([[1, 2]])
+    ours = generate(*models, ids, do_sample=False, max_new_tokens=20, **settings)
+    assert ours.sequences.tolist() == models[0].generate(ids, do_sample=False, max_new_tokens=20, **settings).tolist()
+    with pytest.raises(ValueError, match="prefix_allowed_tokens_fn wants one row"):
+        generate(*models, torch.tensor([[1], [2]]), max_new_tokens=5, **settings)
+
+
+REFUSED = [
+    ({"stop_strings": ["x"]}, "tokenizer is None"),
+    ({"num_beams": 2}, "num_beams is 2"),
+    ({"penalty_alpha": 0.5}, "penalty_alpha is 0.5"),
+    ({"guidance_scale": 2.0}, "guidance_scale is 2.0"),
+    ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens is 3"),
+    ({"output_scores": True}, "output_scores is True"),
+    ({"assistant_model": "another"}, "assistant_model is not supported"),
+    ({"past_key_values": object()}, "past_key_values is not supported"),
+    ({"verifier": "none such"}, "verifier is 'none such'"),
+    ({"paths": 2}, "takes one path; paths is 2"),
+    ({"paths": 0}, "paths is 0"),
+    ({"length": 0}, "length is 0"),
+    ({"max_new_tokens": 500}, "the target reads at most 64"),
+    ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams is 3"),
+    ({"attention_mask": torch.zeros(1, 2)}, "row 0 of input_ids is empty"),
+    ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "no tokens"),
+    ({"input_ids": torch.zeros(3, 0, dtype=torch.int64), "attention_mask": torch.zeros(3, 0)}, "no tokens"),
+    ({"input_ids": torch.tensor([[1, 20]])}, r"input_ids lie in 1\.\.20; want 0\.\.19, the target's tokens"),
+    ({"input_ids": torch.tensor([[2**62, 1, -1]]), "attention_mask": torch.tensor([[0, 1, 1]])}, r"lie in -1\.\.1;"),
+    ({"length": AcceptanceHeadLength(AcceptanceHead(5))}, "wants a draft of width 5; this one has 8"),
+    ({"beams": 2}, "beams is 2"),
+    ({"length": ConfidenceLength(), "verifier": "greedy-block"}, "wants one sampled path"),
+    ({"length": ConfidenceLength(), "verifier": "two-level", "paths": 2}, "wants one sampled path"),
+    ({"input_ids": torch.ones(2, 2, dtype=torch.int64), "streamer": Recorder()}, "a streamer wants 1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_what_cannot_be_honoured_is_refused_before_any_work(models, monkeypatch, settings, message):
+    target, draft = models
+    for model in models:
+        monkeypatch.setattr(model.model, "forward", lambda *_, **__: pytest.fail("a model ran"))
+    arguments = {"input_ids": torch.tensor([[1, 2]]), "max_new_tokens": 5} | settings
+    if "generation_config" in settings:
+        del arguments["max_new_tokens"]
+    with pytest.raises(ValueError, match=message):
+        generate(target, draft, **arguments)
+
+
+def test_the_same_beams_are_refused_inside_transformers(models):
+    with pytest.raises(ValueError, match="num_beams is 2"):
+        models[0].generate(torch.tensor([[1]]), num_beams=2, max_new_tokens=3, custom_generate=speculative(models[1]))
+
+
+def test_temperature_zero_is_greedy(models):
+    ids = torch.tensor([[4, 5]])
+    zero = generate(*models, ids, temperature=0, max_new_tokens=10)
+    assert zero.sequences.tolist() == models[0].generate(ids, do_sample=False, max_new_tokens=10).tolist()
+
+
+@pytest.mark.parametrize("sizes", [(20, 23), (23, 20)])
+def test_vocabularies_that_differ_by_padding_rows_work(sizes):
+    target, draft = tiny("llama", 0, vocab=sizes[0]), tiny("llama", 1, vocab=sizes[1])
+    ids = torch.tensor([[4, 5]])
+    greedy = generate(target, draft, ids, do_sample=False, max_new_tokens=20)
+    assert greedy.sequences.tolist() == target.generate(ids, do_sample=False, max_new_tokens=20).tolist()
+    sampled = generate(target, draft, ids, generator=seeded(0), max_new_tokens=30, **EXACT)
+    assert int(sampled.sequences.max()) < sizes[0]
+
+
+def test_models_of_different_dtypes_decode_together(models):
+    target, draft = models[0], tiny("llama", 1, vocab=20).to(torch.bfloat16)
+    ids = torch.tensor([[4, 5]])
+    greedy = generate(target, draft, ids, do_sample=False, max_new_tokens=20)
+    assert greedy.sequences.tolist() == target.generate(ids, do_sample=False, max_new_tokens=20).tolist()

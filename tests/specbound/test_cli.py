@@ -1,0 +1,470 @@
+"""The command line: contracts of the JSON output, exit codes, one clear line for bad input, light start-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+
+from specbound import cli, shipped_pair
+from specbound.commands.decode import MarkedStream
+from specbound.proofs_checks.claims import ledger
+from specbound.theory.prefix_tree import PrefixTree
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+PUBLISHED = ("solve", "--target", "1/3,2/3", "--draft", "2/3,1/3", "--length", "2")
+
+
+def test_help_loads_neither_torch_nor_cvxpy():
+    program = (
+        "import sys, specbound.cli\n"
+        "try: specbound.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'cvxpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
+def test_every_command_explains_itself_with_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "Example:" in out
+
+
+def test_solve_prints_the_published_example_exactly(run):
+    code, out, _ = run(*PUBLISHED, "--json")
+    data = json.loads(out)
+    assert code == 0
+    exact = {result["name"]: Fraction(result["exact"]) for result in data["results"] if result["exact"]}
+    assert exact["token"] == Fraction(10, 9)
+    assert exact["block"] == exact["lossless-optimum"] == Fraction(11, 9)
+    assert exact["block-transport-optimum"] == Fraction(12, 9)
+    fields = {"name", "value", "exact", "bound", "gap", "lossless", "source", "seconds"}
+    assert all(fields <= set(result) for result in data["results"])
+    assert data["instance"]["length"] == 2
+
+
+def test_solve_reads_an_instance_file(run, tmp_path):
+    file = tmp_path / "tree.json"
+    file.write_text(PrefixTree.random(3, 2, seed=5).to_json())
+    _, from_file, _ = run("solve", "--instance", str(file), "--json")
+    _, from_seed, _ = run("solve", "--random", "3", "--length", "2", "--seed", "5", "--json")
+    values = [[result["value"] for result in json.loads(text)["results"]] for text in (from_file, from_seed)]
+    assert values[0] == values[1]
+
+
+def test_solve_prints_a_table_for_people(run):
+    code, out, _ = run(*PUBLISHED)
+    assert code == 0
+    assert "11/9" in out
+    assert "lossless-optimum" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("solve",), "give one instance"),
+        (("solve", "--target", "1/3,2/3"), "--length is missing"),
+        (("solve", "--target", "1/3,2/3", "--length", "2"), "--draft is missing"),
+        (("solve", "--target", "1/3,1/3", "--draft", "1/2,1/2", "--length", "1"), "sums to 0.666"),
+        (("solve", "--target", "x,1", "--draft", "1/2,1/2", "--length", "1"), "'x' is not a number"),
+        (("solve", "--target=-1,2", "--draft", "1/2,1/2", "--length", "1"), "not negative"),
+        (("solve", "--random", "3", "--target", "1", "--draft", "1", "--length", "1"), "give one instance"),
+        (("solve", "--random", "3", "--length", "0"), "0 is not in the range"),
+        (("solve", "--random", "3", "--length", "2", "--concentration", "nan"), "concentration is nan"),
+        (("solve", "--instance", "no-such-file.json"), "--instance no-such-file.json: No such file"),
+        (("solve", "--no-such-option"), "No such option"),
+        (("no-such-command",), "No such command"),
+        (("check", "--only", "XY"), "no claim starts with 'XY'"),
+        (("audit", "table"), "which runs a given table"),
+        (("audit", "nothing"), "verifier is 'nothing'"),
+        (("audit", "block", "--paths", "2"), "takes one path"),
+        (("audit", "block", "--vocab", "3..2"), "'3..2' is empty"),
+        (("decode", "--target", "somewhere", "--prompt", "x"), "--draft is missing"),
+        (("decode", "--target", "./nowhere", "--draft", "./nowhere", "--prompt", "x"), "no such folder"),
+        (("decode", "--verifier", "blok", "--prompt", "x"), "verifier is 'blok'"),
+        (("audit", "examples/audit_tensor_verifier.py:verify"), "a file; write package.module:function"),
+        (("audit", "examples.audit_tensor_verifier"), "write a function as package.module:function"),
+        (
+            ("sweep", "--out", "x", "--dry-run", "--methods", "./mine.py:verify"),
+            "'./mine.py:verify', a file",
+        ),
+        (("decode", "--prompt", ""), "--prompt is empty"),
+        (("decode", "--prompt", "x", "--adaptive", "head", "--head", "nowhere"), "--head is nowhere; there is no"),
+        (("decode", "--prompt", "x", "--top-p", "nan"), "'--top-p': nan is not a number"),
+        (("audit", "block", "--seconds", "nan"), "'--seconds': nan is not a number"),
+        (("demo", "--temperature", "nan"), "'--temperature': nan is not a number"),
+        (("decode", "--prompt", "x", "--seed", str(2**70)), "is not in the range 0<=x<="),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_code_2(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("specbound: ")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "x"}', '{"version": 1}', "null"])
+def test_malformed_instances_are_refused(run, tmp_path, text):
+    file = tmp_path / "tree.json"
+    file.write_text(text)
+    code, _, err = run("solve", "--instance", str(file))
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+def test_check_prints_findings_as_json(run):
+    code, out, _ = run("check", "--only", "BV-example", "--json")
+    (finding,) = json.loads(out)["findings"]
+    assert code == 0
+    assert {"id", "source", "claim", "verdict", "evidence", "counterexample", "seconds"} <= set(finding)
+    assert finding["verdict"] == "proved"
+
+
+def test_check_exits_1_when_a_finding_is_not_the_recorded_one(run, monkeypatch):
+    monkeypatch.setattr(ledger, "read_record", lambda: {"BV-example": {"verdict": "refuted", "counterexample": None}})
+    code, _, err = run("check", "--only", "BV-example")
+    assert code == 1
+    assert "differs from the record: BV-example" in err
+
+
+def test_verifiers_lists_declared_and_measured_facts(run):
+    code, out, _ = run("verifiers", "--json")
+    entries = {entry["name"]: entry for entry in json.loads(out)["verifiers"]}
+    assert code == 0
+    assert entries["block"]["lossless"]
+    assert entries["block"]["measured_lossless"]
+    assert entries["block"]["paths"] == "single"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--plot", "x.xyz"), "'x.xyz' wants one of the endings .png, .svg, .pdf"),
+        (("--emit", "none/x.json"), "'none/x.json' is in a folder that does not exist"),
+        (("--certificate", "x" * 300), "too long for the name of a file"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_the_work(run, monkeypatch, arguments, message):
+    from specbound.commands import solve
+
+    monkeypatch.setattr(solve, "values", lambda *a: pytest.fail("worked first"))
+    code, out, err = run(*PUBLISHED, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"Invalid value for '{arguments[0]}'" in err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (MemoryError("Unable to allocate 9 GiB"), 2, "out of memory: Unable to allocate 9 GiB; use a smaller"),
+        (RuntimeError("two\nlines"), 1, "two lines"),
+        (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply: maximum recursion depth exceeded"),
+        (ValueError("9" * 5000), 2, "9 ... 9"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_short_line(run, monkeypatch, error, code, words):
+    def fail(only):
+        raise error
+
+    monkeypatch.setattr(ledger, "select", fail)
+    found, _, err = run("check")
+    assert found == code
+    assert words in err
+    assert err.count("\n") == 1
+    assert len(err) < 1100
+
+
+def test_a_tolerance_that_cannot_be_met_names_the_option(run):
+    code, _, err = run("solve", "--random", "3", "--length", "3", "--paths", "3", "--tolerance", "1e-300")
+    assert code == 1
+    assert "give a larger --tolerance" in err
+    assert "max_rounds" not in err
+
+
+def test_an_interrupt_ends_without_a_traceback(run, monkeypatch):
+    def interrupted(only):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "select", interrupted)
+    code, _, err = run("check")
+    assert code == 130
+    assert err.strip() == "specbound: interrupted"
+
+
+def test_solve_covers_several_paths_with_certified_optima(run):
+    code, out, _ = run(*PUBLISHED, "--paths", "2", "--json")
+    results = {result["name"]: result for result in json.loads(out)["results"]}
+    assert code == 0
+    assert Fraction(results["gbv"]["exact"]) == Fraction(131, 81)
+    assert abs(results["lossless-optimum"]["value"] - 131 / 81) < 1e-6
+    assert abs(results["block-transport-optimum"]["value"] - 134 / 81) < 1e-6
+    assert results["lossless-optimum"]["gap"] <= 1e-6
+
+
+@pytest.mark.parametrize("objective", ["lossless", "block-transport"])
+def test_objectives_select_verifiers_and_their_optimum(run, objective):
+    _, out, _ = run(*PUBLISHED, "--paths", "2", "--objective", objective, "--json")
+    names = {result["name"] for result in json.loads(out)["results"]}
+    assert f"{objective}-optimum" in names
+    assert ("greedy-block" in names) == (objective == "block-transport")
+    assert ("two-level" in names) == (objective == "lossless")
+
+
+def test_a_certificate_is_saved_and_verified_and_a_forged_one_is_not(run, tmp_path):
+    file = tmp_path / "certificate.json"
+    code, _, _ = run(*PUBLISHED, "--paths", "2", "--objective", "lossless", "--certificate", str(file))
+    assert code == 0
+    code, out, _ = run("check", "--certificate", str(file), "--json")
+    assert code == 0
+    assert json.loads(out)["verified"]
+    forged = json.loads(file.read_text())
+    forged["bound"] -= 0.01
+    file.write_text(json.dumps(forged))
+    code, _, err = run("check", "--certificate", str(file))
+    assert code == 1
+    assert "its witnesses prove" in err
+
+
+def test_solve_draws_a_picture(run, tmp_path):
+    file = tmp_path / "plot.png"
+    code, _, _ = run(*PUBLISHED, "--paths", "2", "--objective", "lossless", "--plot", str(file))
+    assert code == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert file.stat().st_size > 20_000
+
+
+def test_the_draft_length_example_is_solved(run):
+    code, out, _ = run("solve", "--mdp", "examples/stopping.json", "--json")
+    assert code == 0
+    assert json.loads(out)["eta"]["exact"] == "830483/3567008"
+
+
+def test_audit_clears_a_right_verifier_and_tells_the_story_of_a_wrong_one(run):
+    code, out, _ = run("audit", "block", "--cases", "10", "--length", "1..2", "--json")
+    assert code == 0
+    assert json.loads(out)["verdict"] == "lossless"
+    code, out, _ = run("audit", "spectr-gbv-published", "--vocab", "2", "--length", "1", "--paths", "2", "--cases", "5")
+    assert code == 1
+    assert "not lossless" in out
+    assert "Smallest counterexample" in out
+
+
+def test_bench_recommends_a_candidate_and_says_how_sure(run):
+    code, out, _ = run("bench", "--count", "2", "--lengths", "2", "--paths", "1,2", "--new-tokens", "8", "--json")
+    report = json.loads(out)
+    assert code == 0
+    methods = [entry["method"] for entry in report["decoding"]]
+    assert methods == ["plain", "token K=1 L=2", "block K=1 L=2", "two-level K=2 L=2"]
+    assert report["recommendation"]["name"] in methods
+    assert 0 <= report["recommendation"]["confidence"] <= 1
+
+
+def test_decode_marks_every_token_with_its_origin(run):
+    code, out, _ = run("decode", "--prompt", "def main(", "--max-new-tokens", "12", "--top-k", "4", "--json")
+    (output,) = json.loads(out)["outputs"]
+    assert code == 0
+    assert output["tokens"] == len(output["origins"]) == 12
+    assert output["origins"].count("correction") <= output["calls"]
+    assert output["origins"].count("draft") <= sum(output["accepted"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--adaptive", "entropy"), ("--adaptive", "head"), ("--verifier", "mjsd", "--beams", "2", "--threshold", "0.2")],
+)
+def test_decode_takes_adaptive_lengths_and_joint_acceptance(run, options):
+    code, out, _ = run("decode", "--prompt", "def main(", "--max-new-tokens", "10", *options, "--json")
+    (output,) = json.loads(out)["outputs"]
+    assert code == 0
+    assert output["tokens"] == 10
+    assert ("perplexity" in output) == ("mjsd" in options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--beams", "2"), "only --verifier mjsd takes a beam draft"),
+        (("--threshold", "0.5"), "belongs to --adaptive and to --verifier mjsd"),
+        (("--adaptive", "head", "--target", "gpt2", "--draft", "gpt2"), "--head is missing"),
+        (("--head", "x"), "belongs to --adaptive head"),
+        (("--paths", "2", "--adaptive", "entropy"), "wants one sampled path"),
+    ],
+)
+def test_decode_refuses_settings_that_do_not_go_together(run, options, message):
+    code, _, err = run("decode", "--prompt", "x", *options)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize("text", ["3", '{"a": 1}', "[]", '[{"a": 1}]', "[", '[""]'])
+def test_prompt_files_that_hold_no_prompts_are_refused(run, tmp_path, text):
+    file = tmp_path / "prompts.json"
+    file.write_text(text)
+    code, out, err = run("decode", "--prompts", str(file))
+    assert code == 2
+    assert out == ""
+    assert f"--prompts {file}" in err
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere"])
+def test_a_device_that_torch_cannot_use_is_named(run, device):
+    code, _, err = run("decode", "--prompt", "x", "--device", device)
+    assert code == 2
+    assert f"--device is {device!r}" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("solve", "--mdp", "examples/stopping.json", "--paths", "3"), "leave out --paths"),
+        (("solve", "--mdp", "examples/stopping.json", "--objective", "all"), "leave out --objective"),
+        (("solve", "--mdp", "examples/stopping.json", "--random", "3"), "leave out --random"),
+        (("solve", "--target", "1", "--draft", "1", "--length", "1", "--seed", "1"), "--seed belongs to --random"),
+        (("audit", "block", "--device", "cpu"), "--device belongs to a sampled audit; give --resolution"),
+        (("audit", "block", "--false-alarm", "0.1"), "--false-alarm belongs to a sampled audit"),
+        (("decode", "--verifier", "table", "--prompt", "x"), "--verifier is 'table', which runs on the one tree"),
+        (("check", "--certificate", "x.json", "--only", "BV"), "leave out --only"),
+        (("solve", "--random", "2", "--length", "1", "--tolerance", "0"), "--tolerance is 0.0"),
+        (("solve", "--random", "2", "--length", "1", "--seed", "-3"), "-3 is not in the range"),
+    ],
+)
+def test_options_that_would_be_ignored_or_make_no_sense_are_refused(run, arguments, message):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_the_emitted_verifier_is_executed_by_the_runtime_and_attains_the_optimum(run, tmp_path):
+    from specbound.proofs_checks.laws.law import exact_law
+    from specbound.runtime.verifiers.table import table_verifier
+
+    file = tmp_path / "verifier.json"
+    code, _, _ = run("solve", "--random", "2", "--length", "2", "--seed", "3", "--paths", "3", "--emit", str(file))
+    assert code == 0
+    tree = PrefixTree.random(2, 2, seed=3)
+    law = exact_law(table_verifier(json.loads(file.read_text())).verify, tree, paths=3)
+    assert law.total_variation(tree.target_law()) < 1e-12
+    _, out, _ = run("solve", "--random", "2", "--length", "2", "--seed", "3", "--paths", "3", "--json")
+    best = next(entry for entry in json.loads(out)["results"] if entry["name"] == "lossless-optimum")
+    assert abs(law.acceptance_length - best["value"]) < 1e-6
+
+
+def test_audit_samples_when_a_resolution_is_given(run):
+    arguments = ("audit", "token", "--vocab", "2", "--length", "1", "--cases", "2", "--resolution", "0.1", "--json")
+    code, out, _ = run(*arguments)
+    report = json.loads(out)
+    assert code == 0
+    assert report["verdict"] == "not rejected"
+    assert report["lossless"] is None
+
+
+@pytest.mark.parametrize("harm", ["no config", "no tokenizer", "torn weights", "other sizes"])
+def test_a_folder_that_is_no_whole_model_is_named_in_one_line(run, tmp_path, harm):
+    folder = tmp_path / "model"
+    shutil.copytree(shipped_pair.TARGET, folder)
+    if harm == "no config":
+        (folder / "config.json").unlink()
+    elif harm == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif harm == "torn weights":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))
+    code, out, err = run("decode", "--prompt", "x", "--target", str(folder), "--draft", str(folder))
+    assert code == 2
+    assert out == ""
+    assert err.splitlines()[-1].startswith(f"specbound: --target {'is ' if harm == 'no config' else ''}{folder}")
+
+
+def test_an_interrupted_decoding_prints_what_it_has_and_exits_with_130(run, monkeypatch):
+    put, calls = MarkedStream.put, []
+
+    def put_twice(self, value):
+        put(self, value)
+        calls.append(value)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(MarkedStream, "put", put_twice)
+    code, out, _ = run("decode", "--prompt", "x", "--prompt", "y", "--max-new-tokens", "60", "--json")
+    data = json.loads(out)
+    assert code == 130
+    assert data["total"]["interrupted"]
+    assert len(data["outputs"]) == 1
+    assert 0 < data["outputs"][0]["tokens"] < 60
+
+
+@pytest.mark.parametrize("command", [PUBLISHED, ("solve", "--mdp", "examples/stopping.json"), ("verifiers",)])
+def test_a_narrow_terminal_cuts_no_cell_of_a_table(run, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = re.findall(r"[\w./%:]+", run(*command)[1])
+    monkeypatch.setenv("COLUMNS", "30")
+    _, out, _ = run(*command)
+    assert "\u2026" not in out
+    assert sorted(re.findall(r"[\w./%:]+", out)) == sorted(wide)
+
+
+def test_progress_leaves_no_trace_where_standard_error_is_a_file(run):
+    _, _, err = run("verifiers", "--json")
+    assert err == ""
+
+
+def test_output_that_the_encoding_lacks_is_escaped_and_input_it_lacks_is_refused():
+    command = [sys.executable, "-c", "from specbound.cli import main; main()", "decode", "--max-new-tokens", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, "--prompt", "\u65e5"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(r"\u65e5")
+    done = subprocess.run(command, input=b"\xe6", capture_output=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"specbound: standard input: not ascii text")
+
+
+def test_a_full_device_is_named(run):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full on this system")
+    code, _, err = run(*PUBLISHED, "--emit", "/dev/full")
+    assert code == 2
+    assert err == "specbound: /dev/full: No space left on device\n"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_group_of_processes_that_the_command_entered_is_left_at_the_end(run, monkeypatch, tmp_path, before):
+    def enter(only=()):
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        return []
+
+    if before:
+        enter()
+    monkeypatch.setattr(ledger, "select", (lambda only: []) if before else enter)
+    run("check")
+    assert torch.distributed.is_initialized() == before
+    if before:
+        torch.distributed.destroy_process_group()
