@@ -11,8 +11,8 @@ import random
 
 import numpy as np
 
+from specbound.proofs_checks.audit import audit, report_text
 from specbound.proofs_checks.audit.foreign.adapters import foreign
-from specbound.proofs_checks.audit.run import audit, report_text
 
 
 def their_verifier(ids, small, big):

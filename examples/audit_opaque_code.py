@@ -7,7 +7,7 @@ and `Draws` are sampled in the same way, on a GPU with `device="cuda"`.
 
 import numpy as np
 
-from specbound.proofs_checks.audit.run import audit, report_text
+from specbound.proofs_checks.audit import audit, report_text
 
 
 class Kernel:

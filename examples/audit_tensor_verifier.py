@@ -5,7 +5,7 @@ specbound audit examples.audit_tensor_verifier:verify --vocab 2..3 --length 1..2
 
 from torch import zeros_like
 
-from specbound.proofs_checks.audit.run import audit, report_text
+from specbound.proofs_checks.audit import audit, report_text
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 

@@ -14,7 +14,7 @@ their products from the place where the block began; m how many further position
 
 Derived for K = 1 from the paper's distribution modification (Block Verification, arXiv:2403.10444, Appendix, greedy
 variant); for K > 1 from the acceptance profile of SpecTr-GBV (arXiv:2604.25925). Both are measured, not trusted: see
-`proofs_checks.stream_law`.
+`proofs_checks.laws.stream`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from specbound.proofs_checks.audit import audit, report_text
 from specbound.proofs_checks.audit.counterexample import optimum
 from specbound.proofs_checks.audit.foreign.adapters import (
     Call,
@@ -18,7 +19,6 @@ from specbound.proofs_checks.audit.foreign.adapters import (
 )
 from specbound.proofs_checks.audit.laboratory import laboratory
 from specbound.proofs_checks.audit.mistakes import MISTAKES
-from specbound.proofs_checks.audit.run import audit, report_text
 from specbound.proofs_checks.audit.subject import load
 from specbound.proofs_checks.laws.deviation import distance, find_deviation, marginal
 from specbound.proofs_checks.laws.law import exact_law

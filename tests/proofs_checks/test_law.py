@@ -16,8 +16,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
-
-from .strategies import PUBLISHED
+from tests.support.strategies import PUBLISHED
 
 
 def law_of(question, rows=1):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from specbound.proofs_checks.audit.run import audit, report_text
+from specbound.proofs_checks.audit import audit, report_text
 from specbound.proofs_checks.audit.sampled import LOOKS, plan, sample_law
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support import zoo

@@ -44,7 +44,7 @@ from specbound.theory.prefix_tree import PrefixTree
 
 VERIFIERS = """
 import os, pathlib, signal, time
-from specbound.runtime.verifiers import registry
+from specbound.runtime import registry
 
 token = registry.get("token").verify
 

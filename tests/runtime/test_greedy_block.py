@@ -17,8 +17,7 @@ from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get, greedy_block, verify
 from specbound.runtime.verifiers.greedy_block import verify_greedy_block
 from specbound.theory.prefix_tree import PrefixTree
-
-from .strategies import edge_trees, trees
+from tests.support.strategies import edge_trees, trees
 
 F = Fraction
 HALF, THIRD = F(1, 2), F(1, 3)

@@ -15,8 +15,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers import get, verify
 from specbound.runtime.verifiers.mjsd import DEFAULT_THRESHOLD, longest_valid_prefix, mjsd
-
-from .strategies import edge_trees, trees
+from tests.support.strategies import edge_trees, trees
 
 EDGES = edge_trees()
 M1 = (

@@ -14,8 +14,7 @@ from specbound.runtime.verifiers import verify
 from specbound.runtime.verifiers.block import block_ratios, block_thresholds
 from specbound.runtime.verifiers.token import token_acceptance
 from specbound.theory.prefix_tree import PrefixTree
-
-from .strategies import edge_trees, trees
+from tests.support.strategies import edge_trees, trees
 
 EDGES = edge_trees()
 

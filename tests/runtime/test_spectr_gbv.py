@@ -30,8 +30,7 @@ from specbound.runtime.verifiers.spectr_gbv import (
 from specbound.runtime.verifiers.spectr_gbv_published import published_residual
 from specbound.theory.block_transport import transport_optimum
 from specbound.theory.prefix_tree import PrefixTree
-
-from .strategies import edge_trees, trees
+from tests.support.strategies import edge_trees, trees
 
 F = Fraction
 HALF, THIRD = F(1, 2), F(1, 3)

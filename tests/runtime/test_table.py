@@ -13,8 +13,7 @@ from specbound.runtime.verifiers import verify
 from specbound.runtime.verifiers.table import table_verifier
 from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import PrefixTree
-
-from .strategies import PUBLISHED
+from tests.support.strategies import PUBLISHED
 
 TREES = {
     "published": PUBLISHED,

@@ -23,8 +23,7 @@ from specbound.runtime.verifiers.gbv import highest, increasing
 from specbound.runtime.verifiers.kseq import expected_offers, offered_mass
 from specbound.theory import single_path, single_step
 from specbound.theory.prefix_tree import PrefixTree
-
-from .strategies import edge_trees, trees
+from tests.support.strategies import edge_trees, trees
 
 STATELESS = [name for name in names() if not get(name).stateful and name != "table"]
 LOSSLESS = [name for name in STATELESS if get(name).lossless]

@@ -13,8 +13,7 @@ from specbound.theory.feasibility import worst_antichain
 from specbound.theory.multi_path import antichain, coupling
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
-
-from .reference import DEGENERATE, INSTANCES, iid, small_trees
+from tests.support.reference import DEGENERATE, INSTANCES, iid, small_trees
 
 LOSSLESS = {
     2: dict(zip(INSTANCES, ["131/81", "1621/729", "2", "11/12", "79/48", "47/32", "13861/7500"], strict=True)),

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from specbound.theory import block_transport, single_path
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
-
-from .reference import DEGENERATE, INSTANCES, small_trees
-from .strategies import trees
+from tests.support.reference import DEGENERATE, INSTANCES, small_trees
+from tests.support.strategies import trees
 
 VALUES = {"I1": "4/3", "I2": "50/27", "I3": "2", "I4": "2/3", "I5": "11/9", "I6": "5/4", "I7": "449/300"}
 MULTI = {

@@ -25,8 +25,7 @@ from specbound.theory.multi_path.certificates import (
 )
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
-
-from .reference import ragged
+from tests.support.reference import ragged
 
 OBJECTIVES = ["lossless", "block-transport"]
 

@@ -33,8 +33,7 @@ from specbound.theory.joint_decoding.guarantees import intermediate_prefix_slack
 from specbound.theory.joint_decoding.token_model import TokenModel
 from specbound.theory.stopping.instance import StoppingInstance
 from specbound.theory.stopping.leaves import block_probability, leaf_law
-
-from .strategies import row
+from tests.support.strategies import row
 
 TAUS = ["0", "1/10", "3/10", "1/2", "7/10", "9/10", "1"]
 

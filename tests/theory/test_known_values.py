@@ -15,8 +15,7 @@ from specbound.theory.feasibility import antichain_excess, chain_excess, transpo
 from specbound.theory.known_values import SOURCES, claim_excess, key_race, known_values, spectr_gbv_claim
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
-
-from .reference import DEGENERATE, INSTANCES, iid, ragged, small_trees
+from tests.support.reference import DEGENERATE, INSTANCES, iid, ragged, small_trees
 
 
 def table(text: str) -> dict[str, dict[str, str]]:

@@ -12,8 +12,7 @@ from specbound.theory import modeling
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
-
-from .reference import INSTANCES, ragged
+from tests.support.reference import INSTANCES, ragged
 
 TREE = INSTANCES["I1"]
 

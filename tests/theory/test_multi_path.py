@@ -23,8 +23,7 @@ from specbound.theory.multi_path.solver import (
 )
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
-
-from .reference import DEGENERATE, INSTANCES, ragged
+from tests.support.reference import DEGENERATE, INSTANCES, ragged
 
 SOLVERS = {"lossless": lossless_optimum, "block-transport": transport_optimum}
 

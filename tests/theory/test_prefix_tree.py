@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specbound.theory.prefix_tree import PrefixTree, parse_number
-
-from .reference import INSTANCES, ragged
-from .strategies import PUBLISHED, trees
+from tests.support.reference import INSTANCES, ragged
+from tests.support.strategies import PUBLISHED, trees
 
 SETTINGS = settings(max_examples=40, deadline=None)
 ragged_trees = st.builds(ragged, st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 4))

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from specbound.theory import modeling, single_path
 from specbound.theory.feasibility import selected_mass
 from specbound.theory.prefix_tree import PrefixTree
-
-from .reference import DEGENERATE, INSTANCES, small_trees
-from .strategies import PUBLISHED, trees
+from tests.support.reference import DEGENERATE, INSTANCES, small_trees
+from tests.support.strategies import PUBLISHED, trees
 
 VALUES = {"I1": "11/9", "I2": "5/3", "I3": "2", "I4": "2/3", "I5": "7/6", "I6": "5/4", "I7": "217/150"}
 RANDOM = {(2, 2, 1): 1.012933, (3, 2, 2): 1.200597, (2, 4, 1): 0.860151, (8, 3, 2): 0.501720, (8, 4, 1): 0.953167}

@@ -14,9 +14,8 @@ from specbound.theory import block_transport, single_step
 from specbound.theory.feasibility import coverage
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
-
-from .reference import INSTANCES, fractions
-from .strategies import row
+from tests.support.reference import INSTANCES, fractions
+from tests.support.strategies import row
 
 SETTINGS = settings(max_examples=40, deadline=None)
 ROWS = {

@@ -25,9 +25,8 @@ from specbound.theory.feasibility import (
 from specbound.theory.modeling import all_antichains
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError, certify
-
-from .reference import INSTANCES, ragged, small_trees
-from .strategies import PUBLISHED
+from tests.support.reference import INSTANCES, ragged, small_trees
+from tests.support.strategies import PUBLISHED
 
 BLOCK = single_path.acceptance(PUBLISHED)
 

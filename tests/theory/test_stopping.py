@@ -58,8 +58,7 @@ from specbound.theory.stopping import (
 from specbound.theory.stopping import leaves as leaves_route
 from specbound.theory.stopping.optimum import evaluate_connected, optimal_rule
 from specbound.theory.stopping.rounds import DraftState, Rule, drafted_states
-
-from .strategies import row
+from tests.support.strategies import row
 
 MODELS = {
     "A": ("3/4 1/4 | 1/3 2/3", "1/2 1/2 | 2/3 1/3", 10),

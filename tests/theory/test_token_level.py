@@ -10,9 +10,8 @@ from hypothesis import given, settings
 
 from specbound.theory import modeling, single_path, token_level
 from specbound.theory.solution import CertificateError, certify
-
-from .reference import DEGENERATE, INSTANCES, small_trees
-from .strategies import PUBLISHED, trees
+from tests.support.reference import DEGENERATE, INSTANCES, small_trees
+from tests.support.strategies import PUBLISHED, trees
 
 VALUES = {"I1": "10/9", "I2": "38/27", "I3": "2", "I4": "2/3", "I5": "10/9", "I6": "17/16", "I7": "101/75"}
 

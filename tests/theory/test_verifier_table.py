@@ -12,9 +12,8 @@ import pytest
 from specbound.theory.multi_path import lossless_optimum, transport_optimum
 from specbound.theory.multi_path.verifier_table import VerifierTable, score_intervals, verifier_table
 from specbound.theory.prefix_tree import PrefixTree
-
-from .reference import DEGENERATE, INSTANCES, ragged
-from .table_law import output_law, selected_law
+from tests.support.reference import DEGENERATE, INSTANCES, ragged
+from tests.support.table_law import output_law, selected_law
 
 SOLVERS = {"lossless": lossless_optimum, "block-transport": transport_optimum}
 SIZES = [(2, 2, 2), (3, 2, 2), (2, 3, 3), (3, 2, 3), (5, 1, 3), (2, 2, 5), (2, 2, 1)]
