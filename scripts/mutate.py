@@ -33,7 +33,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
 FILES = ["runtime/draws.py", *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "runtime/verifiers").glob("*.py"))]
-FILES = [file for file in FILES if not file.endswith("__init__.py")] + ["proofs_checks/laws/law.py"]
+FILES = [file for file in FILES if not file.endswith("__init__.py")] + [
+    f"proofs_checks/laws/{name}.py" for name in ("races", "replay", "law")
+]
 TESTS = "draws greedy_block law mjsd single_path_verifiers spectr_gbv table two_level verdict verifier_pieces verifiers"
 PRELOADED = ("cvxpy", "hypothesis", "ot", "pytest", "scipy.optimize", "sympy", "torch", "transformers")
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
-from ..laws.law import InvalidResult
+from ..laws.replay import InvalidResult
 from .foreign.lazy import NotExact
 from .foreign.sandbox import Died, Raised, Sandbox, message_of
 from .subject import Evidence, load, subject_of

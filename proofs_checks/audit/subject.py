@@ -24,7 +24,8 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
-from ..laws.law import InvalidResult, Verify, batch_of, exact_law, replay
+from ..laws.law import batch_of, exact_law
+from ..laws.replay import InvalidResult, Verify, replay
 from ..laws.stream import ModelPair, stream_law
 from .foreign.adapters import KNOWN, Foreign, call_of, foreign, foreign_law
 from .foreign.sandbox import alive

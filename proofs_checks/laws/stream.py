@@ -21,7 +21,7 @@ from specbound.runtime import registry
 from specbound.runtime.verdict import Batch
 from specbound.theory.prefix_tree import Prefix, PrefixTree, Row
 
-from .law import Verify, function_of, replay
+from .replay import Verify, function_of, replay
 
 ROWS_PER_PASS = 200_000
 MAX_TUPLES = 200_000

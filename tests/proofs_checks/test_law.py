@@ -11,7 +11,9 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from specbound.proofs_checks.laws.law import ReplayDraws, exact_law, race_law, replay
+from specbound.proofs_checks.laws.law import exact_law
+from specbound.proofs_checks.laws.races import race_law
+from specbound.proofs_checks.laws.replay import ReplayDraws, replay
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get

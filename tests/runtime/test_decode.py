@@ -25,7 +25,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from specbound import shipped_pair
-from specbound.proofs_checks.laws.law import ReplayDraws
+from specbound.proofs_checks.laws.replay import ReplayDraws
 from specbound.runtime import decode, registry
 from specbound.runtime.acceptance_head import AcceptanceHead
 from specbound.runtime.cache import CachedModel

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from specbound.proofs_checks.laws.law import exact_law, replay
+from specbound.proofs_checks.laws.law import exact_law
+from specbound.proofs_checks.laws.replay import replay
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers import get, verify

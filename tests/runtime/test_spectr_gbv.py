@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from specbound.proofs_checks.laws.law import batch_of, exact_law, image_race_law
+from specbound.proofs_checks.laws.law import batch_of, exact_law
+from specbound.proofs_checks.laws.races import image_race_law
 from specbound.proofs_checks.laws.stream import ModelPair, expected_tokens, stream_law
 from specbound.runtime.carry import Layers
 from specbound.runtime.draws import Draws

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specbound.proofs_checks.laws.law import Law, exact_law, replay
+from specbound.proofs_checks.laws.law import Law, exact_law
+from specbound.proofs_checks.laws.replay import replay
 from specbound.runtime import registry
 from specbound.runtime.draws import Draws
 from specbound.runtime.parts.by_level import Round, verify_by_level

@@ -22,7 +22,8 @@ import torch
 
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
-from ...laws.law import InvalidResult, Law, batch_of
+from ...laws.law import Law, batch_of
+from ...laws.replay import InvalidResult
 from .interception import Interception
 
 Kind = Literal["list", "numpy", "torch"]

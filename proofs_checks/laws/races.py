@@ -1,0 +1,101 @@
+"""Who wins a race of continuous keys, in closed form: the exact answers to `Draws.smallest_key` and `smallest_image`.
+
+    Pr(k wins) = integral of dG_k(t) prod_{j != k} (1 - G_j(t)),   G_k(t) = Pr(key_k <= t)
+
+Between neighbouring ends of all keys the integrand is a polynomial, which Gauss-Legendre quadrature integrates exactly.
+
+Letters: B requests, K keys (one per drafted path).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specbound.runtime.verifiers.spectr_gbv import interpolate
+
+
+def race_law(low: Tensor, high: Tensor) -> Tensor:
+    """[B, K]: probability that key k, uniform on [low_k, high_k], is the smallest of K independent keys.
+
+        Pr(k wins) = integral over [low_k, high_k] of dt / (high_k - low_k) prod_{j != k} Pr(key_j > t)
+
+    Between two neighbouring end points the integrand is a polynomial of degree at most K - 1, so Gauss-Legendre
+    quadrature with K nodes per interval is exact up to rounding. A fixed key (low = high) is the limit: it wins if
+    no other is smaller. Ties of fixed keys go to the smaller index, as in `Draws.smallest_key`.
+    """
+    lows, highs = (ends.detach().to("cpu", torch.float64).numpy() for ends in (low, high))
+    paths = lows.shape[1]
+    nodes, weights = np.polynomial.legendre.leggauss(paths)
+    ends = np.sort(np.concatenate([lows, highs], axis=1), axis=1)
+    length = np.diff(ends, axis=1)
+    start, offset = ends[:, :-1, None], length[..., None] * (1 + nodes) / 2
+    width = highs - lows
+    fixed = width < np.finfo(float).tiny
+    width = np.where(fixed, 1.0, width)
+    law = np.zeros(lows.shape)
+    for k in range(paths):
+        others = [j for j in range(paths) if j != k]
+        beaten = _beyond(start, offset, lows, highs, width, fixed, others)
+        inside = (ends[:, :-1] >= lows[:, k, None]) & (ends[:, 1:] <= highs[:, k, None])
+        spread = (beaten @ (weights / 2) * inside * length).sum(axis=1) / width[:, k]
+        at_low = _beyond(lows[:, k, None, None], 0.0, lows, highs, width, fixed, others)[:, 0, 0]
+        tied = fixed[:, :k] & (lows[:, :k] == lows[:, k : k + 1])
+        law[:, k] = np.where(fixed[:, k], at_low * ~tied.any(axis=1), spread)
+    return torch.as_tensor(law, device=low.device)
+
+
+def _beyond(
+    start: np.ndarray,
+    offset: np.ndarray | float,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    width: np.ndarray,
+    fixed: np.ndarray,
+    keys: list[int],
+) -> np.ndarray:
+    """Probability that all of `keys` are at least t = start + offset [B, ...], t before the next end point.
+
+    The two parts of t are kept apart: keys may be as narrow as the spacing of floats.
+    """
+    chance = np.ones(np.broadcast_shapes(np.shape(start), np.shape(offset)))
+    for j in keys:
+        low, high, span, sure = (ends[:, j, None, None] for ends in (lows, highs, width, fixed))
+        reached = np.where(np.greater(offset, 0), low > start, low >= start)
+        chance *= np.where(sure, reached, np.clip((high - start - offset) / span, 0, 1))
+    return chance
+
+
+def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:
+    """[B, K]: probability that key_k(u_k) is the smallest, each key increasing and linear between its knots.
+
+        Pr(k wins) = integral of dG_k(t) prod_{j != k} (1 - G_j(t)),   G_k(t) = Pr(key_k <= t) = key_k^{-1}(t)
+
+    Between neighbouring key values at knots of any path all G are linear, and Gauss-Legendre quadrature with K nodes
+    is exact up to rounding.
+
+    Args:
+        keys, uniforms [B, K, N]: keys at the knots, and the knots; both ascending, uniforms from 0 to 1.
+
+    Raises:
+        ValueError: if the winners' probabilities do not sum to 1, which happens when a key is constant somewhere.
+    """
+    values, places = keys.detach().cpu().double().contiguous(), uniforms.detach().cpu().double().contiguous()
+    paths = values.shape[1]
+    nodes, weights = (torch.as_tensor(array) for array in np.polynomial.legendre.leggauss(paths))
+    ends = values.flatten(1).sort(dim=1).values
+    points = ends[:, :-1, None] + (1 + nodes) / 2 * ends.diff(dim=1)[..., None]
+    survival = torch.stack(
+        [1 - interpolate(points.flatten(1), values[:, k], places[:, k]).view_as(points) for k in range(paths)], dim=1
+    )
+    one = torch.ones_like(survival[:, :1])
+    before = torch.cat([one, survival[:, :-1]], dim=1).cumprod(dim=1)
+    after = torch.cat([survival[:, 1:], one], dim=1).flip(1).cumprod(dim=1).flip(1)
+    others = (before * after) @ weights / 2
+    law = torch.empty(values.shape[:2], dtype=torch.float64)
+    for k in range(paths):
+        law[:, k] = (interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others[:, k]).sum(dim=1)
+    if ((law.sum(dim=1) - 1).abs() > 1e-9).any():
+        raise ValueError("a verifier raced keys that are not strictly increasing in their uniforms")
+    return law.to(keys.device)
