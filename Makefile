@@ -1,10 +1,11 @@
 # make demo: decode the held-out prompts and compare with theory.   make test: every check.
+# make quick: the tests that need no patience (under two minutes on 2 cores).
 # make docs: build the documentation into site/ (no network; any warning is an error).
 # Needs Python 3.11+ and make; everything is installed into .venv with the versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint docs fuzz package package-all coverage mutate
+.PHONY: setup demo test quick lint docs fuzz package package-all coverage mutate
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -26,6 +27,9 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not kernels and not devices and not fuzz"
 
 # At least FUZZ_CASES random cases of every public entry; FUZZ_SHRINK=0 reports failures without shrinking them.
 FUZZ_CASES ?= 2000

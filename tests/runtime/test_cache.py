@@ -7,7 +7,7 @@ import torch
 
 from specbound.runtime import cache
 from specbound.runtime.cache import CachedModel, causal
-from tests.runtime.test_decode import FAMILIES, tiny
+from tests.support.tiny_models import FAMILIES, tiny
 
 TEXT = torch.randint(9, (1, 40), generator=torch.Generator().manual_seed(0))
 

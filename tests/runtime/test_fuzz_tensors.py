@@ -18,8 +18,8 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.sampling import Sampler
 from specbound.runtime.tree_attention import merge_paths
 from specbound.runtime.verdict import ROW_TOLERANCE, Batch, Verdict, validate_rows
-from tests.runtime.test_decode import tiny
 from tests.support.fuzzing import attempt, case, fuzz
+from tests.support.tiny_models import tiny
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.complex64]
 DTYPES += [torch.float8_e4m3fn, torch.uint8]

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 from specbound import shipped_pair
 from specbound.runtime.decode import generate
 from specbound.runtime.models import check_model, check_pair, check_tokenizers, context_limit, load_pair
-from tests.runtime.test_decode import tiny
+from tests.support.tiny_models import tiny
 
 SMALL = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 

@@ -20,9 +20,9 @@ from specbound import cli, shipped_pair
 from specbound.runtime import cache, models
 from specbound.runtime.decode import generate
 from specbound.runtime.models import check_place, input_device, load_pair, whole_heads
-from tests.runtime.test_decode import HiddenLength, distance, target_law, tiny
 from tests.support import together
 from tests.support.devices import Placed, devices, put
+from tests.support.tiny_models import HiddenLength, distance, target_law, tiny
 
 accelerate = pytest.importorskip("accelerate", reason="device maps and shared prompts want accelerate (multi-device)")
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import torch
 
 from specbound.runtime.cache import CachedModel, causal
 from specbound.runtime.tree_attention import merge_paths
-from tests.runtime.test_decode import FAMILIES, tiny
+from tests.support.tiny_models import FAMILIES, tiny
 
 
 def test_two_paths_share_the_slots_of_their_common_prefix():

@@ -25,9 +25,9 @@ from specbound.proofs_checks.claims import ledger
 from specbound.proofs_checks.laws import judge as measured
 from specbound.runtime import models
 from specbound.theory.prefix_tree import PrefixTree
-from tests.runtime.test_decode import tiny
 from tests.support.fuzzing import case, fuzz
-from tests.theory.test_fuzz_files import CERTIFICATES, STOPPING, TABLES
+from tests.support.saved_files import CERTIFICATES, STOPPING, TABLES
+from tests.support.tiny_models import tiny
 
 ODD = ["", "0", "-1", "1", "2", "3", "nan", "inf", "1e-320", "1e309", "x", "²", "١", " 2 ", "2.5", "9" * 5000, "\udce9"]
 ODD += [

@@ -25,7 +25,7 @@ from specbound.runtime.decode import Generation, generate
 from specbound.runtime.lengths import ConfidenceLength
 from specbound.runtime.models import Pair, load_pair
 from specbound.runtime.processes import agreement, own
-from tests.runtime.test_decode import on_a_grid, replayed_law
+from tests.support.tiny_models import on_a_grid, replayed_law
 
 PROMPTS = [[1, 0, 1], [1]]
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,14 +13,15 @@ from specbound.commands.report import DECODING_FIELDS, FINDING_FIELDS, _read_jso
 from specbound.proofs_checks.laws.law import exact_law
 from specbound.report import decoding_section, page
 from specbound.runtime.verifiers.table import table_verifier
-from specbound.theory import block_transport, multi_path, single_path
+from specbound.theory import block_transport, single_path
 from specbound.theory.json_objects import parse_json
-from specbound.theory.multi_path.certificates import certificate_from_json, certificate_to_json, verify_certificate
-from specbound.theory.multi_path.verifier_table import VerifierTable, verifier_table
+from specbound.theory.multi_path.certificates import certificate_from_json
+from specbound.theory.multi_path.verifier_table import VerifierTable
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 from specbound.theory.stopping import StoppingInstance, solve_report
 from tests.support.fuzzing import almost, attempt, case, fuzz, odd_values, one_of, some_trees
+from tests.support.saved_files import CERTIFICATES, STOPPING, TABLES, solved
 
 
 def checked_tree(tree: PrefixTree) -> None:
@@ -46,28 +46,6 @@ def test_tree_files_are_read_or_refused(text):
             checked_tree(tree)
 
 
-OBJECTIVES = ("lossless", "block-transport")
-
-
-def _solved(tree: PrefixTree, paths: int, objective: str):
-    solver = multi_path.lossless_optimum if objective == "lossless" else multi_path.transport_optimum
-    return solver(tree, paths, 1e-4)
-
-
-SOLVED = [
-    (tree, paths, objective, _solved(tree, paths, objective))
-    for tree in (PrefixTree.random(2, 2, 1), PrefixTree.iid([0.25, 0.75], [0.5, 0.5], 1), PrefixTree.random(3, 1, 2))
-    for paths in (1, 2, 3)
-    for objective in OBJECTIVES
-]
-CERTIFICATES = [
-    json.loads(certificate_to_json(tree, verify_certificate(tree, paths, found.kappa, found.potential, objective)))
-    for tree, paths, objective, found in SOLVED
-]
-TABLES = [
-    json.loads(verifier_table(tree, paths, found.kappa, objective).to_json())
-    for tree, paths, objective, found in SOLVED
-]
 certificates, tables = one_of(CERTIFICATES), one_of(TABLES)
 
 
@@ -84,7 +62,7 @@ def test_certificate_files_are_verified_or_refused(text):
         tree, found = read
         assert found.value <= found.bound + 1e-9 * (1 + tree.length)
         assert -1e-12 <= found.value <= tree.length + 1e-6
-        best = _solved(tree, found.paths, found.objective)
+        best = solved(tree, found.paths, found.objective)
         assert found.value <= best.bound + 1e-6
         assert found.bound >= best.value - 1e-6
 
@@ -128,19 +106,9 @@ def test_the_runtime_reads_table_files_from_disk(tmp_path_factory, text):
         attempt(table_verifier, file)
 
 
-STOPPING = [
-    json.loads(Path("examples/stopping.json").read_text(encoding="utf-8")),
-    {"version": 1, "target": [["1/3", "2/3"], [0, 1]], "draft": [["1/2", "1/2"], [1, 0]], "target_time": 1}
-    | {"draft_time": "1/10", "max_length": 3, "min_length": 1, "verifier": "block"},
-    {"version": 1, "target": [[0.25, 0.75]], "draft": [[0.5, 0.5]], "target_time": 1.5, "draft_time": 0.1}
-    | {"max_length": 2, "successor": [[0, 0]]},
-    {"version": 1, "target": [[1]], "draft": [[1]], "target_time": 1, "draft_time": 0, "max_length": 0},
-]
-
-
 @fuzz(15)
 @given(almost(one_of(STOPPING)))
-def test_stopping_files_are_solved_or_refused(text):
+def test_stopping_files_aresolved_or_refused(text):
     with case():
         instance = attempt(StoppingInstance.from_json, text)
         if instance is None or instance.max_length > 12:
