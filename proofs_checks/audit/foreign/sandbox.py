@@ -122,7 +122,7 @@ class Sandbox:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-c", f"from {__name__} import _serve; _serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -268,6 +268,3 @@ def _limit(memory: int | None, files: int) -> None:
         limit = used + memory * MEBIBYTE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-
-if __name__ == "__main__":
-    _serve()
