@@ -267,4 +267,3 @@ def _limit(memory: int | None, files: int) -> None:
         used = int(statm.read().split()[0]) * resource.getpagesize()
         limit = used + memory * MEBIBYTE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
