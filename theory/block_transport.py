@@ -33,7 +33,8 @@ import numpy as np
 from scipy import sparse
 
 from . import duality, linear_program
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 from .solution import CertificateError, Solution, certify, check_paths
 
 MAX_PAIRS = 4_000_000

@@ -1,202 +1,376 @@
 """Language models small enough to be exact: finite contexts, one row of next-token probabilities each.
 
-A context is all a model remembers; emitting token z in context c leads to context `successor[c][z]`.
-An order-1 Markov chain has one context per token and `successor[c][z] = z`; a prefix tree has one
-context per node and successor = child. Everything downstream is written for contexts, so both are
-one case. Numbers are `fractions.Fraction` when every input is an integer, a fraction or a rational
-string ("3/4", "0.1"); one float anywhere makes the instance float64.
+A context is all a model remembers; token z in context c leads to context `successor[c, z]`. An order-1 Markov chain
+has one context per token and `successor[c, z] = z`; a tree has one context per prefix. Everything in theory starts
+here: prefix trees are a pair of models unrolled L tokens deep, draft-length problems add times to a pair, joint
+decoding draws blocks from one model, laws of streams follow a pair call after call.
+
+Letters: C contexts, V vocabulary. Numbers are Fractions when all of them are given exactly, else float64.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import product
-from numbers import Integral, Rational, Real
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
-from .prefix_tree import parse_number
+from .numbers import (
+    Array,
+    Number,
+    Row,
+    Table,
+    as_floats,
+    check_rows,
+    is_exact,
+    parse_number,
+    python_rows,
+    read_count,
+    read_list,
+    read_number,
+    read_rows,
+    to_array,
+)
 
-Number: TypeAlias = Fraction | float
-Rows: TypeAlias = tuple[tuple[Number, ...], ...]
+if TYPE_CHECKING:
+    from .prefix_tree import PrefixTree
 
-ROW_SUM_TOLERANCE = 1e-9
-_SUPPORT_TOLERANCE = 1e-12
+Prefix: TypeAlias = tuple[int, ...]
+Law: TypeAlias = Callable[[Prefix], Row]
 
 
-def to_number(value: object, field: str) -> Number:
-    """`value` as a Fraction (integers, fractions, rational strings) or a finite float64.
+@dataclass(frozen=True, eq=False)
+class ContextModel:
+    """One language model: rows of next-token probabilities, the context after each token, the context at the start.
+
+    Attributes:
+        rows [C, V]: float64 or Fractions; a row of zeros where the model is not known.
+        successor [C, V] int64: the context after each token, -1 where it is not known; None for order-1 Markov
+            (`successor[c, z] = z`).
+        start: the context before the first token.
 
     Raises:
-        ValueError: naming `field`, for booleans, NaN, infinities, unreadable strings and other types.
+        ValueError: rows that are no laws, a start outside 0..C-1, a successor outside -1..C-1; names the entry.
     """
-    if isinstance(value, str):
-        try:
-            return parse_number(value)
-        except ValueError:
-            raise ValueError(f'{field} is {value!r}; want a number or a rational string such as "3/4"') from None
-    if isinstance(value, Rational) and not isinstance(value, bool):
-        return Fraction(int(value.numerator), int(value.denominator))
-    if isinstance(value, Real) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"{field} is {float(value)}; want a finite number")
-        return float(value)
-    raise ValueError(f'{field} is {value!r}; want a number or a rational string such as "3/4"')
+
+    rows: Array
+    successor: Array | None = None
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        rows = self.rows
+        if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype in (object, np.float64) and rows.size:
+            check_rows(rows, "rows", gaps=True)
+        else:
+            rows = read_rows(rows, "rows")
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "successor", _read_successor(self.successor, *rows.shape))
+        object.__setattr__(self, "start", read_count(self.start, "start", len(rows) - 1))
+
+    # ------------------------------------------------------------------ constructors
+
+    @classmethod
+    def iid(cls, row: object) -> ContextModel:
+        """One context: the same row at every place."""
+        rows = read_rows([row], "row")
+        return cls(rows, np.zeros(rows.shape, dtype=np.int64))
+
+    @classmethod
+    def markov(cls, rows: object, start: int = 0) -> ContextModel:
+        """Order-1 Markov: row c follows token c; generation starts as if after token `start`."""
+        return cls(read_rows(rows, "rows"), None, start)
+
+    @classmethod
+    def markov_with_start_row(cls, rows: object, start_row: object) -> ContextModel:
+        """Order-1 Markov whose first token has its own law."""
+        chain = read_rows(rows, "rows")
+        first = read_rows([start_row], "start_row", chain.shape[1])
+        return cls(to_array([*chain.tolist(), *first.tolist()]), None, len(chain))
+
+    @classmethod
+    def tree(cls, rows: Mapping[Prefix, object]) -> ContextModel:
+        """One row for every prefix of length 0..N-1 (breadth-first); the token after N starts a new text at the root.
+
+        Raises:
+            ValueError: unless the prefixes are exactly the words of length 0..N-1 for some N.
+        """
+        if () not in rows:
+            raise ValueError("rows has no row for the empty prefix (); want a row per prefix")
+        vocab = read_rows([rows[()]], "rows[()]").shape[1]
+        prefixes = sorted(rows, key=lambda w: (len(w), w))
+        full = words(vocab, len(prefixes[-1]))
+        if prefixes != full:
+            missing = next((w for w in full if w not in rows), prefixes[0])
+            raise ValueError(
+                f"rows has {len(prefixes)} prefixes; want a row for each of the {len(full)} words of length "
+                f"0..{len(prefixes[-1])} over {vocab} tokens (first difference: {missing})"
+            )
+        successor = np.maximum(_children(vocab, len(full)), 0)
+        return cls(read_rows([rows[w] for w in full], "rows", vocab), successor)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def contexts(self) -> int:
+        """C."""
+        return len(self.rows)
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.rows.shape[1]
+
+    @property
+    def exact(self) -> bool:
+        """True if the rows are fractions."""
+        return is_exact(self.rows)
+
+    @property
+    def one(self) -> Number:
+        """1 in the model's arithmetic."""
+        return Fraction(1) if self.exact else 1.0
+
+    @cached_property
+    def table(self) -> Table:
+        """The rows as Python numbers, for loops in exact arithmetic."""
+        return python_rows(self.rows)
+
+    @cached_property
+    def following(self) -> tuple[tuple[int, ...], ...]:
+        """The successors as Python integers."""
+        return tuple(map(tuple, self._successor.tolist()))
+
+    @property
+    def _successor(self) -> Array:
+        assert self.successor is not None
+        return self.successor
+
+    def as_float(self) -> ContextModel:
+        """The same model in float64."""
+        return ContextModel(as_floats(self.rows), self.successor, self.start)
+
+    # ------------------------------------------------------------------ laws
+
+    def context_after(self, tokens: Sequence[int], context: int | None = None) -> int:
+        """The context after `tokens`, from `context` (default: the start)."""
+        context = self.start if context is None else context
+        for token in tokens:
+            context = self.following[context][token]
+        return context
+
+    def prefix_joints(self, tokens: Sequence[int], context: int | None = None) -> list[Number]:
+        """P(x_1..x_i | context) for i = 0..len(tokens)."""
+        context = self.start if context is None else context
+        joints = [self.one]
+        for token in tokens:
+            joints.append(joints[-1] * self.row(context)[token])
+            context = self.following[context][token]
+        return joints
+
+    def joint(self, tokens: Sequence[int], context: int | None = None) -> Number:
+        """P(tokens | context), the start by default."""
+        return self.prefix_joints(tokens, context)[-1]
+
+    def block_law(self, length: int) -> dict[Prefix, Number]:
+        """The law of the first `length` tokens, blocks of probability 0 left out."""
+        layer: dict[Prefix, tuple[int, Number]] = {(): (self.start, self.one)}
+        for _ in range(length):
+            layer = {
+                (*tokens, z): (self.following[context][z], mass * probability)
+                for tokens, (context, mass) in layer.items()
+                for z, probability in enumerate(self.row(context))
+                if probability > 0
+            }
+        return {tokens: mass for tokens, (_, mass) in layer.items()}
+
+    def row(self, context: int) -> tuple[Number, ...]:
+        """The law of the next token in a context.
+
+        Raises:
+            ValueError: the model is not known there.
+        """
+        row = self.table[context] if context >= 0 else ()
+        if not any(row):
+            raise ValueError("the model is not known that far; tabulate it deeper")
+        return row
+
+    def argmax(self, context: int) -> int:
+        """Most probable next token, the smallest among equals."""
+        row = self.table[context]
+        return row.index(max(row))
+
+    def tempered(self, temperature: Number) -> ContextModel:
+        """Rows proportional to p^(1/temperature); 1 leaves them as they are, 0 is one-hot at the argmax.
+
+        Raises:
+            ValueError: a negative or non-finite temperature.
+        """
+        temperature = read_number(temperature, "temperature")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; want at least 0")
+        if temperature == 1:
+            return self
+        contexts = range(self.contexts)
+        rows: list[list[Number]]
+        if temperature == 0:
+            rows = [[self.one * int(z == self.argmax(c)) for z in range(self.vocab)] for c in contexts]
+        else:
+            rows = [_powered(self.table[c], 1 / float(temperature)) for c in contexts]
+        return ContextModel(to_array(rows), self.successor, self.start)
 
 
-def read_rows(rows: object, field: str, width: int | None = None) -> Rows:
-    """Rows [C, V] of probabilities, each non-negative with sum 1 (exactly, or to 1e-9 in floats).
+@dataclass(frozen=True, eq=False)
+class ModelPair:
+    """A target and a draft on the same contexts, both exact or both in float64.
 
-    Nothing is rescaled. Raises ValueError naming the field, the entry and what was wanted.
+    Raises:
+        ValueError: the two have different rows, successors or starts.
     """
-    listed = _listed(rows, field)
-    if not listed:
-        raise ValueError(f"{field} is empty; want at least one row of probabilities")
-    parsed = []
-    for c, row in enumerate(listed):
-        entries = _listed(row, f"{field}[{c}]")
-        width = len(entries) if width is None else width
-        if len(entries) != width or not entries:
-            raise ValueError(f"{field}[{c}] has {len(entries)} entries; want {width}, one per token")
-        parsed.append(_read_row(entries, f"{field}[{c}]"))
-    return tuple(parsed)
+
+    target: ContextModel
+    draft: ContextModel
+
+    def __post_init__(self) -> None:
+        target, draft = self.target, self.draft
+        if target.rows.shape != draft.rows.shape:
+            raise ValueError(f"target has shape {target.rows.shape} and draft {draft.rows.shape}; want the same")
+        if target.start != draft.start or not np.array_equal(target._successor, draft._successor):
+            raise ValueError("target and draft have different contexts; want the same start and the same successor")
+        if target.exact != draft.exact:
+            object.__setattr__(self, "target", target.as_float())
+            object.__setattr__(self, "draft", draft.as_float())
+
+    # ------------------------------------------------------------------ constructors
+
+    @classmethod
+    def of(cls, target: object, draft: object, successor: object = None, start: int = 0) -> ModelPair:
+        """From rows [C, V] of both and what `ContextModel` takes; errors name target and draft."""
+        rows = read_rows(target, "target")
+        other = read_rows(draft, "draft", rows.shape[1])
+        if len(other) != len(rows):
+            raise ValueError(f"draft has {len(other)} rows and target {len(rows)}; want one per context in both")
+        contexts = _read_successor(successor, *rows.shape)
+        return cls(ContextModel(rows, contexts, start), ContextModel(other, contexts, start))
+
+    @classmethod
+    def iid(cls, target: object, draft: object) -> ModelPair:
+        """One context: the same two rows at every place."""
+        return cls.of([target], [draft], [[0] * len(read_list(target, "target"))])
+
+    @classmethod
+    def markov(cls, target: object, draft: object, start: int = 0) -> ModelPair:
+        """Order-1 chains: row y of each V x V matrix follows token y; `start` is the token before the stream."""
+        return cls.of(target, draft, None, start)
+
+    @classmethod
+    def from_conditionals(cls, target: Law, draft: Law, vocab: int, depth: int) -> ModelPair:
+        """Two functions from a prefix to a row, tabulated `depth` tokens deep.
+
+        Contexts are the prefixes, breadth-first; at those of length `depth` the draft is not known.
+        """
+        prefixes = words(vocab, depth)
+        inner = sum(len(w) < depth for w in prefixes)
+        rows = [_law_row("target", target(w), vocab) for w in prefixes]
+        drafted = [_law_row("draft", draft(w), vocab) for w in prefixes[:inner]]
+        tables = to_array(rows, drafted + [[0] * vocab] * (len(prefixes) - inner))
+        for name, table in zip(("target", "draft"), tables, strict=True):
+            check_rows(table, name, gaps=name == "draft")
+        successor = _children(vocab, len(prefixes))
+        return cls(ContextModel(tables[0], successor), ContextModel(tables[1], successor))
+
+    @classmethod
+    def from_tree(cls, tree: PrefixTree) -> ModelPair:
+        """Contexts are the nodes of a tree; N tokens with draft length L want a tree of depth N + L - 1."""
+        target, draft = tree.rows(tree.target), tree.rows(tree.draft)
+        target[tree.leaves] = tree.bonus
+        successor = np.full((tree.size, tree.vocab), -1)
+        successor[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
+        return cls(ContextModel(target, successor), ContextModel(draft, successor))
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def successor(self) -> Array:
+        """[C, V] int64: the context after each token, -1 where it is not known."""
+        return self.target._successor
+
+    @property
+    def start(self) -> int:
+        """The context before the first token."""
+        return self.target.start
+
+    @property
+    def contexts(self) -> int:
+        """C."""
+        return self.target.contexts
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.target.vocab
+
+    @property
+    def exact(self) -> bool:
+        """True if the rows are fractions."""
+        return self.target.exact
+
+    def as_float(self) -> ModelPair:
+        """The same pair in float64."""
+        return ModelPair(self.target.as_float(), self.draft.as_float())
+
+    def target_law(self, tokens: int) -> dict[Prefix, Number]:
+        """The target's law of the first N tokens, impossible ones left out."""
+        return self.target.block_law(tokens)
 
 
-def _read_row(entries: Sequence[object], field: str) -> tuple[Number, ...]:
-    row = tuple(to_number(value, f"{field}[{z}]") for z, value in enumerate(entries))
-    for z, value in enumerate(row):
-        if value < 0:
-            raise ValueError(f"{field}[{z}] is {value}; want a probability, at least 0")
-    if max(row) > 1 + ROW_SUM_TOLERANCE:
-        raise ValueError(f"{field} has an entry above 1; want probabilities")
-    total: Number = sum(row)
-    tolerance = 0 if all_exact(row) else ROW_SUM_TOLERANCE
-    if magnitude(total - 1) > tolerance:
-        raise ValueError(f"{field} sums to {total}; want 1 (divide the row by its sum)")
-    return row
+def words(vocab: int, depth: int) -> list[Prefix]:
+    """All words of length 0..depth over the tokens 0..vocab-1, breadth-first."""
+    return [w for length in range(depth + 1) for w in product(range(vocab), repeat=length)]
 
 
-def read_successor(successor: object | None, contexts: int, vocab: int) -> tuple[tuple[int, ...], ...]:
-    """The successor map [C, V]; None means order-1 Markov, `successor[c][z] = z`, which needs C >= V."""
+def _children(vocab: int, count: int) -> Array:
+    """[count, V]: in breadth-first order the children of word i are V i + 1, ...; -1 where they are beyond."""
+    children = vocab * np.arange(count)[:, None] + np.arange(1, vocab + 1)
+    return np.where(children < count, children, -1)
+
+
+def _law_row(name: str, row: Row, vocab: int) -> Row:
+    if len(row) != vocab:
+        raise ValueError(f"a {name} row has {len(row)} entries; want {vocab}")
+    return row if isinstance(row, np.ndarray) else [parse_number(x) if isinstance(x, str) else x for x in row]
+
+
+def _read_successor(successor: object, contexts: int, vocab: int) -> Array:
+    """The successor map [C, V]; None means order-1 Markov, `successor[c, z] = z`, which needs C >= V."""
     if successor is None:
         if contexts < vocab:
             raise ValueError(
                 f"target has {contexts} rows for {vocab} tokens; want one row per token, or give successor"
             )
-        return (tuple(range(vocab)),) * contexts
-    listed = _listed(successor, "successor")
+        return np.tile(np.arange(vocab), (contexts, 1))
+    ready = isinstance(successor, np.ndarray) and successor.dtype == np.int64 and successor.shape == (contexts, vocab)
+    if isinstance(successor, np.ndarray) and ready and successor.min() >= -1 and successor.max() < contexts:
+        return successor
+    listed = read_list(successor, "successor")
     if len(listed) != contexts:
         raise ValueError(f"successor has {len(listed)} rows; want {contexts}, one per context")
-    return tuple(_read_successor_row(row, c, contexts, vocab) for c, row in enumerate(listed))
+    return np.array([_successor_row(row, c, contexts, vocab) for c, row in enumerate(listed)])
 
 
-def _read_successor_row(row: object, c: int, contexts: int, vocab: int) -> tuple[int, ...]:
-    entries = _listed(row, f"successor[{c}]")
+def _successor_row(row: object, c: int, contexts: int, vocab: int) -> list[int]:
+    entries = read_list(row, f"successor[{c}]")
     if len(entries) != vocab:
         raise ValueError(f"successor[{c}] has {len(entries)} entries; want {vocab}, one per token")
-    return tuple(read_count(value, f"successor[{c}][{z}]", contexts - 1) for z, value in enumerate(entries))
+    return [read_count(value, f"successor[{c}][{z}]", contexts - 1) for z, value in enumerate(entries)]
 
 
-def read_count(value: object, field: str, highest: int | None = None) -> int:
-    """`value` as an integer in 0..highest; ValueError naming `field` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
-        raise ValueError(f"{field} is {value!r}; want an integer, at least 0")
-    if highest is not None and int(value) > highest:
-        raise ValueError(f"{field} is {value}; want at most {highest}")
-    return int(value)
-
-
-def _listed(values: object, field: str) -> list[object]:
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    if not isinstance(values, (list, tuple)):
-        raise ValueError(f"{field} is {values!r}; want a list")
-    return list(values)
-
-
-def all_exact(*rows: Sequence[Number]) -> bool:
-    """True if every number is a Fraction, so that arithmetic on them stays exact."""
-    return all(isinstance(value, Fraction) for row in rows for value in row)
-
-
-def as_floats(rows: Rows) -> Rows:
-    """The same rows in float64."""
-    return tuple(tuple(float(value) for value in row) for row in rows)
-
-
-def tree_successor(
-    prefixes: Collection[tuple[int, ...]], vocab: int, field: str
-) -> tuple[list[tuple[int, ...]], tuple[tuple[int, ...], ...]]:
-    """Prefixes in breadth-first order and their successor map; one context per prefix, the empty one first.
-
-    After the longest prefixes the text is complete and the next token starts a new one at the root.
-    Raises ValueError unless `prefixes` are exactly the words of length 0..N-1 for some N.
-    """
-    ordered = sorted(prefixes, key=lambda w: (len(w), w))
-    depth = len(ordered[-1]) if ordered else 0
-    full = [w for length in range(depth + 1) for w in product(range(vocab), repeat=length)]
-    if ordered != full:
-        missing = next((w for w in full if w not in set(ordered)), ordered[:1])
-        raise ValueError(
-            f"{field} has {len(ordered)} prefixes; want a row for each of the {len(full)} words of length "
-            f"0..{depth} over {vocab} tokens (first difference: {missing})"
-        )
-    index = {w: c for c, w in enumerate(ordered)}
-    return ordered, tuple(tuple(index.get((*w, z), 0) for z in range(vocab)) for w in ordered)
-
-
-def closed_classes(transition: Sequence[Sequence[Number]]) -> list[list[int]]:
-    """The sets of states a chain never leaves and that cannot be split; floats up to 1e-12 count as 0."""
-
-    def possible(probability: Number) -> bool:
-        return probability > (0 if isinstance(probability, Fraction) else _SUPPORT_TOLERANCE)
-
-    reach = np.array([[possible(value) for value in row] for row in transition])
-    count, label = connected_components(csr_array(reach), directed=True, connection="strong")
-    members = [np.flatnonzero(label == i) for i in range(count)]
-    return [group.tolist() for group in members if not reach[np.ix_(group, label != label[group[0]])].any()]
-
-
-def stationary_law(transition: Sequence[Sequence[Number]]) -> list[Number]:
-    """pi with pi = pi transition and sum 1, for a chain with one closed class; exact in Fractions."""
-    states = range(len(transition))
-    matrix: list[list[Number]] = [[transition[s][z] - (1 if s == z else 0) for s in states] for z in states]
-    matrix[0] = [1 for _ in states]
-    return solve_linear(matrix, [1, *[0] * (len(transition) - 1)])
-
-
-def magnitude(value: Number) -> Number:
-    """|value|."""
-    return value if value >= 0 else -value
-
-
-def solve_linear(matrix: Sequence[Sequence[Number]], right: Sequence[Number]) -> list[Number]:
-    """x with matrix x = right, by Gauss-Jordan elimination with pivoting; exact in Fractions.
-
-    Raises:
-        ZeroDivisionError: the matrix is singular.
-    """
-    size = len(right)
-    rows = [[_exact(value) for value in (*matrix[i], right[i])] for i in range(size)]
-    for column in range(size):
-        pivot = max(range(column, size), key=lambda i: magnitude(rows[i][column]))
-        if rows[pivot][column] == 0:
-            raise ZeroDivisionError(f"the {size} x {size} linear system is singular in column {column}")
-        rows[column], rows[pivot] = rows[pivot], rows[column]
-        scale = rows[column][column]
-        rows[column] = [value / scale for value in rows[column]]
-        for i in range(size):
-            factor = rows[i][column]
-            if i != column and factor != 0:
-                rows[i] = [value - factor * base for value, base in zip(rows[i], rows[column], strict=True)]
-    return [row[size] for row in rows]
-
-
-def _exact(value: Number) -> Number:
-    """Integers as Fractions, whose quotients stay exact."""
-    return Fraction(value) if isinstance(value, int) else value
+def _powered(row: Sequence[Number], exponent: float) -> list[Number]:
+    """row^exponent normalised, relative to its largest entry so that nothing underflows to an empty row."""
+    largest = max(row)
+    weights = [float(value / largest) ** exponent for value in row]
+    total = sum(weights)
+    return [weight / total for weight in weights]

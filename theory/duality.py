@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from .feasibility import coverage
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 
 
 def chain_bound(tree: PrefixTree, price: Array, ratio: Array | None = None) -> Any:

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 
 
 def coverage(mass: Any, paths: int) -> Any:

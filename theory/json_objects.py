@@ -1,14 +1,13 @@
-"""Reading the JSON files of theory: whatever is wrong with one is a ValueError that names the field."""
+"""The JSON files of theory, read and written: whatever is wrong with one is a ValueError that names the field."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 
 def parse_json(what: str, text: str) -> Any:
@@ -56,21 +55,20 @@ def read_object(
     return data
 
 
-def read_float(name: str, value: Any) -> float:
-    """A finite number. Raises ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}; want a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}; want a finite number")
-    return number
+def write_object(form: str | None, version: int, fields: Mapping[str, Any]) -> str:
+    """One JSON object with `format` (unless None) and `version` first; see `plain` for the values."""
+    head = {"version": version} if form is None else {"format": form, "version": version}
+    return json.dumps(head | {name: plain(value) for name, value in fields.items()})
 
 
-def read_floats(name: str, values: Any) -> NDArray[np.float64]:
-    """[m] float64 from a JSON list of finite numbers. Raises ValueError for anything else."""
-    if not isinstance(values, list):
-        raise ValueError(f"{name} must be a list of numbers")
-    return np.array([read_float(f"{name}[{place}]", value) for place, value in enumerate(values)], dtype=float)
+def plain(value: Any) -> Any:
+    """What JSON can hold: fractions as strings ("1/3"), arrays and tuples as lists, floats with every digit."""
+    if isinstance(value, Fraction):
+        return str(value)
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    return value

@@ -27,7 +27,8 @@ import numpy as np
 
 from . import block_transport, level_by_level, selection, single_path, single_step, token_level
 from .feasibility import antichain_excess, coverage, transport_excess
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 from .solution import check_paths
 
 MAX_EXACT_PATHS = 8

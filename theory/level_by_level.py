@@ -22,7 +22,8 @@ import numpy as np
 
 from . import single_step
 from .feasibility import coverage
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 
 Coins = Callable[[Array, Array, int], Array]  # target row, draft row, n -> coins [n, V]
 

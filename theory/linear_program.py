@@ -19,7 +19,8 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from .feasibility import coverage
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 from .solution import CertificateError
 
 ATTEMPTS = (("highs-ds", 1e-10), ("highs-ds", 1e-7), ("highs-ipm", 1e-7))

@@ -49,7 +49,8 @@ from scipy import sparse
 
 from . import duality
 from .block_transport import sources, to_transport
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 from .solution import CertificateError, Objective, check_paths
 
 __all__ = [

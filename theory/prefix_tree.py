@@ -9,11 +9,9 @@ A node that no draft reaches, Q(w) = 0, may be left without children: no accepte
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -21,13 +19,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .json_objects import read_object
-
-Array = NDArray[Any]
-Row = Sequence[Any] | Array
-Prefix = tuple[int, ...]
+from .contexts import Law, ModelPair
+from .contexts import Prefix as Prefix
+from .json_objects import read_object, write_object
+from .numbers import ROW_TOLERANCE, Row, is_exact, read_list, read_number, to_array
+from .numbers import Array as Array
 
 FORMAT = "specbound.prefix-tree"
 VERSION = 1
@@ -35,8 +32,6 @@ MAX_NODES = 20_000_000
 MAX_TOKENS = 10**9
 MAX_VOCAB = 2**31 - 1
 MAX_BONUS = 200_000_000
-MAX_EXPONENT = 9999
-ROW_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +62,8 @@ class PrefixTree:
     symbols: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name, values in _as_arrays(self).items():
+            object.__setattr__(self, name, values)
         _check_shape(self)
         _check_order(self)
         _check_probabilities(self)
@@ -74,55 +71,45 @@ class PrefixTree:
     # ------------------------------------------------------------------ constructors
 
     @classmethod
-    def from_conditionals(
-        cls,
-        target: Callable[[Prefix], Row],
-        draft: Callable[[Prefix], Row],
-        vocab: int,
-        length: int,
-    ) -> PrefixTree:
-        """The full V-ary tree of two functions from a prefix (tuple of tokens) to a row of V probabilities."""
-        _check_size(vocab, length)
-        prefixes: list[Prefix] = [()]
-        parent, token = [-1], [-1]
-        target_values: list[Any] = [1]
-        draft_values: list[Any] = [1]
+    def unrolled(cls, pair: ModelPair, length: int) -> PrefixTree:
+        """A pair of models looked at `length` tokens deep; a child for every token whose context is known."""
+        _check_size(pair.vocab, length)
+        contexts = np.array([pair.start])
+        parent, token = [np.array([-1])], [np.array([-1])]
+        target, draft = [pair.target.rows[:1, 0] * 0 + 1], [pair.draft.rows[:1, 0] * 0 + 1]
         first = 0
         for _ in range(length):
-            level = prefixes[first:]
-            for offset, prefix in enumerate(level):
-                rows = [_row(name, law(prefix), vocab) for name, law in (("target", target), ("draft", draft))]
-                for y in range(vocab):
-                    prefixes.append((*prefix, y))
-                    parent.append(first + offset)
-                    token.append(y)
-                    target_values.append(rows[0][y])
-                    draft_values.append(rows[1][y])
-            first += len(level)
-        bonus = [_row("target", target(prefix), vocab) for prefix in prefixes[first:]]
-        target_array, draft_array, bonus_array = _numbers(target_values, draft_values, bonus)
-        return cls(vocab, length, np.array(parent), np.array(token), target_array, draft_array, bonus_array)
+            following = pair.successor[contexts]
+            place, below = np.nonzero(following >= 0)
+            parent.append(first + place)
+            token.append(below)
+            target.append(pair.target.rows[contexts[place], below])
+            draft.append(pair.draft.rows[contexts[place], below])
+            first += len(contexts)
+            contexts = following[place, below]
+        bonus = [pair.target.rows[contexts]]
+        arrays = [np.concatenate(parts) for parts in (parent, token, target, draft, bonus)]
+        return cls(pair.vocab, length, *arrays)
+
+    @classmethod
+    def from_conditionals(cls, target: Law, draft: Law, vocab: int, length: int) -> PrefixTree:
+        """The full V-ary tree of two functions from a prefix (tuple of tokens) to a row of V probabilities."""
+        _check_size(vocab, length)
+        return cls.unrolled(ModelPair.from_conditionals(target, draft, vocab, length), length)
 
     @classmethod
     def iid(cls, target: Row, draft: Row, length: int) -> PrefixTree:
         """Every token drawn from the same two rows of V probabilities, whatever came before."""
         if len(target) != len(draft):
             raise ValueError(f"target has {len(target)} entries and draft {len(draft)}; give one per token to both")
-        return cls.from_conditionals(lambda _: target, lambda _: draft, len(target), length)
+        return cls.unrolled(ModelPair.iid(target, draft), length)
 
     @classmethod
     def markov(cls, target: Sequence[Row], draft: Sequence[Row], length: int, start: int = 0) -> PrefixTree:
         """Order-1 chains: row y of each V x V matrix follows token y; `start` is the token before the draft."""
         if len(target) != len(draft):
             raise ValueError(f"target has {len(target)} rows and draft {len(draft)}; give one per token to both")
-        if not 0 <= start < len(target):
-            raise ValueError(f"start is {start}; want a token in 0..{len(target) - 1}")
-        return cls.from_conditionals(
-            lambda prefix: target[prefix[-1] if prefix else start],
-            lambda prefix: draft[prefix[-1] if prefix else start],
-            len(target),
-            length,
-        )
+        return cls.unrolled(ModelPair.markov(target, draft, start), length)
 
     @classmethod
     def random(cls, vocab: int, length: int, seed: int, concentration: float = 0.5) -> PrefixTree:
@@ -163,7 +150,7 @@ class PrefixTree:
         vocab, length = _integer("vocab", data["vocab"]), _integer("length", data["length"])
         parent = _integers("parent", data["parent"])
         bonus = _parsed("bonus", data["bonus"]) if "bonus" in data else _uniform(vocab, _count_deepest(parent, length))
-        target, draft, bonus = _numbers(_parsed("target", data["target"]), _parsed("draft", data["draft"]), bonus)
+        target, draft, bonus = to_array(_parsed("target", data["target"]), _parsed("draft", data["draft"]), bonus)
         symbols = data.get("symbols")
         if symbols is not None and not (
             isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols)
@@ -175,17 +162,11 @@ class PrefixTree:
 
     def to_json(self) -> str:
         """One JSON object; fractions are written as strings ("1/3"), floats in full precision."""
-
-        def plain(values: Array) -> list[Any]:
-            return [str(value) for value in values] if self.exact else [float(value) for value in values]
-
-        data: dict[str, Any] = {"format": FORMAT, "version": VERSION, "vocab": self.vocab, "length": self.length}
-        data |= {"parent": self.parent.tolist(), "token": self.token.tolist()}
-        data |= {"target": plain(self.target), "draft": plain(self.draft)}
-        data["bonus"] = [plain(row) for row in self.bonus]
+        fields = ("vocab", "length", "parent", "token", "target", "draft", "bonus")
+        data = {name: getattr(self, name) for name in fields}
         if self.symbols is not None:
             data["symbols"] = list(self.symbols)
-        return json.dumps(data)
+        return write_object(FORMAT, VERSION, data)
 
     # ------------------------------------------------------------------ structure
 
@@ -197,7 +178,7 @@ class PrefixTree:
     @property
     def exact(self) -> bool:
         """True if the probabilities are fractions."""
-        return self.target.dtype == object
+        return is_exact(self.target)
 
     @cached_property
     def depth(self) -> Array:
@@ -304,27 +285,6 @@ class PrefixTree:
         return PrefixTree(self.vocab, self.length, self.parent, self.token, target, draft, bonus, self.symbols)
 
 
-def parse_number(text: object) -> Fraction | float:
-    """A probability as a person writes it: "1/3" or an integer gives a Fraction, 0.25 or "0.25" as told below.
-
-    Strings ("0.25" too) are read exactly; JSON numbers with a decimal point are floats.
-
-    Raises:
-        ValueError: if it is not a number.
-    """
-    if isinstance(text, bool) or not isinstance(text, int | float | str):
-        raise ValueError(f"{text!r} is not a number; write a decimal such as 0.25 or a fraction such as 1/4")
-    if isinstance(text, float):
-        return text
-    exponent = re.search(r"e[+-]?(\d+)", str(text).lower())
-    if exponent is None or int(exponent[1]) <= MAX_EXPONENT:
-        try:
-            return Fraction(text)
-        except (ValueError, ZeroDivisionError):
-            pass
-    raise ValueError(f"{text!r} is not a number; write a decimal such as 0.25 or a fraction such as 1/4")
-
-
 # ---------------------------------------------------------------------- checks
 
 
@@ -350,6 +310,16 @@ def _check_size(vocab: int, length: int) -> None:
 def _check_vocab(vocab: int) -> None:
     if vocab > MAX_VOCAB:
         raise ValueError(f"vocab is {vocab}; want at most {MAX_VOCAB}")
+
+
+def _as_arrays(tree: PrefixTree) -> dict[str, Array]:
+    """The fields as arrays, if some were given as lists: probabilities all exact or all float64."""
+    arrays = {name: np.asarray(getattr(tree, name)) for name in ("parent", "token")}
+    laws = {name: getattr(tree, name) for name in ("target", "draft", "bonus")}
+    if all(isinstance(values, np.ndarray) for values in laws.values()):
+        return arrays
+    listed = [_parsed(name, read_list(values, name)) for name, values in laws.items()]
+    return arrays | dict(zip(laws, to_array(*listed), strict=True))
 
 
 def _check_shape(tree: PrefixTree) -> None:
@@ -460,45 +430,15 @@ def _depths(parent: Array) -> Array:
     return depth
 
 
-def _row(name: str, row: Row, vocab: int) -> Row:
-    if len(row) != vocab:
-        raise ValueError(f"a {name} row has {len(row)} entries; want {vocab}")
-    return row if isinstance(row, np.ndarray) else [parse_number(x) if isinstance(x, str) else x for x in row]
-
-
-def _numbers(*values: Any) -> list[Array]:
-    """Arrays of Fractions if every entry is an integer or a Fraction, else float64."""
-    arrays = [np.array(value, dtype=object) for value in values]
-    if all(isinstance(entry, int | Fraction) for array in arrays for entry in array.ravel()):
-        return [np.frompyfunc(Fraction, 1, 1)(array) if array.size else array for array in arrays]
-    return [as_floats(array) for array in arrays]
-
-
-def as_floats(values: Any) -> Array:
-    """float64 array of numbers. Raises ValueError for what is none, or out of range."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        return values.astype(float, copy=False)
-    try:
-        return np.asarray(values, dtype=object).astype(float)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a row has an entry that is not a number in range: {error}") from None
-
-
 def _parsed(name: str, value: Any) -> Any:
     if not isinstance(value, list):
         raise ValueError(f"{name} is {value!r}; want a list")
-    if name == "bonus":
-        if not all(isinstance(row, list) for row in value) or len({len(row) for row in value}) > 1:
-            raise ValueError("bonus must be a list of rows of equal length, one per node of depth L")
-        return [[_probability(name, entry) for entry in row] for row in value]
-    return [_probability(name, entry) for entry in value]
-
-
-def _probability(name: str, entry: Any) -> Fraction | float:
-    try:
-        return parse_number(entry)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    if name != "bonus":
+        return [read_number(entry, name) for entry in value]
+    rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in value]
+    if not all(isinstance(row, list | tuple) for row in rows) or len({len(row) for row in rows}) > 1:
+        raise ValueError("bonus must be a list of rows of equal length, one per node of depth L")
+    return [[read_number(entry, name) for entry in row] for row in rows]
 
 
 def _integer(name: str, value: Any) -> int:

@@ -28,7 +28,8 @@ import numpy as np
 
 from .feasibility import quotient
 from .level_by_level import times_linear
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 
 BUCKETS = 33
 SUM_SLACK = 8 * float(np.finfo(float).eps)

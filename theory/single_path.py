@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from . import duality, linear_program
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 from .solution import Solution, certify
 from .token_level import clipped
 

@@ -28,7 +28,8 @@ from scipy.optimize import brentq
 
 from . import duality
 from .feasibility import coverage, quotient
-from .prefix_tree import Array, PrefixTree, Row
+from .numbers import Array, Row
+from .prefix_tree import PrefixTree
 from .solution import Solution, certify, check_paths
 
 

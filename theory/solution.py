@@ -20,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 from . import feasibility
-from .prefix_tree import ROW_TOLERANCE, Array, PrefixTree
+from .numbers import ROW_TOLERANCE, Array
+from .prefix_tree import PrefixTree
 
 Objective = Literal["token", "lossless", "block-transport"]
 FEASIBILITY_TOLERANCE = 10 * ROW_TOLERANCE

@@ -22,7 +22,8 @@ import time
 import numpy as np
 
 from . import duality, linear_program
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 from .solution import Solution, certify
 
 

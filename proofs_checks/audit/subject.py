@@ -22,11 +22,12 @@ import torch
 from specbound.runtime import registry
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch
-from specbound.theory.prefix_tree import Prefix, PrefixTree
+from specbound.theory.contexts import ContextModel, ModelPair, Prefix
+from specbound.theory.prefix_tree import PrefixTree
 
 from ..laws.law import batch_of, exact_law
 from ..laws.replay import InvalidResult, Verify, replay
-from ..laws.stream import ModelPair, stream_law
+from ..laws.stream import stream_law
 from .foreign.adapters import KNOWN, Foreign, call_of, foreign, foreign_law
 from .foreign.sandbox import alive
 
@@ -165,7 +166,8 @@ def looped_pair(tree: PrefixTree) -> ModelPair:
     child[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
     again = child[0] if tree.length > 1 else np.zeros(tree.vocab, dtype=np.int64)
     follow[:] = np.where(child[:inner] < inner, child[:inner], again)
-    return ModelPair(tree.rows(tree.target)[:inner], tree.rows(tree.draft)[:inner], follow)
+    target, draft = (ContextModel(tree.rows(law)[:inner], follow) for law in (tree.target, tree.draft))
+    return ModelPair(target, draft)
 
 
 def _check_alone(verify: Verify, tree: PrefixTree, paths: int) -> None:

@@ -9,10 +9,11 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.greedy_block import verify_greedy_block
 from specbound.theory import block_transport, single_path, token_level
+from specbound.theory.contexts import ModelPair
 from specbound.theory.prefix_tree import PrefixTree
 
 from ..laws.law import exact_law
-from ..laws.stream import ModelPair, expected_tokens, stream_law
+from ..laws.stream import expected_tokens, stream_law
 from .ledger import Outcome, claim, described, random_instances, simple_instances
 from .symbolic import block_verification_is_lossless, block_verification_is_optimal
 

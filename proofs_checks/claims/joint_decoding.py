@@ -13,28 +13,28 @@ from fractions import Fraction
 
 import numpy as np
 
+from specbound.theory.contexts import ContextModel, Prefix
 from specbound.theory.joint_decoding import JointSpeculation, beam_block, greedy, joint_greedy, mjsd
 from specbound.theory.joint_decoding.guarantees import intermediate_prefix_slack, round_guarantees
-from specbound.theory.joint_decoding.token_model import TokenModel, Tokens
 
 from .ledger import Outcome, claim, rational_rows
 
 TENTHS = tuple(Fraction(n, 10) for n in range(1, 10))
 
 
-def random_pairs(count: int) -> Iterator[tuple[TokenModel, TokenModel]]:
+def random_pairs(count: int) -> Iterator[tuple[ContextModel, ContextModel]]:
     """Random order-1 Markov pairs in tenths, V = 2 and 3 in turn."""
     for seed in range(count):
         rng = np.random.default_rng(seed)
         vocab = 2 + seed % 2
         counts = rng.multinomial(10, np.full(vocab, 1 / vocab), size=(2, vocab))
         target, draft = ([[Fraction(int(n), 10) for n in row] for row in matrix] for matrix in counts)
-        yield TokenModel.markov(target), TokenModel.markov(draft)
+        yield ContextModel.markov(target), ContextModel.markov(draft)
 
 
-def matrix(model: TokenModel) -> str:
+def matrix(model: ContextModel) -> str:
     """Rows of a model in one line."""
-    return "; ".join(",".join(str(value) for value in row) for row in model.rows)
+    return "; ".join(",".join(str(value) for value in row) for row in model.table)
 
 
 @claim(
@@ -50,11 +50,11 @@ def joint_greedy_against_greedy(deep: bool) -> Outcome:
         rows = rational_rows(2, denominator)
         uniform = (Fraction(1, 2), Fraction(1, 2))
         for root, zero, one, last in itertools.product(rows, repeat=4):
-            table: dict[Tokens, tuple[Fraction, ...]] = {
+            table: dict[Prefix, tuple[Fraction, ...]] = {
                 prefix: uniform for depth in range(3) for prefix in itertools.product((0, 1), repeat=depth)
             }
             table |= {(): root, (0,): zero, (1,): one, (0, 0): last}
-            model = TokenModel.tree(table)
+            model = ContextModel.tree(table)
             count += 1
             by_token, by_block = greedy(model, 3), joint_greedy(model, 3, 2)
             if model.joint(by_block) < model.joint(by_token):
@@ -135,7 +135,7 @@ def calls_are_monotone_in_tau(deep: bool) -> Outcome:
 )
 def perplexity_is_monotone_in_tau(deep: bool) -> Outcome:
     for count, (target, draft) in enumerate(random_pairs(200), start=1):
-        if any(value == 0 for row in target.rows for value in row):
+        if any(value == 0 for row in target.table for value in row):
             continue
         laws = [
             mjsd(JointSpeculation(target, draft, 3, 1, tau), 6, "sample")

@@ -10,7 +10,7 @@ Letters: N tokens, L draft length, K paths, V vocabulary, C contexts of the mode
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,79 +19,13 @@ import torch
 
 from specbound.runtime import registry
 from specbound.runtime.verdict import Batch
-from specbound.theory.prefix_tree import Prefix, PrefixTree, Row
+from specbound.theory.contexts import ModelPair, Prefix
+from specbound.theory.numbers import Number
 
 from .replay import Verify, function_of, replay
 
 ROWS_PER_PASS = 200_000
 MAX_TUPLES = 200_000
-
-
-@dataclass(frozen=True)
-class ModelPair:
-    """Two models whose next-token laws depend on one of C contexts.
-
-    Attributes:
-        target, draft [C, V]: rows, float64.
-        follow [C, V] int64: the context after a token; -1 where the pair is not known further.
-        start: the context at the beginning of the stream.
-    """
-
-    target: np.ndarray
-    draft: np.ndarray
-    follow: np.ndarray
-    start: int = 0
-
-    @classmethod
-    def iid(cls, target: Row, draft: Row) -> ModelPair:
-        """One context: the same two rows at every place."""
-        return cls.markov([target], [draft], follow=np.zeros((1, len(target)), dtype=np.int64))
-
-    @classmethod
-    def markov(
-        cls, target: Sequence[Row], draft: Sequence[Row], start: int = 0, follow: np.ndarray | None = None
-    ) -> ModelPair:
-        """Order-1 chains: row y of each V x V matrix follows token y; `start` is the token before the stream."""
-        target_rows, draft_rows = (np.array(matrix, dtype=float) for matrix in (target, draft))
-        if target_rows.shape != draft_rows.shape:
-            raise ValueError(f"target has shape {target_rows.shape} and draft {draft_rows.shape}; want the same")
-        contexts, vocab = target_rows.shape
-        if follow is None:
-            follow = np.tile(np.arange(vocab), (contexts, 1))
-        return cls(target_rows, draft_rows, follow, start)
-
-    @classmethod
-    def from_conditionals(
-        cls, target: Callable[[Prefix], Row], draft: Callable[[Prefix], Row], vocab: int, depth: int
-    ) -> ModelPair:
-        """Two functions from a prefix to a row, tabulated `depth` tokens deep (see `from_tree`)."""
-        return cls.from_tree(PrefixTree.from_conditionals(target, draft, vocab, depth))
-
-    @classmethod
-    def from_tree(cls, tree: PrefixTree) -> ModelPair:
-        """Contexts are the nodes of a tree; N tokens with draft length L want a tree of depth N + L - 1."""
-        tree = tree.as_float()
-        target, draft = tree.rows(tree.target), tree.rows(tree.draft)
-        target[tree.leaves] = tree.bonus
-        follow = np.full((tree.size, tree.vocab), -1)
-        follow[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
-        return cls(target, draft, follow)
-
-    @property
-    def vocab(self) -> int:
-        """V."""
-        return self.target.shape[1]
-
-    def target_law(self, tokens: int) -> dict[Prefix, float]:
-        """The target's law of the first N tokens, impossible ones left out."""
-        law: dict[Prefix, tuple[float, int]] = {(): (1.0, self.start)}
-        for _ in range(tokens):
-            law = {
-                (*prefix, y): (mass * self.target[context, y], self.follow[context, y])
-                for prefix, (mass, context) in law.items()
-                for y in np.flatnonzero(self.target[context]).tolist()
-            }
-        return {prefix: mass for prefix, (mass, _) in law.items()}
 
 
 @dataclass(frozen=True)
@@ -110,7 +44,7 @@ class StreamLaw:
     calls: float
     states: int
 
-    def total_variation(self, other: dict[Prefix, float]) -> float:
+    def total_variation(self, other: Mapping[Prefix, Number]) -> float:
         """Total variation distance to another law, e.g. `pair.target_law(N)`; in [0, 1]."""
         prefixes = self.tokens.keys() | other.keys()
         return 0.5 * sum(abs(self.tokens.get(prefix, 0.0) - other.get(prefix, 0.0)) for prefix in prefixes)
@@ -148,6 +82,7 @@ def stream_law(
     if tokens < 1:
         raise ValueError(f"tokens is {tokens}; want at least 1")
     verify = function_of(verifier)
+    pair = pair.as_float()
     law: dict[Prefix, float] = {}
     calls, most, call = 0.0, 1, 0
     streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
@@ -174,6 +109,7 @@ def expected_tokens(
     with few contexts (iid, Markov) can be followed for many calls.
     """
     verify = function_of(verifier)
+    pair = pair.as_float()
     totals: list[float] = []
     streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
     for call in range(calls):
@@ -246,8 +182,8 @@ def _one_call(
         carry = None if streams.carry is None else streams.carry.select(rows[stream])
         batch = Batch(
             torch.as_tensor(tokens),
-            torch.as_tensor(pair.draft[contexts[..., :-1]]),
-            torch.as_tensor(pair.target[contexts]),
+            torch.as_tensor(pair.draft.rows[contexts[..., :-1]]),
+            torch.as_tensor(pair.target.rows[contexts]),
             carry,
         )
         for outcome in replay(verify, batch):
@@ -255,7 +191,7 @@ def _one_call(
             block = [
                 [*path[:count].tolist(), int(y)] for path, count, y in zip(winner, kept, outcome.token, strict=True)
             ]
-            behind = pair.follow[contexts[outcome.row, outcome.path, kept], outcome.token]
+            behind = pair.successor[contexts[outcome.row, outcome.path, kept], outcome.token]
             yield rows[stream[outcome.row]], block, behind, weight[outcome.row] * outcome.probability, outcome.carry
 
 
@@ -268,9 +204,9 @@ def _walk(pair: ModelPair, start: np.ndarray, blocks: np.ndarray) -> tuple[np.nd
     context = np.broadcast_to(start[:, None], (len(start), len(blocks)))
     along, chance = [context], np.ones(context.shape)
     for token in blocks.T:
-        if (chance * (pair.draft[context].sum(axis=-1) == 0)).any():
+        if (chance * (pair.draft.rows[context].sum(axis=-1) == 0)).any():
             raise ValueError("the model pair is not known far enough; tabulate it to depth N + L - 1 at least")
-        chance = chance * pair.draft[context, token]
-        context = pair.follow[context, token]
+        chance = chance * pair.draft.rows[context, token]
+        context = pair.successor[context, token]
         along.append(context)
     return np.stack(along, axis=-1), chance

@@ -115,7 +115,7 @@ def read_instance(
 
 
 def _row(option: str, text: str) -> list[Any]:
-    from specbound.theory.prefix_tree import parse_number
+    from specbound.theory.numbers import parse_number
 
     try:
         row = [parse_number(entry.strip()) for entry in text.split(",")]

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 
 from specbound.proofs_checks.laws.law import exact_law
-from specbound.proofs_checks.laws.stream import ModelPair, expected_tokens, stream_law
+from specbound.proofs_checks.laws.stream import expected_tokens, stream_law
 from specbound.runtime.carry import Layers
 from specbound.runtime.draws import Draws
 from specbound.runtime.parts.single_path import at, only_path, row_at
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get, greedy_block, verify
 from specbound.runtime.verifiers.greedy_block import verify_greedy_block
+from specbound.theory.contexts import ModelPair
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.strategies import edge_trees, trees
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from specbound.proofs_checks.laws.law import exact_law
-from specbound.proofs_checks.laws.stream import ModelPair, stream_law
+from specbound.proofs_checks.laws.stream import stream_law
 from specbound.runtime.acceptance_head import AcceptanceHead
 from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength, FixedLength
 from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers import get, greedy_block
+from specbound.theory.contexts import ModelPair
 from specbound.theory.prefix_tree import PrefixTree
 
 ROW = torch.tensor([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [1.0, 0.0, 0.0]])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from specbound.proofs_checks.laws.law import batch_of, exact_law
 from specbound.proofs_checks.laws.races import image_race_law
-from specbound.proofs_checks.laws.stream import ModelPair, expected_tokens, stream_law
+from specbound.proofs_checks.laws.stream import expected_tokens, stream_law
 from specbound.runtime.carry import Layers
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
@@ -30,6 +30,7 @@ from specbound.runtime.verifiers.spectr_gbv import (
 )
 from specbound.runtime.verifiers.spectr_gbv_published import published_residual
 from specbound.theory.block_transport import transport_optimum
+from specbound.theory.contexts import ModelPair
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.strategies import edge_trees, trees
 

@@ -19,13 +19,14 @@ from specbound.proofs_checks.laws.law import exact_law
 from specbound.runtime import registry
 from specbound.runtime.verdict import Verdict
 from specbound.theory import block_transport, multi_path, single_path, single_step, token_level
+from specbound.theory.contexts import ContextModel
 from specbound.theory.joint_decoding import JointSpeculation, committed_per_call
-from specbound.theory.joint_decoding.token_model import TokenModel
 from specbound.theory.known_values import known_values
 from specbound.theory.multi_path import antichain, automaton
 from specbound.theory.multi_path.certificates import verify_certificate
 from specbound.theory.multi_path.verifier_table import verifier_table
-from specbound.theory.prefix_tree import PrefixTree, parse_number
+from specbound.theory.numbers import parse_number
+from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError, certify
 from tests.support.fuzzing import NUMBERS, TEXTS, attempt, case, fuzz, rows, some_trees
 
@@ -216,7 +217,7 @@ def test_joint_speculation_commits_at_least_one_token_or_is_refused(data):
     if data.draw(st.integers(0, 3)) == 0:
         matrices[0][0] = data.draw(odd_rows())
     with case():
-        target, draft = (attempt(TokenModel.markov, matrix) for matrix in matrices)
+        target, draft = (attempt(ContextModel.markov, matrix) for matrix in matrices)
         if target is None or draft is None:
             return
         block = data.draw(st.sampled_from([1, 2, 3, 0, -1]))

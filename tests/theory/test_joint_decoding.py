@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specbound.theory.contexts import ContextModel
 from specbound.theory.joint_decoding import (
     DecodingLaw,
     JointSpeculation,
@@ -30,7 +31,6 @@ from specbound.theory.joint_decoding import (
     speculative_sampling,
 )
 from specbound.theory.joint_decoding.guarantees import intermediate_prefix_slack, round_guarantees
-from specbound.theory.joint_decoding.token_model import TokenModel
 from specbound.theory.stopping.instance import StoppingInstance
 from specbound.theory.stopping.leaves import block_probability, leaf_law
 from tests.support.strategies import row
@@ -38,12 +38,12 @@ from tests.support.strategies import row
 TAUS = ["0", "1/10", "3/10", "1/2", "7/10", "9/10", "1"]
 
 
-def markov(text: str, start: int = 0) -> TokenModel:
-    return TokenModel.markov([line.split() for line in text.split("|")], start)
+def markov(text: str, start: int = 0) -> ContextModel:
+    return ContextModel.markov([line.split() for line in text.split("|")], start)
 
 
-def tree(rows: dict[str, str]) -> TokenModel:
-    return TokenModel.tree({tuple(map(int, prefix)): law.split() for prefix, law in rows.items()})
+def tree(rows: dict[str, str]) -> ContextModel:
+    return ContextModel.tree({tuple(map(int, prefix)): law.split() for prefix, law in rows.items()})
 
 
 def word(tokens: tuple[int, ...]) -> str:
@@ -126,25 +126,25 @@ def test_speculative_sampling_has_the_reference_perplexity_and_calls(pair, tempe
 def test_the_perplexity_of_a_long_text_is_that_of_its_tokens():
     """Every token has probability 3/5, also where that of the whole text is below the range of floats."""
     for number in (0.6, Q(3, 5)):
-        model = TokenModel.markov([[number, 1 - number]] * 2)
+        model = ContextModel.markov([[number, 1 - number]] * 2)
         for length in (10, 1500, 3000):
             decoded = DecodingLaw({(0,) * length: 1.0}, 1.0, model)
             assert near(decoded.perplexity_of_mean, 5 / 3)
             assert near(decoded.mean_perplexity, 5 / 3)
-    impossible = DecodingLaw({(0, 1): 1.0}, 1.0, TokenModel.markov([[1, 0]] * 2))
+    impossible = DecodingLaw({(0, 1): 1.0}, 1.0, ContextModel.markov([[1, 0]] * 2))
     assert math.isinf(impossible.perplexity_of_mean)
 
 
 def test_blocks_whose_probability_vanishes_in_floats_are_refused_and_in_fractions_found():
     rows = [[Q(2, 5), Q(3, 5)]] * 2
-    assert most_probable_block(TokenModel.markov(rows), 1600) == (1,) * 1600
+    assert most_probable_block(ContextModel.markov(rows), 1600) == (1,) * 1600
     for find in (most_probable_block, lambda model, size: beam_block(model, size, 2)):
-        assert find(TokenModel.markov([[0.4, 0.6]] * 2), 1300) == (1,) * 1300
+        assert find(ContextModel.markov([[0.4, 0.6]] * 2), 1300) == (1,) * 1300
         with pytest.raises(ValueError, match="blocks of 1600 tokens have probabilities below 2e-308; give exact"):
-            find(TokenModel.markov([[0.4, 0.6]] * 2), 1600)
+            find(ContextModel.markov([[0.4, 0.6]] * 2), 1600)
 
 
-def perplexity(model: TokenModel, tokens: tuple[int, ...]) -> float:
+def perplexity(model: ContextModel, tokens: tuple[int, ...]) -> float:
     return float(model.joint(tokens)) ** (-1 / len(tokens))
 
 
@@ -220,7 +220,7 @@ def test_accepting_only_when_every_intermediate_prefix_passes_is_another_rule():
 
 def test_beam_sampling_on_m1_has_the_reference_law():
     draft = M1[1]
-    plain = {(y, z): draft.rows[0][y] * draft.rows[y][z] for y, z in product(range(3), repeat=2)}
+    plain = {(y, z): draft.table[0][y] * draft.table[y][z] for y, z in product(range(3), repeat=2)}
     assert beam_sampling_law(draft, 2, 1) == plain
     law = {word(block): mass for block, mass in beam_sampling_law(draft, 2, 2).items()}
     exact = {
@@ -238,22 +238,22 @@ def test_beam_sampling_on_m1_has_the_reference_law():
     assert sum(law.values()) == 1
 
 
-def markov_models(vocab: int = 3, zeros: bool = True) -> st.SearchStrategy[TokenModel]:
+def markov_models(vocab: int = 3, zeros: bool = True) -> st.SearchStrategy[ContextModel]:
     sizes = st.integers(2, vocab)
-    return sizes.flatmap(lambda v: st.lists(row(v, zeros), min_size=v, max_size=v)).map(TokenModel.markov)
+    return sizes.flatmap(lambda v: st.lists(row(v, zeros), min_size=v, max_size=v)).map(ContextModel.markov)
 
 
 @st.composite
-def pairs(draw: st.DrawFn, vocab: int = 3, zeros: bool = True) -> tuple[TokenModel, TokenModel]:
+def pairs(draw: st.DrawFn, vocab: int = 3, zeros: bool = True) -> tuple[ContextModel, ContextModel]:
     v = draw(st.integers(2, vocab))
     chains = [[draw(row(v, zeros)) for _ in range(v)] for _ in range(2)]
-    return TokenModel.markov(chains[0]), TokenModel.markov(chains[1])
+    return ContextModel.markov(chains[0]), ContextModel.markov(chains[1])
 
 
 @st.composite
-def binary_trees(draw: st.DrawFn, depth: int) -> TokenModel:
+def binary_trees(draw: st.DrawFn, depth: int) -> ContextModel:
     prefixes = [w for length in range(depth) for w in product((0, 1), repeat=length)]
-    return TokenModel.tree({w: draw(row(2)) for w in prefixes})
+    return ContextModel.tree({w: draw(row(2)) for w in prefixes})
 
 
 @settings(max_examples=80, deadline=None)
@@ -287,7 +287,7 @@ WORSE = [
         Q(1, 5),
     ),
     (
-        TokenModel.markov_with_start_row([["0", "1"], ["3/5", "2/5"]], ["2/5", "3/5"]),
+        ContextModel.markov_with_start_row([["0", "1"], ["3/5", "2/5"]], ["2/5", "3/5"]),
         "101",
         Q(9, 25),
         "010",
@@ -323,7 +323,7 @@ def test_binary_markov_chains_show_no_failure_of_joint_greedy_in_14140_cases():
         for first, second in product(range(d + 1), repeat=2):
             rows = [[Q(first, d), Q(d - first, d)], [Q(second, d), Q(d - second, d)]]
             for start in (0, 1):
-                model = TokenModel.markov(rows, start)
+                model = ContextModel.markov(rows, start)
                 for length, window in [(3, 2), (4, 2), (5, 2), (6, 2), (4, 3), (5, 3), (7, 3)]:
                     cases += 1
                     assert model.joint(joint_greedy(model, length, window)) >= model.joint(greedy(model, length))
@@ -333,9 +333,9 @@ def test_binary_markov_chains_show_no_failure_of_joint_greedy_in_14140_cases():
 # ---- second routes ------------------------------------------------------------------------------------------------
 
 
-def simulated(target: TokenModel, draft: TokenModel, gamma: int, length: int) -> tuple[dict, Q]:
+def simulated(target: ContextModel, draft: ContextModel, gamma: int, length: int) -> tuple[dict, Q]:
     """Output law and calls of token-level speculative sampling, from every drafted block and verifier outcome."""
-    problem = StoppingInstance(target.rows, draft.rows, 1, 1, gamma)
+    problem = StoppingInstance(target.table, draft.table, 1, 1, gamma)
     law: dict[tuple[int, ...], Q] = {}
     pending, calls = {(): Q(1)}, Q(0)
     while pending:
@@ -346,7 +346,7 @@ def simulated(target: TokenModel, draft: TokenModel, gamma: int, length: int) ->
         calls += mass
         start = text[-1] if text else target.start
         for block in product(range(target.vocab), repeat=gamma):
-            if all(draft.rows[c][z] > 0 for c, z in zip((start, *block), block, strict=False)):
+            if all(draft.table[c][z] > 0 for c, z in zip((start, *block), block, strict=False)):
                 weight = mass * block_probability(problem, start, block)
                 for accepted, token, probability in leaf_law(problem, start, block):
                     longer = (*text, *block[:accepted], token)
@@ -376,8 +376,8 @@ def test_mjsd_is_what_decoding_one_text_at_a_time_gives(pair, gamma, width, tau)
         kept = 0
         for i in range(1, gamma + 1):
             trail = list(zip((context, *block), block[:i], strict=False))
-            p = math.prod(target.rows[c][z] for c, z in trail)
-            q = math.prod(draft.rows[c][z] for c, z in trail)
+            p = math.prod(target.table[c][z] for c, z in trail)
+            q = math.prod(draft.table[c][z] for c, z in trail)
             if Q(tau) < 1 and (p >= Q(tau) * q):
                 kept = i
         text += block[:kept]
@@ -406,7 +406,7 @@ def test_the_stationary_rate_is_that_of_the_chain_of_round_starts(pair, gamma, t
     speculation = JointSpeculation(*pair, gamma, 2, tau)
     prefixes = [next(iter(speculation.accepted_prefixes(c, c))) for c in range(target.vocab)]
     last = [prefix[-1] if prefix else c for c, prefix in enumerate(prefixes)]
-    chain = np.array([[float(p) for p in target.rows[c]] for c in last])
+    chain = np.array([[float(p) for p in target.table[c]] for c in last])
     starts = np.linalg.matrix_power(chain, 2000)[0]
     rate = committed_per_call(speculation, "sample")
     assert isinstance(rate, Q)
@@ -430,9 +430,9 @@ def test_sampled_beams_mix_the_laws_of_their_blocks():
 
 
 def test_prefix_trees_decode_like_the_markov_chain_they_unroll():
-    def unrolled(model: TokenModel) -> TokenModel:
+    def unrolled(model: ContextModel) -> ContextModel:
         prefixes = [w for depth in range(6) for w in product(range(3), repeat=depth)]
-        return TokenModel.tree({w: model.rows[w[-1] if w else 0] for w in prefixes})
+        return ContextModel.tree({w: model.table[w[-1] if w else 0] for w in prefixes})
 
     chain, unfolded = (JointSpeculation(*models, 2, 3, "1/2") for models in (M2, tuple(map(unrolled, M2))))
     for mode in ("greedy", "sample"):
@@ -459,15 +459,15 @@ def test_the_guarantees_hold_on_random_models(pair, gamma, tau, wide):
 
 
 def test_the_full_block_guarantees_are_attained():
-    same = TokenModel.markov([["1/2", "1/2"]] * 2)
-    half = TokenModel.markov([["1/4", "3/4"]] * 2)
+    same = ContextModel.markov([["1/2", "1/2"]] * 2)
+    half = ContextModel.markov([["1/4", "3/4"]] * 2)
     by_name = {g.name: g.slack for g in round_guarantees(JointSpeculation(half, same, 1, 2, "1/2"), (0,))}
     assert by_name == {"G1": 0, "G2": 0, "G3": 0, "G4": 0, "G5": 0}
 
 
 def test_the_guarantee_for_an_intermediate_prefix_is_false():
-    target = TokenModel.markov_with_start_row([["1/2", "1/2"], ["1/2", "1/2"]], ["3/4", "1/4"])
-    draft = TokenModel.markov_with_start_row([["1/2", "1/2"], ["1", "0"]], ["3/5", "2/5"])
+    target = ContextModel.markov_with_start_row([["1/2", "1/2"], ["1/2", "1/2"]], ["3/4", "1/4"])
+    draft = ContextModel.markov_with_start_row([["1/2", "1/2"], ["1", "0"]], ["3/5", "2/5"])
     speculation = JointSpeculation(target, draft, 2, 4, "1/2")
     block = beam_block(draft, 2, 4)
     assert block == (1, 0)
@@ -507,11 +507,11 @@ def test_perplexity_is_not_monotone_in_tau_and_can_beat_plain_sampling():
 
 
 def test_perplexities_of_a_law_are_those_of_its_outputs():
-    coin = TokenModel.markov([["1/4", "3/4"]] * 2)
+    coin = ContextModel.markov([["1/4", "3/4"]] * 2)
     mixed = DecodingLaw({(0, 0): Q(1, 2), (1, 1): Q(1, 2)}, Q(2), coin)
     assert mixed.perplexity_of_mean == pytest.approx(math.sqrt(4 * Q(4, 3)), abs=1e-12)
     assert mixed.mean_perplexity == pytest.approx(float((4 + Q(4, 3)) / 2), abs=1e-12)
-    impossible = DecodingLaw({(0,): Q(1)}, Q(1), TokenModel.markov([[0, 1]] * 2))
+    impossible = DecodingLaw({(0,): Q(1)}, Q(1), ContextModel.markov([[0, 1]] * 2))
     assert impossible.mean_perplexity == impossible.perplexity_of_mean == math.inf
     assert DecodingLaw({(): Q(1)}, Q(0), coin).mean_perplexity == 1
     with pytest.raises(ValueError, match="the law has 2 outputs"):
@@ -519,20 +519,20 @@ def test_perplexities_of_a_law_are_those_of_its_outputs():
 
 
 def test_temperature_sharpens_rows_and_zero_is_the_argmax():
-    model = TokenModel.markov([["1/4", "3/4"], ["1/2", "1/2"]])
+    model = ContextModel.markov([["1/4", "3/4"], ["1/2", "1/2"]])
     assert model.tempered(1) is model
-    assert model.tempered(0).rows == ((0, 1), (1, 0))
-    assert model.tempered(Q(1, 2)).rows[0] == pytest.approx((1 / 10, 9 / 10))
-    assert TokenModel.markov([[1e-300, 1.0]] * 2).tempered(0.01).rows[0] == (0.0, 1.0)
+    assert model.tempered(0).table == ((0, 1), (1, 0))
+    assert model.tempered(Q(1, 2)).table[0] == pytest.approx((1 / 10, 9 / 10))
+    assert ContextModel.markov([[1e-300, 1.0]] * 2).tempered(0.01).table[0] == (0.0, 1.0)
     greedy_target = speculative_sampling(model, M_UNIFORM, 2, 4, temperature=0)
     assert greedy_target.tokens == greedy(model, 4)
 
 
-M_UNIFORM = TokenModel.markov([["1/2", "1/2"]] * 2)
+M_UNIFORM = ContextModel.markov([["1/2", "1/2"]] * 2)
 
 
 def test_floats_are_kept_as_floats():
-    floating = TokenModel.markov([[0.1, 0.4, 0.5], [0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+    floating = ContextModel.markov([[0.1, 0.4, 0.5], [0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
     law = mjsd(JointSpeculation(floating, M1[1], 3, 2, 0.5), 6, "sample")
     assert isinstance(law.calls, float)
     assert law.calls == pytest.approx(3.697, abs=1e-12)
@@ -541,11 +541,14 @@ def test_floats_are_kept_as_floats():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: TokenModel.markov([["1/2", "1/4"], [1, 0]]), r"rows\[0\] sums to 3/4"),
-        (lambda: TokenModel.markov([[1, 0]]), "1 rows for 2 tokens"),
-        (lambda: TokenModel.markov([[1, 0], [0, 1]], start=2), "start is 2; want at most 1"),
-        (lambda: TokenModel.tree({(0,): [1]}), "no row for the empty prefix"),
-        (lambda: TokenModel.tree({(): ["1/2", "1/2"], (1,): [1, 0]}), "2 prefixes; want a row for each of the 3 words"),
+        (lambda: ContextModel.markov([["1/2", "1/4"], [1, 0]]), r"rows\[0\] sums to 3/4"),
+        (lambda: ContextModel.markov([[1, 0]]), "1 rows for 2 tokens"),
+        (lambda: ContextModel.markov([[1, 0], [0, 1]], start=2), "start is 2; want at most 1"),
+        (lambda: ContextModel.tree({(0,): [1]}), "no row for the empty prefix"),
+        (
+            lambda: ContextModel.tree({(): ["1/2", "1/2"], (1,): [1, 0]}),
+            "2 prefixes; want a row for each of the 3 words",
+        ),
         (lambda: M_UNIFORM.tempered(-1), "temperature is -1; want at least 0"),
         (lambda: M_UNIFORM.tempered(math.nan), "temperature is nan"),
         (lambda: joint_greedy(M_UNIFORM, 3, 0), "window is 0; want at least 1"),
@@ -563,7 +566,7 @@ def test_floats_are_kept_as_floats():
         (lambda: round_guarantees(JointSpeculation(*M1, 2, 1, "1/2"), (0,)), "block has 1 tokens"),
         (
             lambda: committed_per_call(
-                JointSpeculation(TokenModel.markov([["0", "1/2", "1/2"], [0, 1, 0], [0, 0, 1]]), M1[1], 1, 1, 1),
+                JointSpeculation(ContextModel.markov([["0", "1/2", "1/2"], [0, 1, 0], [0, 0, 1]]), M1[1], 1, 1, 1),
                 "sample",
             ),
             "several closed classes",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from specbound.theory.json_objects import parse_json, read_float, read_floats, read_object
+from specbound.theory.json_objects import parse_json, read_object
+from specbound.theory.numbers import read_float, read_floats
 from specbound.theory.prefix_tree import PrefixTree
 
 

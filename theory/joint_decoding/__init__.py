@@ -1,6 +1,6 @@
 """Joint decoding (MJGD, MJSD), exactly: its output laws and target calls (`decoding`), its promises (`guarantees`).
 
-`token_model` is the language model with finitely many contexts both are computed on.
+Both are computed on `contexts.ContextModel`, a language model with finitely many contexts.
 """
 
 from .decoding import (

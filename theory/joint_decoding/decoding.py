@@ -35,56 +35,57 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from ..contexts import Number, closed_classes, read_count, stationary_law, to_number
-from .token_model import TokenModel, Tokens
+from ..chains import closed_classes, stationary_law
+from ..contexts import ContextModel, Prefix
+from ..numbers import Number, read_count, read_number
 
 Mode = Literal["sample", "greedy"]
 
 
-def greedy(model: TokenModel, length: int) -> Tokens:
+def greedy(model: ContextModel, length: int) -> Prefix:
     """`length` tokens, each the most probable given the text."""
     return joint_greedy(model, length, 1)
 
 
-def joint_greedy(model: TokenModel, length: int, window: int) -> Tokens:
+def joint_greedy(model: ContextModel, length: int, window: int) -> Prefix:
     """MJGD(window): repeat the most probable block of min(window, remaining) tokens. [MJSD] section 3.
 
     Raises:
         ValueError: window below 1 or a negative length.
     """
     length, window = read_count(length, "length"), _positive(window, "window")
-    tokens: Tokens = ()
+    tokens: Prefix = ()
     while len(tokens) < length:
         context = model.context_after(tokens)
         tokens += most_probable_block(model, min(window, length - len(tokens)), context)
     return tokens
 
 
-def most_probable_block(model: TokenModel, size: int, context: int | None = None) -> Tokens:
+def most_probable_block(model: ContextModel, size: int, context: int | None = None) -> Prefix:
     """argmax over V^size of P(block | context), by Viterbi recursion; the lexicographically smallest argmax.
 
     Raises:
         ValueError: its probability is below the range of floats.
     """
-    values: list[list[Number]] = [[model.one for _ in model.rows]]
+    values: list[list[Number]] = [[model.one] * model.contexts]
     for left in range(1, size + 1):
-        values.append([max(_continued(model, c, values[left - 1])) for c in range(len(model.rows))])
+        values.append([max(_continued(model, c, values[left - 1])) for c in range(model.contexts)])
     context = model.start if context is None else context
     _check_in_range(values[size][context], size)
-    block: Tokens = ()
+    block: Prefix = ()
     for left in range(size, 0, -1):
         token = _continued(model, context, values[left - 1]).index(values[left][context])
         block += (token,)
-        context = model.next_context(context, token)
+        context = model.following[context][token]
     return block
 
 
-def _continued(model: TokenModel, context: int, values: list[Number]) -> list[Number]:
+def _continued(model: ContextModel, context: int, values: list[Number]) -> list[Number]:
     """Per next token: its probability times the value of the context it leads to."""
-    return [p * values[model.next_context(context, z)] for z, p in enumerate(model.rows[context])]
+    return [p * values[model.following[context][z]] for z, p in enumerate(model.table[context])]
 
 
-def beam_block(model: TokenModel, size: int, width: int, context: int | None = None) -> Tokens:
+def beam_block(model: ContextModel, size: int, width: int, context: int | None = None) -> Prefix:
     """The best block of beam search: keep the `width` blocks of largest joint at each step, return the first.
 
     width >= V^size gives `most_probable_block`.
@@ -94,12 +95,12 @@ def beam_block(model: TokenModel, size: int, width: int, context: int | None = N
     """
     width = _positive(width, "width")
     context = model.start if context is None else context
-    beams: list[tuple[Number, Tokens, int]] = [(model.one, (), context)]
+    beams: list[tuple[Number, Prefix, int]] = [(model.one, (), context)]
     for _ in range(size):
         grown = [
-            (joint * p, (*tokens, z), model.next_context(c, z))
+            (joint * p, (*tokens, z), model.following[c][z])
             for joint, tokens, c in beams
-            for z, p in enumerate(model.rows[c])
+            for z, p in enumerate(model.table[c])
         ]
         beams = sorted(grown, key=lambda beam: (-beam[0], beam[1]))[:width]
     _check_in_range(beams[0][0], size)
@@ -115,7 +116,7 @@ def _check_in_range(joint: Number, size: int) -> None:
         )
 
 
-def beam_sampling_law(model: TokenModel, size: int, width: int, context: int | None = None) -> dict[Tokens, Number]:
+def beam_sampling_law(model: ContextModel, size: int, width: int, context: int | None = None) -> dict[Prefix, Number]:
     """The exact law of the block that beam sampling returns.
 
     Each step draws min(width, number of continuations of positive joint) continuations one after the other without
@@ -124,9 +125,9 @@ def beam_sampling_law(model: TokenModel, size: int, width: int, context: int | N
     """
     width = _positive(width, "width")
     context = model.start if context is None else context
-    law: dict[tuple[Tokens, ...], Number] = {((),): model.one}
+    law: dict[tuple[Prefix, ...], Number] = {((),): model.one}
     for _ in range(size):
-        grown: dict[tuple[Tokens, ...], Number] = {}
+        grown: dict[tuple[Prefix, ...], Number] = {}
         for beams, mass in law.items():
             weights = {
                 (*tokens, z): joint
@@ -137,19 +138,19 @@ def beam_sampling_law(model: TokenModel, size: int, width: int, context: int | N
             for survivors, probability in _drawn_without_replacement(weights, width).items():
                 grown[survivors] = grown.get(survivors, 0) + mass * probability
         law = grown
-    winners: dict[Tokens, Number] = {}
+    winners: dict[Prefix, Number] = {}
     for beams, mass in law.items():
         best = min(beams, key=lambda tokens: (-model.joint(tokens, context), tokens))
         winners[best] = winners.get(best, 0) + mass
     return winners
 
 
-def _drawn_without_replacement(weights: Mapping[Tokens, Number], count: int) -> dict[tuple[Tokens, ...], Number]:
+def _drawn_without_replacement(weights: Mapping[Prefix, Number], count: int) -> dict[tuple[Prefix, ...], Number]:
     """The law of the set (sorted) of min(count, #) blocks drawn one by one in proportion to `weights`."""
     total = sum(weights.values())
-    law: dict[tuple[Tokens, ...], Number] = {(): total / total}
+    law: dict[tuple[Prefix, ...], Number] = {(): total / total}
     for _ in range(min(count, len(weights))):
-        grown: dict[tuple[Tokens, ...], Number] = {}
+        grown: dict[tuple[Prefix, ...], Number] = {}
         for drawn, mass in law.items():
             left = sum(weight for block, weight in weights.items() if block not in drawn)
             for block, weight in weights.items():
@@ -170,12 +171,12 @@ class DecodingLaw:
         target: the model perplexities are measured under.
     """
 
-    law: Mapping[Tokens, Number]
+    law: Mapping[Prefix, Number]
     calls: Number
-    target: TokenModel
+    target: ContextModel
 
     @property
-    def tokens(self) -> Tokens:
+    def tokens(self) -> Prefix:
         """The output of a deterministic decoder. Raises ValueError if there are several."""
         if len(self.law) != 1:
             raise ValueError(f"the law has {len(self.law)} outputs; want a deterministic decoder")
@@ -191,11 +192,11 @@ class DecodingLaw:
         """E[perplexity]."""
         return sum(float(mass) * math.exp(self._log_perplexity(tokens)) for tokens, mass in self.law.items())
 
-    def _log_perplexity(self, tokens: Tokens) -> float:
+    def _log_perplexity(self, tokens: Prefix) -> float:
         surprise, context = 0.0, self.target.start
         for token in tokens:
-            surprise -= _log(self.target.rows[context][token])
-            context = self.target.next_context(context, token)
+            surprise -= _log(self.target.table[context][token])
+            context = self.target.following[context][token]
         return surprise / max(len(tokens), 1)
 
 
@@ -216,8 +217,8 @@ class JointSpeculation:
     Raises ValueError for different vocabularies, draft_length or width below 1, tau not finite, or another beam.
     """
 
-    target: TokenModel
-    draft: TokenModel
+    target: ContextModel
+    draft: ContextModel
     draft_length: int
     width: int
     tau: Number
@@ -230,17 +231,17 @@ class JointSpeculation:
             raise ValueError(f'beam is {self.beam!r}; want "best" or "sampled"')
         object.__setattr__(self, "draft_length", _positive(self.draft_length, "draft_length"))
         object.__setattr__(self, "width", _positive(self.width, "width"))
-        object.__setattr__(self, "tau", to_number(self.tau, "tau"))
+        object.__setattr__(self, "tau", read_number(self.tau, "tau"))
 
     @cached_property
-    def _rounds(self) -> dict[tuple[int, int], dict[Tokens, Number]]:
+    def _rounds(self) -> dict[tuple[int, int], dict[Prefix, Number]]:
         return {}
 
-    def accepted_prefixes(self, target_context: int, draft_context: int) -> dict[Tokens, Number]:
+    def accepted_prefixes(self, target_context: int, draft_context: int) -> dict[Prefix, Number]:
         """The law of the accepted prefix of one round, from these contexts of the two models."""
         key = (target_context, draft_context)
         if key not in self._rounds:
-            law: dict[Tokens, Number] = {}
+            law: dict[Prefix, Number] = {}
             for block, mass in self._blocks(draft_context).items():
                 targets = self.target.prefix_joints(block, target_context)
                 drafts = self.draft.prefix_joints(block, draft_context)
@@ -249,7 +250,7 @@ class JointSpeculation:
             self._rounds[key] = law
         return self._rounds[key]
 
-    def _blocks(self, context: int) -> dict[Tokens, Number]:
+    def _blocks(self, context: int) -> dict[Prefix, Number]:
         if self.beam == "sampled":
             return beam_sampling_law(self.draft, self.draft_length, self.width, context)
         return {beam_block(self.draft, self.draft_length, self.width, context): self.draft.one}
@@ -273,10 +274,10 @@ def mjsd(settings: JointSpeculation, length: int, mode: Mode) -> DecodingLaw:
     length = read_count(length, "length")
     target = settings.target
     calls = 0 * target.one
-    unfinished: list[dict[Tokens, Number]] = [{} for _ in range(length)]
-    law: dict[Tokens, Number] = {}
+    unfinished: list[dict[Prefix, Number]] = [{} for _ in range(length)]
+    law: dict[Prefix, Number] = {}
 
-    def receive(text: Tokens, mass: Number) -> None:
+    def receive(text: Prefix, mass: Number) -> None:
         texts = unfinished[len(text)] if len(text) < length else law
         kept = text[:length]
         texts[kept] = texts.get(kept, 0) + mass
@@ -290,10 +291,10 @@ def mjsd(settings: JointSpeculation, length: int, mode: Mode) -> DecodingLaw:
     return DecodingLaw(law, calls, target)
 
 
-def _committed(settings: JointSpeculation, text: Tokens, mode: Mode) -> dict[Tokens, Number]:
+def _committed(settings: JointSpeculation, text: Prefix, mode: Mode) -> dict[Prefix, Number]:
     """The law of the tokens one round adds after `text`."""
     start = settings.target.context_after(text)
-    committed: dict[Tokens, Number] = {}
+    committed: dict[Prefix, Number] = {}
     for prefix, mass in settings.accepted_prefixes(start, settings.draft.context_after(text)).items():
         context = settings.target.context_after(prefix, start)
         for token, probability in _extra_token(settings.target, context, mode):
@@ -302,11 +303,11 @@ def _committed(settings: JointSpeculation, text: Tokens, mode: Mode) -> dict[Tok
     return committed
 
 
-def _extra_token(target: TokenModel, context: int, mode: Mode) -> Iterable[tuple[int, Number]]:
+def _extra_token(target: ContextModel, context: int, mode: Mode) -> Iterable[tuple[int, Number]]:
     if mode == "greedy":
         return [(target.argmax(context), target.one)]
     if mode == "sample":
-        return [(z, p) for z, p in enumerate(target.rows[context]) if p > 0]
+        return [(z, p) for z, p in enumerate(target.table[context]) if p > 0]
     raise ValueError(f'mode is {mode!r}; want "sample" or "greedy"')
 
 
@@ -342,13 +343,13 @@ def _round_flow(
         after_target = settings.target.context_after(prefix, target_context)
         after_draft = settings.draft.context_after(prefix, draft_context)
         for token, p in _extra_token(settings.target, after_target, mode):
-            pair = (settings.target.next_context(after_target, token), settings.draft.next_context(after_draft, token))
+            pair = (settings.target.following[after_target][token], settings.draft.following[after_draft][token])
             flow[pair] = flow.get(pair, 0) + mass * p
     return flow, committed
 
 
 def speculative_sampling(
-    target: TokenModel, draft: TokenModel, draft_length: int, length: int, temperature: Number = 1
+    target: ContextModel, draft: ContextModel, draft_length: int, length: int, temperature: Number = 1
 ) -> DecodingLaw:
     """Vanilla speculative decoding, both models tempered: output law = tempered target, expected calls by recursion.
 
@@ -366,7 +367,7 @@ def speculative_sampling(
 class _Calls:
     """Expected target calls of token-level speculative sampling, remembered per (tokens left, contexts)."""
 
-    def __init__(self, target: TokenModel, draft: TokenModel, draft_length: int) -> None:
+    def __init__(self, target: ContextModel, draft: ContextModel, draft_length: int) -> None:
         self.target, self.draft, self.draft_length = target, draft, draft_length
         self.known: dict[tuple[int, int, int], Number] = {}
 
@@ -384,9 +385,9 @@ class _Calls:
         total = 0 * self.target.one
         if left <= 1 or phi <= 0:
             return total
-        rows = zip(self.target.rows[target_context], self.draft.rows[draft_context], strict=True)
+        rows = zip(self.target.table[target_context], self.draft.table[draft_context], strict=True)
         for z, (p, q) in enumerate(rows):
-            after = (self.target.next_context(target_context, z), self.draft.next_context(draft_context, z))
+            after = (self.target.following[target_context][z], self.draft.following[draft_context][z])
             accepted = phi * min(p, q) if depth > 0 else 0 * phi
             total += (phi * p - accepted) * self.expected(left - 1, *after)
             total += self._later(left - 1, *after, accepted, depth - 1)

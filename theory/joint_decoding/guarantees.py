@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..contexts import Number
+from ..contexts import Prefix
+from ..numbers import Number
 from .decoding import JointSpeculation, accepted_length, most_probable_block
-from .token_model import Tokens
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Guarantee:
     slack: Number
 
 
-def round_guarantees(settings: JointSpeculation, block: Tokens) -> list[Guarantee]:
+def round_guarantees(settings: JointSpeculation, block: Prefix) -> list[Guarantee]:
     """The guarantees of this module's opening that apply when `block` is drafted at the start contexts.
 
     Empty when nothing is accepted; G2 on only if the block attains the largest Q in V^gamma; G3-G5 only if the whole
@@ -58,7 +58,7 @@ def round_guarantees(settings: JointSpeculation, block: Tokens) -> list[Guarante
 
 
 def _full_block_guarantees(
-    settings: JointSpeculation, reached: Number, drafts: dict[Tokens, Number]
+    settings: JointSpeculation, reached: Number, drafts: dict[Prefix, Number]
 ) -> list[Guarantee]:
     targets = settings.target.block_law(settings.draft_length)
     zero, tau = 0 * settings.target.one, settings.tau
@@ -73,7 +73,7 @@ def _full_block_guarantees(
     ]
 
 
-def intermediate_prefix_slack(settings: JointSpeculation, block: Tokens) -> Number | None:
+def intermediate_prefix_slack(settings: JointSpeculation, block: Prefix) -> Number | None:
     """Slack of the false claim P(x) >= tau max over V^i of Q, i = len(x) accepted tokens of `block`; None if i = 0."""
     target, draft = settings.target, settings.draft
     accepted = accepted_length(target.prefix_joints(block), draft.prefix_joints(block), settings.tau)

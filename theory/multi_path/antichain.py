@@ -33,7 +33,8 @@ from scipy import sparse
 from .. import block_transport, duality, single_path
 from .. import linear_program as lp
 from ..feasibility import Antichain, hull_antichains
-from ..prefix_tree import Array, PrefixTree
+from ..numbers import Array
+from ..prefix_tree import PrefixTree
 from ..solution import CertificateError, Objective, Solution, certify, check_paths
 
 SOLVER = "HiGHS, antichain rows"

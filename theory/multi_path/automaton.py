@@ -29,7 +29,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array
 
 from ..feasibility import coverage
-from ..prefix_tree import ROW_TOLERANCE, Array, as_floats
+from ..numbers import ROW_TOLERANCE, Array, as_floats
 from ..solution import CertificateError, check_paths
 from .certificates import PathObjective, check_objective, expected_maximum, selectable
 from .tangent_lp import violated

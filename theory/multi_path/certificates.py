@@ -27,8 +27,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..feasibility import coverage, selected_mass
-from ..json_objects import read_float, read_floats, read_object
-from ..prefix_tree import Array, PrefixTree, as_floats
+from ..json_objects import read_object
+from ..numbers import Array, as_floats, read_float, read_floats
+from ..prefix_tree import PrefixTree
 from ..solution import CertificateError, check_paths
 
 PathObjective = Literal["lossless", "block-transport"]

@@ -27,7 +27,8 @@ from scipy import sparse
 
 from .. import linear_program as lp
 from ..block_transport import sources
-from ..prefix_tree import Array, PrefixTree
+from ..numbers import Array
+from ..prefix_tree import PrefixTree
 from ..solution import Solution, certify
 
 MAX_VARIABLES = 300_000

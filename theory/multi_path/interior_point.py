@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from ..prefix_tree import Array
+from ..numbers import Array
 
 CHUNK = 4096
 TO_BOUNDARY = 0.995

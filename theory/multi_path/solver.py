@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..feasibility import coverage, selected_mass
-from ..prefix_tree import Array, PrefixTree
+from ..numbers import Array
+from ..prefix_tree import PrefixTree
 from ..solution import CertificateError, Solution, certify, check_paths
 from . import interior_point
 from .certificates import PathObjective, check_objective, dual_value, kept_mass, monotone, selectable

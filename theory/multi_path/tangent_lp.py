@@ -19,7 +19,8 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
 from ..feasibility import coverage
-from ..prefix_tree import Array, PrefixTree
+from ..numbers import Array
+from ..prefix_tree import PrefixTree
 from ..solution import CertificateError, Solution, certify, check_paths
 from .certificates import PathObjective, check_objective, verify_certificate
 

@@ -61,8 +61,9 @@ import numpy as np
 from scipy.optimize import brentq
 
 from ..feasibility import coverage, selected_mass
-from ..json_objects import read_float, read_floats, read_object
-from ..prefix_tree import Array, PrefixTree, as_floats
+from ..json_objects import read_object
+from ..numbers import Array, as_floats, read_float, read_floats
+from ..prefix_tree import PrefixTree
 from ..solution import check_paths
 from .certificates import PathObjective, check_objective, fill_to_base, kept_mass
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..contexts import Number, stationary_law
+from ..chains import stationary_law
+from ..numbers import Number
 from .instance import StoppingInstance
 from .optimum import FLOAT_TOLERANCE, StoppingSolution, continuation_gain, evaluate
 from .rounds import DraftState, continues, drafted_states

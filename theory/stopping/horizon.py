@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..contexts import Number, magnitude, read_count
+from ..numbers import Number, magnitude, read_count
 from .instance import StoppingInstance
 from .optimum import FLOAT_TOLERANCE
 from .rounds import check_state_count

@@ -7,25 +7,15 @@ context s, drafts tokens Y_1..Y_k one by one (time t_d each), then calls the tar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal
 
-from ..contexts import (
-    Number,
-    Rows,
-    all_exact,
-    as_floats,
-    read_count,
-    read_rows,
-    read_successor,
-    to_number,
-    tree_successor,
-)
-from ..json_objects import read_object
+from ..contexts import ContextModel, ModelPair
+from ..json_objects import read_object, write_object
+from ..numbers import Number, Table, read_count, read_number
 
 JSON_VERSION = 1
 _REQUIRED = ("target", "draft", "target_time", "draft_time", "max_length")
@@ -47,8 +37,8 @@ class StoppingInstance:
     Raises ValueError naming the field, its value and what was wanted.
     """
 
-    target: Rows
-    draft: Rows
+    target: Table
+    draft: Table
     target_time: Number
     draft_time: Number
     max_length: int
@@ -57,30 +47,27 @@ class StoppingInstance:
     successor: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        target = read_rows(self.target, "target")
-        draft = read_rows(self.draft, "draft", len(target[0]))
-        if len(draft) != len(target):
-            raise ValueError(f"draft has {len(draft)} rows and target {len(target)}; want one per context in both")
-        times = (to_number(self.target_time, "target_time"), to_number(self.draft_time, "draft_time"))
+        pair = ModelPair.of(self.target, self.draft, self.successor)
+        times = (read_number(self.target_time, "target_time"), read_number(self.draft_time, "draft_time"))
         if times[0] <= 0:
             raise ValueError(f"target_time is {times[0]}; want a positive time")
         if times[1] < 0:
             raise ValueError(f"draft_time is {times[1]}; want a time, at least 0")
         if self.verifier not in ("token", "block"):
             raise ValueError(f'verifier is {self.verifier!r}; want "token" or "block"')
-        if not all_exact(*target, *draft, times):
-            target, draft, times = as_floats(target), as_floats(draft), (float(times[0]), float(times[1]))
+        if not (pair.exact and all(isinstance(time, Fraction) for time in times)):
+            pair, times = pair.as_float(), (float(times[0]), float(times[1]))
         max_length = read_count(self.max_length, "max_length")
-        fields = {
-            "target": target,
-            "draft": draft,
+        values = {
+            "target": pair.target.table,
+            "draft": pair.draft.table,
             "target_time": times[0],
             "draft_time": times[1],
             "max_length": max_length,
             "min_length": read_count(self.min_length, "min_length", max_length),
-            "successor": read_successor(self.successor, len(target), len(target[0])),
+            "successor": pair.target.following,
         }
-        for name, value in fields.items():
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -113,7 +100,8 @@ class StoppingInstance:
 
     @property
     def next_contexts(self) -> tuple[tuple[int, ...], ...]:
-        return cast("tuple[tuple[int, ...], ...]", self.successor)
+        assert self.successor is not None
+        return self.successor
 
     def next_rho(self, rho: Number, ratio: Number) -> Number:
         """Pr(the whole block is accepted | drafts) after one more draft with target / draft = ratio.
@@ -145,12 +133,9 @@ class StoppingInstance:
         """
         if set(draft) != set(target):
             raise ValueError(f"draft has rows for {len(draft)} prefixes; want the same {len(target)} as target")
-        if () not in target:
-            raise ValueError("target has no row for the empty prefix (); want a row per prefix")
-        vocab = len(read_rows([target[()]], "target[()]")[0])
-        prefixes, successor = tree_successor(target, vocab, "target")
-        rows = {"target": [target[w] for w in prefixes], "draft": [draft[w] for w in prefixes]}
-        return cls(**rows, successor=successor, **times_and_bounds)  # type: ignore[arg-type]
+        models = {"target": ContextModel.tree(target), "draft": ContextModel.tree(draft)}
+        rows = {name: model.table for name, model in models.items()}
+        return cls(**rows, successor=models["target"].following, **times_and_bounds)  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls, text: str) -> StoppingInstance:
@@ -164,19 +149,4 @@ class StoppingInstance:
 
     def to_json(self) -> str:
         """JSON with `version`; exact numbers as rational strings, floats with every digit."""
-        document: dict[str, object] = {
-            "version": JSON_VERSION,
-            "target": [[_to_plain(value) for value in row] for row in self.target],
-            "draft": [[_to_plain(value) for value in row] for row in self.draft],
-            "target_time": _to_plain(self.target_time),
-            "draft_time": _to_plain(self.draft_time),
-            "max_length": self.max_length,
-            "min_length": self.min_length,
-            "verifier": self.verifier,
-            "successor": [list(row) for row in self.next_contexts],
-        }
-        return json.dumps(document)
-
-
-def _to_plain(value: Number) -> str | float:
-    return str(value) if isinstance(value, Fraction) else value
+        return write_object(None, JSON_VERSION, {field.name: getattr(self, field.name) for field in fields(self)})

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TypeAlias
 
-from ..contexts import Number
+from ..numbers import Number
 from .instance import StoppingInstance
 from .optimum import RuleValue, evaluate_rounds
 from .rounds import Round

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..contexts import Number, closed_classes, magnitude, solve_linear
+from ..chains import closed_classes, solve_linear
+from ..numbers import Number, magnitude
 from .instance import StoppingInstance
 from .rounds import Round, Rule, check_state_count, constant_length, drafted_states, round_quantities
 from .rounds import continues as rule_continues

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from ..contexts import Number
+from ..numbers import Number
 from .conditions import (
     Condition,
     certified_stop_share,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from ..contexts import Number
+from ..numbers import Number
 from .instance import StoppingInstance
 
 STATE_LIMIT = 1_000_000

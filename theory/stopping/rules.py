@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from ..contexts import Number
+from ..numbers import Number
 from .instance import StoppingInstance
 from .optimum import evaluate_rounds
 from .rounds import DraftState, Rule, check_state_count, round_from_sums

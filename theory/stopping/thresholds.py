@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..contexts import Number
+from ..numbers import Number
 from .instance import StoppingInstance
 from .rounds import check_state_count
 
