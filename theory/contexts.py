@@ -322,7 +322,7 @@ class ModelPair:
         """The same pair in float64."""
         return ModelPair(self.target.as_float(), self.draft.as_float())
 
-    def target_law(self, tokens: int) -> dict[Prefix, Number]:
+    def target_law(self, tokens: int) -> dict[Prefix, Any]:
         """The target's law of the first N tokens, impossible ones left out."""
         return self.target.block_law(tokens)
 

@@ -87,9 +87,8 @@ class PrefixTree:
             draft.append(pair.draft.rows[contexts[place], below])
             first += len(contexts)
             contexts = following[place, below]
-        bonus = [pair.target.rows[contexts]]
-        arrays = [np.concatenate(parts) for parts in (parent, token, target, draft, bonus)]
-        return cls(pair.vocab, length, *arrays)
+        nodes, tokens, targets, drafts = map(np.concatenate, (parent, token, target, draft))
+        return cls(pair.vocab, length, nodes, tokens, targets, drafts, pair.target.rows[contexts])
 
     @classmethod
     def from_conditionals(cls, target: Law, draft: Law, vocab: int, length: int) -> PrefixTree:

@@ -47,7 +47,7 @@ class StreamLaw:
     def total_variation(self, other: Mapping[Prefix, Number]) -> float:
         """Total variation distance to another law, e.g. `pair.target_law(N)`; in [0, 1]."""
         prefixes = self.tokens.keys() | other.keys()
-        return 0.5 * sum(abs(self.tokens.get(prefix, 0.0) - other.get(prefix, 0.0)) for prefix in prefixes)
+        return 0.5 * sum(abs(self.tokens.get(prefix, 0.0) - float(other.get(prefix, 0.0))) for prefix in prefixes)
 
 
 @dataclass(frozen=True)
