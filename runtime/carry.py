@@ -1,4 +1,11 @@
-"""What a stateful verifier carries from call to call: layers that modify the target law of the next positions.
+"""What a stateful verifier carries from call to call: the protocol, and the layers of greedy block verification.
+
+A stateful verifier leaves behind its correction token a changed target law for some of the next positions, and says
+in `Verdict.carry` what it is; the next call gets it as `Batch.carry` and verifies against the changed law. `Carry` is
+all that decoding and the exact laws ask of it. Two carries implement it: `Layers` below, and the place in a verifier
+table (`runtime.verifiers.table.Place`).
+
+Layers modify the target law of the next positions.
 
 Greedy block verification keeps a prefix w with probability min(P(w), Q(w)), the most that any verifier can. Having
 spent so much of Q on kept prefixes it must make up for it behind its correction token: for the rest of the block in
@@ -21,9 +28,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+
+class Carry(Protocol):
+    """The state of B requests between two calls of a stateful verifier, one row per request; immutable.
+
+    Who calls what:
+
+    - decoding calls `select` when rows leave or restart, `joined` when rows come together, and else hands the carry
+      from one verdict to the next batch as it is;
+    - the exact law of a stream (`proofs_checks.laws`) calls `numbers`, to merge streams whose futures are equal,
+      `select`, and `joined`;
+    - the exact law of one call calls `numbers` for the device, `select`, `laws` and `advance`: behind the emitted
+      token it continues the block from the law that is in force.
+
+    None stands for the state of rows that have not been verified yet.
+    """
+
+    def select(self, rows: Tensor | Sequence[int]) -> Self:
+        """The state of the requests `rows`, in that order; a row may be taken several times, or none at all."""
+        ...
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The states of several batches as one, requests in the order given.
+
+        Raises:
+            ValueError: no parts, or parts that cannot stand in one batch.
+        """
+        ...
+
+    def numbers(self) -> Tensor:
+        """[B, N] float64: the state as plain numbers; requests with equal numbers have equal futures."""
+        ...
+
+    def laws(self, target_row: Tensor, draft_row: Tensor) -> list[Tensor]:
+        """Tensors [B, V]: first the target's row, last the law in force, and whatever `advance` needs between them.
+
+        Args:
+            target_row, draft_row [B, V]: both models' rows at the present node.
+        """
+        ...
+
+    def advance(self, token: Tensor, laws: Sequence[Tensor], draft_row: Tensor) -> Self:
+        """The state behind one more token that followed the law in force.
+
+        Args:
+            token [B]; laws, draft_row: `laws(...)` and the draft row at the node being left.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def generate(
     Args:
         input_ids [B, n] int64; attention_mask [B, n]: 0 on padding, wherever it stands.
         verifier: a name of the registry, or an entry of your own, such as
-            `replace(get("mjsd"), verify=mjsd(threshold=0.1))`.
+            `get("mjsd").configured(threshold=0.1)`.
         paths: K, drafts per call.
         length: L, tokens per draft; or a policy of `specbound.runtime.lengths`.
         generation_config, logits_processor, stopping_criteria, generation_kwargs: as for `target.generate`;
@@ -276,10 +276,9 @@ class _Loop:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; want an integer of at least {least}")
         if self.facts.paths == "single" and self.paths > 1:
             raise ValueError(f"verifier {self.facts.name!r} takes one path; paths is {self.paths}")
-        if self.beams and self.facts.lossless:
-            raise ValueError(
-                f"beams is {self.beams}; the lossless verifier {self.facts.name!r} wants sampled drafts (0)"
-            )
+        if self.beams and self.facts.drafts != "any":
+            kind = "the lossless verifier" if self.facts.lossless else "verifier"
+            raise ValueError(f"beams is {self.beams}; {kind} {self.facts.name!r} wants sampled drafts (0)")
         if self.policy.adaptive and (self.paths > 1 or self.beams or self.facts.stateful):
             raise ValueError(
                 f"length is {self.length}, which looks at drafted tokens: it wants one sampled path (paths=1, beams=0) "

@@ -1,18 +1,24 @@
-"""The one list of verifiers: the command line, the decoder, the checks and the tests all read it.
+"""The one list of verifiers: the command line, the decoder, the kernels, the checks and the tests all read it.
 
-What an entry declares (lossless, stateful) is a claim like any other: the checks measure it.
+What an entry declares (lossless, stateful, closed form) is a claim like any other: the checks measure it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor
 
 from .draws import Draws
 from .verdict import Batch, Verdict
 
 Verify = Callable[[Batch, Draws], Verdict]
+Paths = Literal["single", "many"]
+Drafts = Literal["independent", "any"]
+DEFAULTS: Mapping[Paths, str] = MappingProxyType({"single": "block", "many": "two-level"})
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,45 @@ class Verifier:
         lossless: True if the emitted stream has exactly the target's law.
         stateful: True if `Verdict.carry` must be passed on to the next call.
         cost: operations per request in the letters K, L, V.
+        drafts: what it wants of the drafted paths: "independent" ones, each drawn token by token from its draft rows;
+            or "any", such as the best block of a beam search.
+        closed_form: the name of its exact value in `specbound.theory.known_values`, None if none is known.
+        kernel: "module:function" in `specbound.runtime.kernels`, a fused version `function(batch, generator) ->
+            Verdict` that takes its uniforms in the order of the tensor version's questions; None if there is none.
+        kept: for single paths, from a batch to [B, L], Pr(at least i tokens of the given draft are kept) for
+            i = 1..L, where that does not depend on how many more are drafted; None if it does, or is not known.
+        make: makes the algorithm with other settings, `make(**options) -> Verify`; None if there are none.
+        options: the settings that `make` takes.
+        needs: what must be provided before `verify` can run, for people; "" if nothing.
     """
 
     name: str
     verify: Verify
     summary: str
     source: str
-    paths: Literal["single", "many"]
+    paths: Paths
     lossless: bool
     stateful: bool
     cost: str
+    drafts: Drafts = "independent"
+    closed_form: str | None = None
+    kernel: str | None = None
+    kept: Callable[[Batch], Tensor] | None = field(default=None, repr=False)
+    make: Callable[..., Verify] | None = field(default=None, repr=False)
+    options: tuple[str, ...] = ()
+    needs: str = ""
+
+    def configured(self, **options: Any) -> Verifier:
+        """The same verifier with other settings.
+
+        Raises:
+            ValueError: it does not have such a setting, or not with that value.
+        """
+        unknown = sorted(options.keys() - set(self.options))
+        if unknown or self.make is None:
+            known = ", ".join(self.options) or "none"
+            raise ValueError(f"verifier {self.name!r} has no setting {', '.join(unknown)}; it has {known}")
+        return replace(self, verify=self.make(**options))
 
 
 _VERIFIERS: dict[str, Verifier] = {}
@@ -48,17 +83,40 @@ def register(
     *,
     summary: str,
     source: str,
-    paths: Literal["single", "many"],
+    paths: Paths,
     lossless: bool = True,
     stateful: bool = False,
     cost: str = "O(L V)",
+    drafts: Drafts = "independent",
+    closed_form: str | None = None,
+    kernel: str | None = None,
+    kept: Callable[[Batch], Tensor] | None = None,
+    make: Callable[..., Verify] | None = None,
+    options: tuple[str, ...] = (),
+    needs: str = "",
 ) -> Callable[[Verify], Verify]:
-    """Decorator that enters a verifier in the registry under `name`."""
+    """Decorator that enters a verifier in the registry under `name`; the facts are those of `Verifier`."""
 
     def enter(verify: Verify) -> Verify:
         if name in _VERIFIERS:
             raise ValueError(f"verifier {name!r} is registered twice; choose another name")
-        _VERIFIERS[name] = Verifier(name, verify, summary, source, paths, lossless, stateful, cost)
+        _VERIFIERS[name] = Verifier(
+            name=name,
+            verify=verify,
+            summary=summary,
+            source=source,
+            paths=paths,
+            lossless=lossless,
+            stateful=stateful,
+            cost=cost,
+            drafts=drafts,
+            closed_form=closed_form,
+            kernel=kernel,
+            kept=kept,
+            make=make,
+            options=options,
+            needs=needs,
+        )
         return verify
 
     return enter
@@ -67,6 +125,11 @@ def register(
 def names() -> list[str]:
     """Registered names, in the order of registration."""
     return list(_VERIFIERS)
+
+
+def entries() -> list[Verifier]:
+    """All entries, in the order of registration."""
+    return list(_VERIFIERS.values())
 
 
 def get(name: str) -> Verifier:
@@ -78,6 +141,23 @@ def get(name: str) -> Verifier:
     if name not in _VERIFIERS:
         raise ValueError(f"verifier is {name!r}; known are {', '.join(_VERIFIERS)}")
     return _VERIFIERS[name]
+
+
+def default(paths: int) -> Verifier:
+    """The entry to use for K = `paths` where nobody asked for another."""
+    return get(DEFAULTS["single" if paths == 1 else "many"])
+
+
+def of_closed_form(name: str) -> Verifier:
+    """The entry whose exact value `specbound.theory.known_values` gives under that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for entry in _VERIFIERS.values():
+        if entry.closed_form == name:
+            return entry
+    raise ValueError(f"closed form {name!r} belongs to no registered verifier")
 
 
 def verify(name: str, batch: Batch, draws: Draws, *, validate: bool = True) -> Verdict:

@@ -20,25 +20,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .parts.single_path import only_path
 from .verdict import Batch
-from .verifiers.block import block_ratios
-from .verifiers.token import token_acceptance
+from .verifiers import entries, get
 
 
 def kept_probabilities(verifier: str, batch: Batch) -> Tensor:
-    """[B, L] Pr(at least i tokens of the given draft are kept), i = 1..L, for "token" or "block".
+    """[B, L] Pr(at least i tokens of the given draft are kept), i = 1..L, for a verifier that declares them.
 
     Raises:
-        ValueError: another verifier, or a batch of several paths.
+        ValueError: the verifier does not, or the batch has several paths.
     """
     if batch.shape[1] != 1:
         raise ValueError(f"the batch has {batch.shape[1]} paths; want 1")
-    if verifier == "block":
-        return block_ratios(*only_path(batch))[:, 1:]
-    if verifier == "token":
-        return token_acceptance(*only_path(batch)).cumprod(dim=1)
-    raise ValueError(f"verifier is {verifier!r}; want 'token' or 'block'")
+    if (kept := get(verifier).kept) is None:
+        known = " or ".join(repr(entry.name) for entry in entries() if entry.kept is not None)
+        raise ValueError(f"verifier is {verifier!r}; want {known}")
+    return kept(batch)
 
 
 def predicted_speed(kept: Tensor, length: int, seconds_per_call: float) -> float:

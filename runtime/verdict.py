@@ -6,10 +6,11 @@ B independent requests, K drafted paths, L drafted tokens per path, V vocabulary
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from .carry import Carry
 
 ROW_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -31,7 +32,7 @@ class Batch:
     tokens: Tensor
     draft_probs: Tensor
     target_probs: Tensor
-    carry: Any = None
+    carry: Carry | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -84,7 +85,7 @@ class Verdict:
     path: Tensor
     accepted: Tensor
     token: Tensor
-    carry: Any = None
+    carry: Carry | None = None
 
 
 def validate_rows(name: str, rows: Tensor) -> None:

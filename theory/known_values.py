@@ -14,7 +14,7 @@ fractions except where a rule involves a root (K-SEQ, two-level selection).
 
 g(t) = 1 - (1-t)^K; p, P target, q, Q draft, conditional and joint; K drafts; token, block and greedy-block use one.
 
-Sources: given with each value. The key race and the realisation of F are this project's own.
+Sources: the registry of verifiers names each one's paper. The key race and the realisation of F are this project's own.
 """
 
 from __future__ import annotations
@@ -39,39 +39,16 @@ class KnownValue:
     """The acceptance length of one verifier on one tree.
 
     Attributes:
-        name: as in the registry of verifiers.
+        name: what entries of the registry of verifiers call their `closed_form`.
         value: expected number of drafted tokens kept per call, in [0, L].
         exact: the same as a fraction, or None.
         phi [n]: acceptance of each prefix.
-        lossless: the emitted stream has the target's law (for stateful ones: over several calls, with the carry).
-        stateful: it changes the target laws of later positions.
-        source: the paper.
     """
 
     name: str
     value: float
     exact: Fraction | None
     phi: Array
-    lossless: bool
-    stateful: bool
-    source: str
-
-
-SOURCES = {
-    "token": "speculative sampling, arXiv:2211.17192",
-    "block": "Block Verification, arXiv:2403.10444, Algorithm 2",
-    "greedy-block": "greedy block verification, arXiv:2403.10444, Appendix",
-    "naive": "target sampling, kept while a draft agrees",
-    "specinfer": "SpecInfer, arXiv:2305.09781",
-    "kseq": "SpecTr, arXiv:2310.15141, Algorithm 2",
-    "single-step-optimal": "SpecTr, arXiv:2310.15141, optimal transport of one step",
-    "gbv": "Greedy Multi-Path Block Verification, arXiv:2602.16961",
-    "gbv-bucketed": "specbound (own), after arXiv:2602.16961",
-    "two-level": "specbound (own), before Block Verification, arXiv:2403.10444",
-    "key-race": "specbound (own), after Block Verification, arXiv:2403.10444",
-    "spectr-gbv": "SpecTr-GBV, arXiv:2604.25925, the acceptance it claims; realised by specbound (own)",
-}
-STATEFUL = ("greedy-block", "spectr-gbv")
 
 
 def known_values(tree: PrefixTree, paths: int) -> list[KnownValue]:
@@ -137,5 +114,4 @@ def _covered(tree: PrefixTree, part: Array, paths: int) -> Array:
 def _known(name: str, phi: Array) -> KnownValue:
     value = phi[1:].sum()
     exact = Fraction(value) if all(isinstance(entry, Fraction) for entry in phi) else None
-    stateful = name in STATEFUL
-    return KnownValue(name, float(value), exact, phi, True, stateful, SOURCES[name])
+    return KnownValue(name, float(value), exact, phi)

@@ -105,7 +105,7 @@ class TensorSubject:
         counts: Counter[Prefix] = Counter()
         for leaves in _drafts(tree, paths, count, seed):
             batch = batch_of(tree, leaves)
-            moved = Batch(*(part.to(device) for part in (batch.tokens, batch.draft_probs, batch.target_probs)))
+            moved = Batch(batch.tokens.to(device), batch.draft_probs.to(device), batch.target_probs.to(device))
             verdict = self.verify(moved, Draws(generator))
             winner = batch.tokens.numpy()[np.arange(len(leaves)), verdict.path.cpu().numpy()]
             for path, kept, token in zip(
@@ -203,12 +203,11 @@ def load(target: str) -> TensorSubject | ForeignSubject:
     Raises:
         ValueError: if there is no such name, module or attribute, or it cannot be called as a verifier.
     """
-    if target == "table":
-        raise ValueError(
-            "target is 'table', which runs a given table; audit `VERIFIER = table_verifier(...)` of a module"
-        )
     if ":" not in target:
-        return _registered(registry.get(target))
+        entry = registry.get(target)
+        if entry.needs:
+            raise ValueError(f"target is {target!r}, which needs {entry.needs}; audit `VERIFIER = ...` of a module")
+        return _registered(entry)
     module_name, _, attribute = target.partition(":")
     try:
         found: Any = importlib.import_module(module_name)

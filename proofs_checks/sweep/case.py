@@ -24,7 +24,7 @@ import torch
 
 from specbound.runtime import registry
 from specbound.theory import multi_path
-from specbound.theory.known_values import SOURCES, known_values
+from specbound.theory.known_values import known_values
 from specbound.theory.prefix_tree import Array, PrefixTree
 
 from ..audit.foreign.adapters import foreign_law
@@ -138,7 +138,7 @@ def measure(tree: PrefixTree, paths: int, method: str, tolerance: float) -> dict
         known = {value.name: value for value in known_values(tree, paths)}.get(method.removeprefix(CLOSED))
         if known is None:
             raise ValueError(f"{method} has no value at draft length {tree.length}")
-        return {"value": known.value, "lossless": known.lossless}
+        return {"value": known.value, "lossless": registry.of_closed_form(known.name).lossless}
     subject = load_subject(method)
     count = 1 if subject.paths == "single" else paths
     tuples = int((tree.draft_joint[tree.leaves] > 0).sum()) ** count
@@ -154,14 +154,15 @@ def measure(tree: PrefixTree, paths: int, method: str, tolerance: float) -> dict
 
 def default_methods() -> tuple[str, ...]:
     """Both optima, and every registered verifier that is lossless."""
-    lossless = (name for name in registry.names() if registry.get(name).lossless and name != "table")
+    lossless = (entry.name for entry in registry.entries() if entry.lossless and not entry.needs)
     return (*OPTIMA, *lossless)
 
 
 def check_methods(methods: tuple[str, ...]) -> None:
     """Raise ValueError unless every method exists (of a module only whether it is there: it is not run here)."""
-    verifiers = [name for name in registry.names() if name != "table"]
-    known = [*OPTIMA, *verifiers, *(CLOSED + name for name in SOURCES)]
+    verifiers = [entry.name for entry in registry.entries() if not entry.needs]
+    closed = [CLOSED + entry.closed_form for entry in registry.entries() if entry.closed_form]
+    known = [*OPTIMA, *verifiers, *closed]
     for method in methods:
         if method in known:
             continue

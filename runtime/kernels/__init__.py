@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from .. import registry
 from ..draws import Draws
@@ -62,7 +61,6 @@ HOMES = {
     "verify_two_level_logits": "two_level",
     "workspace": "buffers",
 }
-NAMES = ("block", "token", "two-level", "key-race", "gbv-bucketed")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 VARIABLE = "SPECBOUND_KERNELS"
 
@@ -82,7 +80,7 @@ def decide(
     """Which implementation answers: the kernels if everything speaks for them, else the tensor version.
 
     Args:
-        verifier: has a kernel if it is the registered one of that name.
+        verifier: has a kernel if it declares one and its algorithm is the registered one of that name.
         device: its type, such as "cuda"; dtypes: of the probabilities; triton: whether it can launch.
 
     Raises:
@@ -94,8 +92,8 @@ def decide(
     if wish == "interpret" and environment.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"{VARIABLE} is 'interpret' without TRITON_INTERPRET=1; set both before Python starts")
     wanted = wish == "interpret" or (wish == "1" and device == "cuda")
-    known = verifier.name in NAMES and verifier.verify is registry.get(verifier.name).verify
-    return "kernels" if wanted and known and triton and all(dtype in DTYPES for dtype in dtypes) else "tensor"
+    own = verifier.kernel is not None and verifier.verify is registry.get(verifier.name).verify
+    return "kernels" if wanted and own and triton and all(dtype in DTYPES for dtype in dtypes) else "tensor"
 
 
 @cache
@@ -126,34 +124,16 @@ def verify(verifier: Verifier, batch: Batch, draws: Draws) -> Verdict:
 
 
 def verify_laws(name: str, batch: Batch, generator: torch.Generator | None) -> Verdict:
-    """Verify a batch of probabilities with the kernel `name`.
+    """Verify a batch of probabilities with the kernel of the verifier `name`.
 
     The float64 uniforms are drawn from `generator` in the order in which the tensor version asks for them: with equal
     generators both decide alike, except where a uniform lies within rounding of a threshold.
+
+    Raises:
+        ValueError: that verifier has no kernel.
     """
-    requests, paths, length, _ = batch.shape
-    device = batch.draft_probs.device
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
-
-    inputs = (batch.target_probs, batch.draft_probs, torch.ones(requests, device=device), batch.tokens)
-    if name in ("block", "token"):
-        inputs = (inputs[0][:, 0], inputs[1][:, 0], inputs[2], inputs[3][:, 0])
-    function = __getattr__(f"verify_{name.replace('-', '_')}_logits")
-    drawn = _uniforms(name, requests, paths, length, uniform)
-    verdict: Verdict = function(*(each.contiguous() for each in inputs), None, *drawn, laws=True)
+    if (kernel := registry.get(name).kernel) is None:
+        raise ValueError(f"verifier {name!r} has no kernel; use its tensor version, `verify`")
+    module, _, function = kernel.partition(":")
+    verdict: Verdict = getattr(import_module(f"{__name__}.{module}"), function)(batch, generator)
     return verdict
-
-
-def _uniforms(name: str, requests: int, paths: int, length: int, uniform: Callable[..., Tensor]) -> list[Tensor]:
-    """The uniforms that the kernel `name` takes, drawn in the order of the tensor version's questions."""
-    if name == "key-race":
-        pairs = [(uniform(requests, length), uniform(requests)) for _ in range(paths)]
-        coins, choice = (torch.stack(parts, dim=1) for parts in zip(*pairs, strict=True))
-        return [coins, choice, uniform(requests, paths) if paths > 1 else torch.zeros_like(choice)]
-    first: list[Tensor] = []
-    if name == "two-level":
-        select = [uniform(requests) for _ in range(length if paths > 1 else 0)]
-        first = [torch.stack(select, dim=1) if select else uniform(0).new_zeros(requests, length)]
-    return [*first, uniform(requests, length), uniform(requests)]

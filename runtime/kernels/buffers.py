@@ -5,6 +5,7 @@ B requests, K paths, W = B K, L drafted tokens, V vocabulary, C = ceil(V / BLOCK
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..verdict import Verdict
+from ..verdict import Batch, Verdict
 from . import DTYPES
 from .passes import WIDTH
 
@@ -110,11 +111,15 @@ def workspace(
     def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
+    def empty_verdict(count: int) -> Verdict:
+        path, accepted, token = (empty(count, dtype=torch.int64) for _ in range(3))
+        return Verdict(path, accepted, token)
+
     integer = torch.int32
     steps = 8 if real == torch.float64 else 4
     walks = requests * paths
     return Workspace(
-        verdict=Verdict(*(empty(requests, dtype=torch.int64) for _ in range(3))),
+        verdict=empty_verdict(requests),
         shape=(requests, paths, length, vocab),
         block=block,
         dtype=real,
@@ -135,7 +140,7 @@ def workspace(
         sums=empty(requests, chunks, WIDTH.value),
         path_temperatures=empty(walks),
         path_lengths=empty(walks, dtype=integer),
-        path_verdict=Verdict(*(empty(walks, dtype=torch.int64) for _ in range(3))),
+        path_verdict=empty_verdict(walks),
     )
 
 
@@ -172,3 +177,18 @@ def check_arguments(
     real = torch.float64 if torch.float64 in (target.dtype, draft.dtype) else torch.float32
     if real != out.dtype:
         raise ValueError(f"out computes in {out.dtype}, the logits want {real}; make it with their dtype")
+
+
+def law_arguments(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A batch of probabilities as a kernel's target rows, draft rows, temperatures (all 1) and tokens."""
+    temperatures = torch.ones(batch.shape[0], device=batch.draft_probs.device)
+    return batch.target_probs.contiguous(), batch.draft_probs.contiguous(), temperatures, batch.tokens.contiguous()
+
+
+def uniforms_for(batch: Batch, generator: torch.Generator | None) -> Callable[..., Tensor]:
+    """Draws float64 uniforms of a given shape on the batch's device, as `Draws(generator)` does for its questions."""
+
+    def uniforms(*shape: int) -> Tensor:
+        return torch.rand(shape, dtype=torch.float64, device=batch.draft_probs.device, generator=generator)
+
+    return uniforms

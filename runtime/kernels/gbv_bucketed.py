@@ -8,12 +8,13 @@ Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks; bucket, 
 `specbound.runtime.verifiers.gbv`, whose rule this is. A ratio halfway between two buckets goes to the higher one.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..verdict import Verdict
-from .buffers import Workspace
+from ..verdict import Batch, Verdict
+from .buffers import Workspace, law_arguments, uniforms_for
 from .passes import WIDTH, bucket_of, inverse_temperature, kernel, log_law, node_at, node_log_laws, read_row
 from .single_path import log_law_at
 from .walk import go_down, offered_tokens, path_slots, shifted, verify_by_walk
@@ -155,6 +156,19 @@ def verify_gbv_bucketed_logits(
         descend=descend,
         others={},
     )  # fmt: skip
+
+
+def verify_gbv_bucketed_laws(batch: Batch, generator: torch.Generator | None) -> Verdict:
+    """gbv-bucketed verification of probabilities, the uniforms drawn in the order of the tensor version's questions.
+
+    Raises:
+        ValueError: wrong shape, dtype or device.
+    """
+    requests, _, length, _ = batch.shape
+    target, draft, temperatures, tokens = law_arguments(batch)
+    uniforms = uniforms_for(batch, generator)
+    coins, choice = uniforms(requests, length), uniforms(requests)
+    return verify_gbv_bucketed_logits(target, draft, temperatures, tokens, None, coins, choice, laws=True)
 
 
 def _descend(rows: tuple[Tensor, ...], tokens: Tensor, out: Workspace, depth: int, laws: bool) -> None:

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..verdict import Verdict
-from .buffers import Workspace, check_arguments
+from ..verdict import Batch, Verdict
+from .buffers import Workspace, check_arguments, law_arguments, uniforms_for
 from .passes import inverse_temperature, kernel
 from .single_path import block_ratios, finish, log_law_at, normalise_rows
 from .walk import paths_workspace
@@ -158,3 +158,18 @@ def verify_key_race_logits(
             PATHS=slots["PATHS"], num_warps=4, **compiled,
         )  # fmt: skip
     return out.verdict
+
+
+def verify_key_race_laws(batch: Batch, generator: torch.Generator | None) -> Verdict:
+    """The key race of probabilities, the uniforms drawn in the order of the tensor version's questions.
+
+    Raises:
+        ValueError: wrong shape, dtype or device.
+    """
+    requests, paths, length, _ = batch.shape
+    target, draft, temperatures, tokens = law_arguments(batch)
+    uniforms = uniforms_for(batch, generator)
+    pairs = [(uniforms(requests, length), uniforms(requests)) for _ in range(paths)]
+    coins, choice = (torch.stack(parts, dim=1) for parts in zip(*pairs, strict=True))
+    keys = uniforms(requests, paths) if paths > 1 else torch.zeros_like(choice)
+    return verify_key_race_logits(target, draft, temperatures, tokens, None, coins, choice, keys, laws=True)

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..verdict import Verdict
-from .buffers import Workspace, check_arguments, workspace
+from ..verdict import Batch, Verdict
+from .buffers import Workspace, check_arguments, law_arguments, uniforms_for, workspace
 from .passes import (
     emit_verdict,
     inverse_temperature,
@@ -161,6 +161,34 @@ def verify_token_logits(
     """
     arguments = (target_logits, draft_logits, temperatures, tokens, lengths, coin_uniforms, choice_uniforms)
     return _verify("token", *arguments, out, laws)
+
+
+def verify_block_laws(batch: Batch, generator: torch.Generator | None) -> Verdict:
+    """Block verification of probabilities, the uniforms drawn in the order of the tensor version's questions.
+
+    Raises:
+        ValueError: wrong shape, dtype or device.
+    """
+    return _verify_laws("block", batch, generator)
+
+
+def verify_token_laws(batch: Batch, generator: torch.Generator | None) -> Verdict:
+    """Token verification of probabilities, the uniforms drawn in the order of the tensor version's questions.
+
+    Raises:
+        ValueError: wrong shape, dtype or device.
+    """
+    return _verify_laws("token", batch, generator)
+
+
+def _verify_laws(rule: str, batch: Batch, generator: torch.Generator | None) -> Verdict:
+    requests, _, length, _ = batch.shape
+    target, draft, temperatures, tokens = law_arguments(batch)
+    uniforms = uniforms_for(batch, generator)
+    coins, choice = uniforms(requests, length), uniforms(requests)
+    return _verify(
+        rule, target[:, 0], draft[:, 0], temperatures, tokens[:, 0], None, coins, choice, out=None, laws=True
+    )
 
 
 def _verify(

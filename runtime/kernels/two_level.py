@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..verdict import Verdict
-from .buffers import Workspace
+from ..verdict import Batch, Verdict
+from .buffers import Workspace, law_arguments, uniforms_for
 from .passes import WIDTH, first_above, inverse_temperature, kernel, node_at, node_laws
 from .single_path import log_law_at
 from .walk import go_down, offered_tokens, path_slots, paths_workspace, shifted, verify_by_walk
@@ -243,6 +243,21 @@ def verify_two_level_logits(
         descend=descend,
         others={"select_uniforms": (select_uniforms, (out.shape[0], out.shape[2]))},
     )  # fmt: skip
+
+
+def verify_two_level_laws(batch: Batch, generator: torch.Generator | None) -> Verdict:
+    """Two-level verification of probabilities, the uniforms drawn in the order of the tensor version's questions.
+
+    Raises:
+        ValueError: wrong shape, dtype or device.
+    """
+    requests, paths, length, _ = batch.shape
+    target, draft, temperatures, tokens = law_arguments(batch)
+    uniforms = uniforms_for(batch, generator)
+    select = [uniforms(requests) for _ in range(length if paths > 1 else 0)]
+    selected = torch.stack(select, dim=1) if select else batch.draft_probs.new_zeros(requests, length).double()
+    coins, choice = uniforms(requests, length), uniforms(requests)
+    return verify_two_level_logits(target, draft, temperatures, tokens, None, selected, coins, choice, laws=True)
 
 
 def _descend(rows: tuple[Tensor, ...], tokens: Tensor, select: Tensor, out: Workspace, depth: int, laws: bool) -> None:

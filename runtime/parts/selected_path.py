@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..verdict import Batch, Verdict
-from ..verifiers.block import threshold
+from .block_rule import threshold
 from .draft_tree import Walk, node_rows
 from .single_path import at, correction_weights, row_at
 

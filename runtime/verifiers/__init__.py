@@ -1,6 +1,6 @@
 """Verification algorithms, one file each; importing this package fills the registry."""
 
-from ..registry import Verifier, get, names, register, verify
+from ..registry import Verifier, default, entries, get, names, of_closed_form, register, verify
 from . import (
     block,
     gbv,
@@ -23,6 +23,8 @@ from . import (
 __all__ = [
     "Verifier",
     "block",
+    "default",
+    "entries",
     "gbv",
     "get",
     "greedy_block",
@@ -32,6 +34,7 @@ __all__ = [
     "mjsd",
     "naive",
     "names",
+    "of_closed_form",
     "register",
     "single_step_optimal",
     "specinfer",

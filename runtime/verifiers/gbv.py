@@ -86,6 +86,7 @@ def ranked_masses(ratio: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor, Ten
     source="Greedy Multi-Path Block Verification, arXiv:2602.16961",
     paths="many",
     cost="O(L V log V) for the sort",
+    closed_form="gbv",
 )
 def verify_gbv(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the highest path; its token t has law q(t) S_K(r + e upto, r + e below) / S_K(1, r)."""
@@ -123,6 +124,8 @@ def ratio_bucket(ratio: Tensor) -> Tensor:
     source="specbound (own), after arXiv:2602.16961",
     paths="many",
     cost="O(L V + L K^2)",
+    closed_form="gbv-bucketed",
+    kernel="gbv_bucketed:verify_gbv_bucketed_laws",
 )
 def verify_gbv_bucketed(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the first path of the highest bucket; its law is the draft law times a density per bucket."""

@@ -113,6 +113,7 @@ def emit(
     paths="single",
     stateful=True,
     cost="O(L^2 V)",
+    closed_form="greedy-block",
 )
 def verify_greedy_block(batch: Batch, draws: Draws) -> Verdict:
     """Keep the longest prefix whose coin comes up, against the target law that the carried layers leave in force.

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
+from ..parts.block_rule import block_ratios, block_thresholds
 from ..parts.single_path import at, emitted_row, row_at
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
-from .block import block_ratios, block_thresholds
 
 
 def key_bounds(ratios: Tensor, tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
@@ -63,6 +63,8 @@ def verify_with_key(
     source="specbound (own); Block Verification, arXiv:2403.10444, for each path",
     paths="many",
     cost="O(K L V)",
+    closed_form="key-race",
+    kernel="key_race:verify_key_race_laws",
 )
 def verify_key_race(batch: Batch, draws: Draws) -> Verdict:
     """Verify each path by itself; the path with the smallest key wins."""

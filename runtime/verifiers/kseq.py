@@ -60,6 +60,7 @@ def offer_with_discount(target_row: Tensor, draft_row: Tensor, tokens: Tensor, a
     source="SpecTr, arXiv:2310.15141, Algorithm 2",
     paths="many",
     cost="O(L V), a dozen passes per node",
+    closed_form="kseq",
 )
 def verify_kseq(batch: Batch, draws: Draws) -> Verdict:
     """Discounted acceptance at each node of the tree, n the number of paths through it."""

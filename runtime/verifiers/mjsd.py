@@ -83,6 +83,9 @@ def mjsd(threshold: float = DEFAULT_THRESHOLD, token: Literal["sample", "argmax"
     paths="single",
     lossless=False,
     cost="O(L + V)",
+    drafts="any",
+    make=mjsd,
+    options=("threshold",),
 )
 def verify_mjsd(batch: Batch, draws: Draws) -> Verdict:
     """Joint-likelihood acceptance at the default threshold; `mjsd(threshold)` makes others."""

@@ -20,6 +20,7 @@ from ..verdict import Batch, Verdict
     summary="draw from the target, keep the token if a draft has it",
     source="SpecInfer, arXiv:2305.09781 (naive sampling)",
     paths="many",
+    closed_form="naive",
 )
 def verify_naive(batch: Batch, draws: Draws) -> Verdict:
     """Draw tokens from the target along the tree until no path has the token drawn."""

@@ -58,6 +58,7 @@ def offer_optimally(target_row: Tensor, draft_row: Tensor, tokens: Tensor, alive
     source="SpecTr, arXiv:2310.15141 (optimal transport); realised by a race, specbound (own)",
     paths="many",
     cost="O(L V log V), some hundred passes per node; for small supports",
+    closed_form="single-step-optimal",
 )
 def verify_single_step_optimal(batch: Batch, draws: Draws) -> Verdict:
     """The single-step optimum at each node of the tree, n the number of paths through it."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
+from ..parts.block_rule import surplus
 from ..parts.by_level import Round, verify_by_level
 from ..registry import register
 from ..verdict import Batch, Verdict
-from .block import surplus
 
 
 def offer_with_residuals(target_row: Tensor, draft_row: Tensor, tokens: Tensor, alive: Tensor) -> Round:
@@ -47,6 +47,7 @@ def offer_with_residuals(target_row: Tensor, draft_row: Tensor, tokens: Tensor, 
     source="SpecInfer, arXiv:2305.09781 (recursive rejection sampling)",
     paths="many",
     cost="O(K L V)",
+    closed_form="specinfer",
 )
 def verify_specinfer(batch: Batch, draws: Draws) -> Verdict:
     """Recursive rejection sampling at each node of the tree."""

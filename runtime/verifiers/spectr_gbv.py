@@ -237,6 +237,7 @@ def path_thresholds(
     paths="many",
     stateful=True,
     cost="O(K L^2 V + L V log V)",
+    closed_form="spectr-gbv",
 )
 def verify_spectr_gbv(batch: Batch, draws: Draws) -> Verdict:
     """Race the keys, then keep the longest prefix of the winner whose coin comes up.

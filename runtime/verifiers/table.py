@@ -69,7 +69,7 @@ class Table:
 class Place:
     """What a block-transport table carries: the node [B] whose row is in force, -1 where the target's own is.
 
-    The same three methods as `runtime.carry.Layers`.
+    A `runtime.carry.Carry`.
     """
 
     table: Table
@@ -78,6 +78,17 @@ class Place:
     def select(self, rows: Tensor | Sequence[int]) -> Place:
         """The state of the requests `rows`."""
         return Place(self.table, self.node[torch.as_tensor(rows, dtype=torch.int64, device=self.node.device)])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Place]) -> Place:
+        """The states of several batches as one.
+
+        Raises:
+            ValueError: no parts, or parts of different tables.
+        """
+        if len({id(part.table.child) for part in parts}) != 1:
+            raise ValueError(f"{len(parts)} parts of one table wanted; join the carries of one table verifier")
+        return cls(parts[0].table, torch.cat([part.node for part in parts]))
 
     def numbers(self) -> Tensor:
         """[B, 1] float64: the state as plain numbers."""
@@ -113,10 +124,16 @@ def table_verifier(table: str | Path | Mapping[str, Any]) -> Verifier:
     def verify(batch: Batch, draws: Draws) -> Verdict:
         return verify_with_table(loaded, batch, draws)
 
-    return replace(get("table"), verify=verify, stateful=loaded.modified)
+    return replace(get("table"), verify=verify, stateful=loaded.modified, needs="")
 
 
-@register("table", summary="executes a solved verifier table on its tree: the optimum", source=SOURCE, paths="many")
+@register(
+    "table",
+    summary="executes a solved verifier table on its tree: the optimum",
+    source=SOURCE,
+    paths="many",
+    needs="the table of one tree (`table_verifier`)",
+)
 def verify_table(batch: Batch, draws: Draws) -> Verdict:
     """Raises ValueError: there is no table; `table_verifier` makes a verifier of one."""
     raise ValueError(

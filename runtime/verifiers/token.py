@@ -26,11 +26,19 @@ def token_acceptance(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) 
     return torch.where(target >= draft, torch.ones_like(target), target / draft)
 
 
+def kept_by_token(batch: Batch) -> Tensor:
+    """[B, L] probability that at least i = 1..L tokens of the given draft are kept."""
+    return token_acceptance(*only_path(batch)).cumprod(dim=1)
+
+
 @register(
     "token",
     summary="keep drafted tokens until the first rejection",
     source="Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1",
     paths="single",
+    closed_form="token",
+    kernel="single_path:verify_token_laws",
+    kept=kept_by_token,
 )
 def verify_token(batch: Batch, draws: Draws) -> Verdict:
     """Accept x_i with probability min(1, target/draft); after a rejection draw from max(0, target - draft)."""

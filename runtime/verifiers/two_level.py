@@ -102,6 +102,8 @@ def count_below(count: Tensor, level: Tensor, mass: Tensor, fails: Tensor) -> Te
     source="specbound (own); selection before Block Verification, arXiv:2403.10444",
     paths="many",
     cost="O(L V), a dozen passes per node, + O(L K^2)",
+    closed_form="two-level",
+    kernel="two_level:verify_two_level_laws",
 )
 def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the tree choosing a path level by level, then verify it against its exact law."""

@@ -88,13 +88,14 @@ def bench(
 ) -> None:
     """Time plain decoding and every candidate on the same prompts, and recommend one.
 
-    Candidates: token and block verification with one path, two-level with several, at every length. Beside each
-    measured speed stands the one that theory expects from the acceptance statistics of the longest drafts.
+    Candidates: token and block verification with one path, the default verifier with several, at every length. Beside
+    each measured speed stands the one that theory expects from the acceptance statistics of the longest drafts.
     """
     from rich.progress import track
 
     from specbound.runtime.processes import is_first, process_count
     from specbound.runtime.tuning import recommend
+    from specbound.runtime.verifiers import default, entries
 
     sizes, counts = _numbers("--lengths", lengths), _numbers("--paths", paths)
     texts = _texts(prompts_file)[:count]
@@ -104,16 +105,17 @@ def bench(
     sampling: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "top_p": 1.0}
     if temperature:
         sampling |= {"temperature": temperature, "top_k": top_k}
+    predictable = [entry for entry in entries() if entry.kept is not None]
     runs = [Run("plain", 1, 0)]
     for number in counts:
-        names = ("token", "block") if number == 1 else ("two-level",)
+        names = [entry.name for entry in predictable] if number == 1 else [default(number).name]
         runs += [Run(name, number, size) for name in names for size in sizes]
     for run in track(runs, "decoding", console=progress_console(quiet=not is_first()), transient=True):
         for place, text in enumerate([texts[0], *texts]):
             _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
     kept = {
-        name: _kept(pair, Run(name, 1, max(sizes)), texts, new_tokens, sampling, seed)
-        for name in ("token", "block")
+        entry.name: _kept(pair, Run(entry.name, 1, max(sizes)), texts, new_tokens, sampling, seed)
+        for entry in predictable
         if 1 in counts
     }
     found = recommend({run.name: run.tokens for run in runs}, {run.name: run.seconds for run in runs})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ DRAFTED, CORRECTED = "green", "bold magenta"
           --target-tp-plan auto ...""",
 )
 @pair_options
-@click.option("--verifier", default=None, help="Name of a verifier; block for one path, two-level for several.")
+@click.option("--verifier", default=None, help="Name of a verifier; if not given, the best for --paths.")
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K per call.")
 @click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
 @click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
@@ -95,10 +95,10 @@ def decode(
 
     from specbound.runtime.processes import is_first
 
-    name = verifier or ("block" if paths == 1 else "two-level")
-    entry = _verifier(name, threshold if adaptive is None else None)
-    if beams is not None and name != "mjsd":
-        raise ValueError(f"--beams is {beams}; only --verifier mjsd takes a beam draft")
+    entry = _verifier(verifier, paths, threshold if adaptive is None else None)
+    if beams is not None and entry.drafts != "any":
+        takers = _names(lambda other: other.drafts == "any")
+        raise ValueError(f"--beams is {beams}; only --verifier {takers} takes a beam draft")
     if adaptive == "head" and head is None and models["target"] is None:
         from specbound.shipped_pair import HEAD
 
@@ -114,7 +114,13 @@ def decode(
     chosen |= sampling | {"max_new_tokens": max_new_tokens}
     outputs = _decode_all(pair, prompts, chosen, seed, as_json)
     if as_json and is_first():
-        settings = {"verifier": name, "paths": paths, "length": length, "adaptive": adaptive, "threshold": threshold}
+        settings = {
+            "verifier": entry.name,
+            "paths": paths,
+            "length": length,
+            "adaptive": adaptive,
+            "threshold": threshold,
+        }
         settings |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
         print_json({"settings": settings, "outputs": outputs, "total": _total(outputs)})
     return INTERRUPTED if any(output["interrupted"] for output in outputs) else 0
@@ -237,19 +243,26 @@ class MarkedStream:
         self.console.print(text, style=style, end="", markup=False, soft_wrap=True)
 
 
-def _verifier(name: str, threshold: float | None) -> Verifier:
-    """The registry's entry, with another threshold for mjsd."""
-    from specbound.runtime.verifiers import get
-    from specbound.runtime.verifiers.mjsd import mjsd
+def _verifier(name: str | None, paths: int, threshold: float | None) -> Verifier:
+    """The registry's entry, by default that for so many paths, with another threshold if it has one."""
+    from specbound.runtime.verifiers import default, get
 
-    entry = get(name)
-    if name == "table":
-        raise ValueError("--verifier is 'table', which runs on the one tree of its table; choose another verifier")
+    entry = get(name) if name else default(paths)
+    if entry.needs:
+        raise ValueError(f"--verifier is {entry.name!r}, which needs {entry.needs}; choose another verifier")
     if threshold is None:
         return entry
-    if name != "mjsd":
-        raise ValueError(f"--threshold is {threshold}; it belongs to --adaptive and to --verifier mjsd")
-    return replace(entry, verify=mjsd(threshold))
+    if "threshold" not in entry.options:
+        takers = _names(lambda other: "threshold" in other.options)
+        raise ValueError(f"--threshold is {threshold}; it belongs to --adaptive and to --verifier {takers}")
+    return entry.configured(threshold=threshold)
+
+
+def _names(takes: Callable[[Verifier], bool]) -> str:
+    """The verifiers of which that is true, for an error."""
+    from specbound.runtime.verifiers import entries
+
+    return ", ".join(entry.name for entry in entries() if takes(entry))
 
 
 def _length(length: int, adaptive: str | None, threshold: float | None, head: str | None) -> int | LengthPolicy:

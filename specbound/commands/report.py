@@ -146,10 +146,12 @@ def _values(tree: PrefixTree, paths: int, by_law: Iterable[str] = ()) -> dict[st
     """Acceptance length of each lossless stateless verifier, then the lossless optimum."""
     from specbound.commands.solve import optimum
     from specbound.proofs_checks.laws.law import exact_law
+    from specbound.runtime.verifiers import of_closed_form
     from specbound.theory.known_values import known_values
 
     values = {name: exact_law(name, tree, paths).acceptance_length for name in by_law}
-    values |= {known.name: known.value for known in known_values(tree, paths) if not known.stateful}
+    known = [(of_closed_form(value.name), value.value) for value in known_values(tree, paths)]
+    values |= {verifier.name: value for verifier, value in known if not verifier.stateful}
     return values | {"lossless optimum": optimum(tree, paths, "lossless", 1e-6).value}
 
 

@@ -91,11 +91,13 @@ def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: floa
 
     A verifier's value is known exactly (bound = value, gap 0 up to rounding); an optimum lies in [value, bound].
     """
+    from specbound.runtime.verifiers import of_closed_form
     from specbound.theory.known_values import known_values
 
     results = []
     for known in known_values(tree, paths):
-        if objective == "all" or known.stateful == (objective == "block-transport"):
+        verifier = of_closed_form(known.name)
+        if objective == "all" or verifier.stateful == (objective == "block-transport"):
             results.append(
                 {
                     "name": known.name,
@@ -103,9 +105,9 @@ def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: floa
                     "exact": None if known.exact is None else str(known.exact),
                     "bound": known.value,
                     "gap": 0.0,
-                    "lossless": known.lossless,
-                    "stateful": known.stateful,
-                    "source": known.source,
+                    "lossless": verifier.lossless,
+                    "stateful": verifier.stateful,
+                    "source": verifier.source,
                     "seconds": None,
                 }
             )

@@ -25,10 +25,11 @@ from specbound.commands import bench
 from specbound.runtime import kernels
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers import get, names
+from specbound.runtime.verifiers import entries, get, names
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS.parent / "benchmarks" / "kernels.py"
+WITH_KERNEL = [entry.name for entry in entries() if entry.kernel]
 FLOATS = (torch.float32, torch.float32)
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the optional package triton is not installed")
 
@@ -61,7 +62,7 @@ def decided(name: str, environment: dict[str, str], device: str = "cuda", triton
 @pytest.mark.parametrize("name", names())
 def test_every_verifier_with_a_kernel_uses_it_on_cuda(name: str) -> None:
     has_one = name in ("block", "token", "two-level", "key-race", "gbv-bucketed")
-    assert (name in kernels.NAMES) == has_one
+    assert (get(name).kernel is not None) == has_one
     assert decided(name, {}) == ("kernels" if has_one else "tensor")
 
 
@@ -356,7 +357,7 @@ def test_verdicts_are_compared_with_the_tensor_versions_on_the_same_uniforms(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("vocab", [127, 50257])
-@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize("name", WITH_KERNEL)
 def test_on_a_device_graphs_decide_as_the_tensor_versions_do(benchmark: ModuleType, name: str, vocab: int) -> None:
     inputs = benchmark.Inputs("cuda", 16, 1 if name in ("block", "token") else 4, 3, vocab, 1)
     found = benchmark.verdicts(name, inputs, benchmark.GpuClock(), 4096)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 
 from specbound.proofs_checks.laws.law import batch_of, exact_law
 from specbound.runtime.draws import Draws
+from specbound.runtime.parts.block_rule import block_ratios, block_thresholds
 from specbound.runtime.parts.single_path import at, emitted_row, only_path
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import verify
-from specbound.runtime.verifiers.block import block_ratios, block_thresholds
 from specbound.runtime.verifiers.token import token_acceptance
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.strategies import edge_trees, trees

@@ -54,7 +54,7 @@ def test_unequal_numbers_of_prompts_are_refused():
 
 def test_verifiers_without_a_closed_form_are_refused():
     tree = PrefixTree.random(2, 2, seed=0)
-    with pytest.raises(ValueError, match="want 'token' or 'block'"):
+    with pytest.raises(ValueError, match="want 'block' or 'token'"):
         kept_probabilities("two-level", batch_of(tree, np.array([[3]])))
     with pytest.raises(ValueError, match="2 paths; want 1"):
         kept_probabilities("block", batch_of(tree, np.array([[3, 4]])))

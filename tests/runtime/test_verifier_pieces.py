@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from specbound.runtime.parts.block_rule import block_ratios
 from specbound.runtime.parts.draft_race import entry_scores, hit_chance, leaving, optimal_slopes, race_weights
 from specbound.runtime.parts.draft_tree import first_appearance, first_path, target_ratio
 from specbound.runtime.parts.roots import falling_root
 from specbound.runtime.parts.selected_path import next_ratio
 from specbound.runtime.parts.single_path import correction_weights
 from specbound.runtime.verifiers import block, spectr_gbv
-from specbound.runtime.verifiers.block import block_ratios
 from specbound.runtime.verifiers.key_race import key_bounds
 from specbound.runtime.verifiers.kseq import smallest_discount
 from specbound.runtime.verifiers.many_level import count_after_race, level_of

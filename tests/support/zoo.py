@@ -17,9 +17,9 @@ from random import random as uniform_number
 import numpy as np
 import torch
 
+from specbound.runtime.parts.block_rule import block_ratios, block_thresholds
 from specbound.runtime.parts.single_path import at, emitted_row, only_path
 from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers.block import block_ratios, block_thresholds
 from specbound.runtime.verifiers.greedy_block import verify_greedy_block
 from specbound.runtime.verifiers.token import token_acceptance
 

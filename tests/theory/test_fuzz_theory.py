@@ -115,7 +115,7 @@ def test_optima_bound_every_verifier_or_the_arguments_are_refused(tree, paths, t
         if paths > 1000:
             return
         for known in known_values(tree, paths):
-            best = optima["block-transport" if known.stateful else "lossless"]
+            best = optima["block-transport" if registry.of_closed_form(known.name).stateful else "lossless"]
             assert known.value <= best.bound + 1e-6, known.name
         assert token_level.optimum(tree).value <= optima["lossless"].bound + 1e-9
 

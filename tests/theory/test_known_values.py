@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from specbound.proofs_checks.laws.law import exact_law
+from specbound.runtime import registry
 from specbound.theory import level_by_level, selection, single_path
 from specbound.theory.feasibility import antichain_excess, chain_excess, transport_excess
-from specbound.theory.known_values import SOURCES, claim_excess, key_race, known_values, spectr_gbv_claim
+from specbound.theory.known_values import claim_excess, key_race, known_values, spectr_gbv_claim
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.reference import DEGENERATE, INSTANCES, iid, ragged, small_trees
@@ -180,9 +181,10 @@ def test_every_known_phi_is_possible_and_no_better_than_the_optimum(seed, paths)
     tree = (small_trees(8))[seed]
     optima = {kind: antichain.optimum(tree, paths, kind).bound for kind in ("lossless", "block-transport")}
     for known in known_values(tree, paths):
-        kind = "block-transport" if known.stateful else "lossless"
-        excess = transport_excess if known.stateful else chain_excess
-        assert known.lossless
+        verifier = registry.of_closed_form(known.name)
+        kind = "block-transport" if verifier.stateful else "lossless"
+        excess = transport_excess if verifier.stateful else chain_excess
+        assert verifier.lossless
         assert excess(tree, known.phi) < 1e-12, known.name
         assert antichain_excess(tree, known.phi, paths) < 1e-12, known.name
         assert known.value <= optima[kind] + 1e-9, known.name
@@ -205,7 +207,8 @@ def test_the_single_step_optimum_is_listed_for_depth_one_and_reached_there():
     known = value_of(INSTANCES["I4"], 2, "single-step-optimal")
     assert known.exact == Fraction(11, 12)
     assert exact_law("single-step-optimal", INSTANCES["I4"], 2).acceptance_length == pytest.approx(11 / 12, abs=1e-9)
-    assert {known.name for known in known_values(INSTANCES["I1"], 2)} == set(SOURCES) - {"single-step-optimal"}
+    declared = {entry.closed_form for entry in registry.entries() if entry.closed_form}
+    assert {known.name for known in known_values(INSTANCES["I1"], 2)} == declared - {"single-step-optimal"}
 
 
 def test_the_claim_of_spectr_gbv_is_feasible_but_not_optimal():
