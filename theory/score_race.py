@@ -24,12 +24,15 @@ Source: this project's own; block verification, arXiv:2403.10444.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
 
-from .prefix_tree import Array, PrefixTree
+from .numbers import Array
+from .prefix_tree import PrefixTree
 from .solution import check_paths
 
 Rule = Literal["two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved", "best-set-soft"]
@@ -52,18 +55,22 @@ class Measure:
     below: Array
     paths: int
 
+    @cached_property
+    def worth(self) -> Array:
+        """[N, J] value of the scores below each knot."""
+        steps = np.diff(self.below, axis=1) * mean_slope(self.score[:, :-1], self.score[:, 1:], self.paths)
+        return np.concatenate([np.zeros((len(steps), 1)), steps.cumsum(axis=1)], axis=1)
+
     def at(self, mass: Array) -> tuple[Array, Array]:
         """For lowest-score mass [N, ...] in [0, 1]: the score that bounds it, and its value G(mass)."""
         shape = mass.shape
         mass = mass.reshape(len(mass), -1)
         piece = (self.below[:, None, 1:-1] <= mass[:, :, None]).sum(axis=2)
-        steps = np.diff(self.below, axis=1)
-        worth = np.zeros_like(self.below)
-        np.cumsum(steps * mean_slope(self.score[:, :-1], self.score[:, 1:], self.paths), axis=1, out=worth[:, 1:])
-        start, end, before, step, value = (
-            np.take_along_axis(array, piece, axis=1)
-            for array in (self.score[:, :-1], self.score[:, 1:], self.below, steps, worth)
+        row = np.arange(len(mass))[:, None]
+        start, end, before, value = (
+            array[row, piece] for array in (self.score, self.score[:, 1:], self.below, self.worth)
         )
+        step = self.below[row, piece + 1] - before
         inside = np.clip(mass - before, 0, step)
         score = start + (end - start) * np.divide(inside, step, out=np.zeros_like(inside), where=step > 0)
         value = value + inside * mean_slope(start, score, self.paths)
@@ -115,6 +122,11 @@ class Split:
     cut: Array
     last: Array
 
+    def where(self, mask: Array, other: Split) -> Split:
+        """This split where the mask (broadcast to [N, M]) holds, the other one elsewhere."""
+        pairs = ((self.level, other.level), (self.first, other.first), (self.cut, other.cut), (self.last, other.last))
+        return Split(*(np.where(mask, mine, theirs) for mine, theirs in pairs))
+
 
 def acceptance(tree: PrefixTree, paths: int, rule: Rule = "safe") -> Array:
     """[n] phi of the score race with K = `paths` drafts: phi(wy) = min(kappa(wy), p(y|w) phi(w)), in float64.
@@ -137,6 +149,8 @@ def phi_and_selection(tree: PrefixTree, paths: int, rule: Rule = "safe") -> tupl
     nodes = np.array([0])
     for depth in range(tree.length):
         child = _children(tree, nodes)
+        if child.size == 0:
+            break
         there = child >= 0
         draft, target = (np.where(there, row[child], 0.0) for row in (tree.draft, tree.target))
         likely = np.divide(target, draft, out=np.zeros_like(draft), where=draft > 0)
@@ -156,7 +170,7 @@ def phi_and_selection(tree: PrefixTree, paths: int, rule: Rule = "safe") -> tupl
 def _children(tree: PrefixTree, nodes: Array) -> Array:
     """[N, M] the children of each node, -1 where there are fewer than M."""
     slices = [tree.children[node] for node in nodes.tolist()]
-    first, count = (np.array([part for part in parts]) for parts in ([s.start for s in slices], [s.stop - s.start for s in slices]))
+    first, count = np.array([(own.start, own.stop - own.start) for own in slices]).reshape(-1, 2).T
     places = np.arange(count.max(initial=0))
     return np.where(places < count[:, None], first[:, None] + places, -1)
 
@@ -185,8 +199,7 @@ def _split(measure: Measure, rows: Rows, rule: Rule, levels_below: int) -> tuple
     risk = levels_below * ((slopes - after) * rows.kept * rows.draft).sum(axis=1)
     gain = ((np.minimum(kept, rows.wanted) - slopes * rows.kept) * rows.draft).sum(axis=1)
     safe = (risk <= gain + SLACK)[:, None]
-    pairs = ((getattr(bold, name), getattr(careful, name)) for name in ("level", "first", "cut", "last"))
-    return Split(*(np.where(safe, one, other) for one, other in pairs)), np.where(safe, after, slopes)
+    return bold.where(safe, careful), np.where(safe, after, slopes)
 
 
 def two_parts(measure: Measure, rows: Rows, reserve: Array) -> Split:
@@ -215,58 +228,52 @@ def best_set(measure: Measure, rows: Rows, reserve: Array) -> Split:
     border = np.take_along_axis(mass, size[:, None], axis=1)[:, 0]
     low = _cut(measure, rows, reserve, inside, np.zeros_like(border), border)
     high = _cut(measure, rows, reserve, ~inside, border, np.ones_like(border))
-    pairs = ((getattr(low, name), getattr(high, name)) for name in ("level", "first", "cut", "last"))
-    return Split(*(np.where(inside, one, other) for one, other in pairs))
+    return low.where(inside, high)
 
 
 def _cut(measure: Measure, rows: Rows, reserve: Array, inside: Array, first: Array, last: Array) -> Split:
     """Cut the masses first .. last [N] among the tokens `inside` [N, M] (their draft mass is last - first)."""
     draft = np.where(inside, rows.draft, 0.0)
+    owed = rows.slope[:, None]
     bottom, top = measure.value(first), measure.value(last)
+    steepest = mean_slope(measure.at(first)[0], measure.at(first)[0], measure.paths)
 
     def means(cut: Array) -> tuple[Array, Array]:
+        """u1 and u0, [N, 1] each."""
         middle = measure.value(cut)
-        edge = measure.value(np.minimum(first + 1e-12, 1)) - bottom
-        low = np.divide(middle - bottom, cut - first, out=edge / 1e-12, where=cut > first)
-        high = np.divide(top - middle, last - cut, out=np.zeros_like(cut), where=last > cut)
-        return low[:, None], np.minimum(low, high)[:, None]
+        high = np.divide(middle - bottom, cut - first, out=steepest.copy(), where=cut > first)
+        low = np.divide(top - middle, last - cut, out=np.zeros_like(cut), where=last > cut)
+        return high[:, None], np.minimum(low, high)[:, None]
 
-    def clipped(cut: Array) -> Array:
+    def bounds(cut: Array) -> tuple[Array, Array]:
+        """The least that every token must get, and the clipped law, over c."""
         high, low = means(cut)
-        floor = low + reserve * np.maximum(rows.slope[:, None] - low, 0)
-        return np.maximum(np.minimum(rows.wanted, high), np.minimum(floor, high))
+        least = np.minimum(low + reserve * np.maximum(owed - low, 0), high)
+        return least, np.maximum(np.minimum(rows.wanted, high), least)
 
     def enough(cut: Array) -> Array:
-        return (clipped(cut) * draft).sum(axis=1) <= (top - bottom) * (1 + SLACK)
+        return (bounds(cut)[1] * draft).sum(axis=1) <= (top - bottom) * (1 + SLACK)
 
-    def owes(cut: Array) -> Array:
+    def too_far(cut: Array) -> Array:
         return measure.value(cut) - bottom < rows.slope * (cut - first) * (1 - SLACK)
 
-    ceiling = last.copy()
-    if reserve.any():
-        ceiling = _bisect(owes, first, last)
-    cut = np.minimum(_bisect(enough, first, last), ceiling)
+    held = reserve.any(axis=1)
+    furthest = np.where(held, _bisect(too_far, first, last), last) if held.any() else last
+    cut = np.minimum(_bisect(enough, first, last), furthest)
     high, low = means(cut)
-    span = high - low
-    level, least = (
-        np.clip(np.divide(array - low, span, out=np.zeros_like(array), where=span > 0), 0, 1)
-        for array in (clipped(cut), np.broadcast_to(low + reserve * np.maximum(rows.slope[:, None] - low, 0), draft.shape))
-    )
-    used, must = (draft * level).sum(axis=1), (draft * least).sum(axis=1)
+    least, level = (np.clip(_per(bound - low, high - low), 0, 1) for bound in bounds(cut))
+    must, used = (draft * least).sum(axis=1), (draft * level).sum(axis=1)
     room = np.clip(np.divide(cut - first - must, used - must, out=np.ones_like(used), where=used > must), 0, 1)
-    level = np.where((cut < last)[:, None] & reserve.any(), least + room[:, None] * (level - least), level)
-    total = draft.sum(axis=1)
-    share = np.divide((draft * level).sum(axis=1), total, out=np.zeros_like(total), where=total > 0)
-    cut = first + (last - first) * share
-    shape = draft.shape
-    return Split(level, *(np.broadcast_to(array[:, None], shape) for array in (first, cut, last)))
+    level = np.where((held & (cut == furthest))[:, None], least + room[:, None] * (level - least), level)
+    cut = first + (last - first) * _per((draft * level).sum(axis=1), draft.sum(axis=1))
+    return Split(level, *(np.broadcast_to(mass[:, None], draft.shape) for mass in (first, cut, last)))
 
 
-def _bisect(holds: object, low: Array, high: Array) -> Array:
+def _bisect(holds: Callable[[Array], Array], low: Array, high: Array) -> Array:
     """The smallest x in [low, high] from which on the condition holds (high if nowhere)."""
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        there = holds(middle)  # type: ignore[operator]
+        there = holds(middle)
         low, high = np.where(there, low, middle), np.where(there, middle, high)
     return high
 
@@ -280,6 +287,8 @@ def _parts(measure: Measure, split: Split) -> tuple[Array, Array, Array]:
 
 
 def _per(value: Array, mass: Array) -> Array:
+    """value / mass, 0 where there is no mass."""
+    value, mass = np.broadcast_arrays(value, mass)
     return np.divide(value, mass, out=np.zeros_like(value), where=mass > 0)
 
 
@@ -311,8 +320,9 @@ def children(measure: Measure, split: Split, alive: Array) -> Measure:
     score = np.concatenate([parent.score, *(parent.at(bound)[0] for bound in bounds)], axis=1)
     order = np.lexsort((mass, score), axis=1)
     score, mass = np.take_along_axis(score, order, axis=1), np.take_along_axis(mass, order, axis=1)
-    low = _per(np.clip(mass - first, 0, cut - first), np.broadcast_to(cut - first, mass.shape))
-    high = _per(np.clip(mass - cut, 0, last - cut), np.broadcast_to(last - cut, mass.shape))
-    below = level * low + (1 - level) * high
-    below = np.maximum.accumulate(below, axis=1)
+    low, high = (
+        _per(np.clip(mass - first, 0, cut - first), cut - first),
+        _per(np.clip(mass - cut, 0, last - cut), last - cut),
+    )
+    below = np.maximum.accumulate(level * low + (1 - level) * high, axis=1)
     return Measure(score, below / below[:, -1:], measure.paths)
