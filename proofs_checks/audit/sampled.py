@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
 from ..laws.deviation import Deviation, distance, marginal
-from .foreign.adapters import law_of_emissions
+from ..laws.emissions import law_of_emissions
 
 LOOKS = (64, 16, 4, 1)
 MAX_DRAWS = 50_000_000

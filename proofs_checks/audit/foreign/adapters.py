@@ -22,6 +22,7 @@ import torch
 
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
+from ...laws.emissions import law_of_emissions
 from ...laws.law import Law, batch_of
 from ...laws.replay import InvalidResult
 from .interception import Interception
@@ -247,30 +248,3 @@ def foreign_law(code: Foreign, tree: PrefixTree, paths: int = 1) -> Law:
                 emissions[block] += weight * probability
                 count += 1
     return law_of_emissions(tree, emissions, count)
-
-
-def law_of_emissions(tree: PrefixTree, emissions: Mapping[Prefix, float], outcomes: int) -> Law:
-    """From the law of the emitted blocks of 1 to L+1 tokens to the law of L+1 tokens, continuing from the target.
-
-    A block that leaves the tree stands for itself.
-    """
-    node = {tree.prefix(w): w for w in range(tree.size)}
-    rows = tree.rows(tree.target)
-    rows[tree.leaves] = tree.bonus
-    blocks: dict[Prefix, float] = defaultdict(float, emissions)
-    kept: dict[Prefix, float] = dict.fromkeys(itertools.islice(node, 1, None), 0.0)
-    for block, probability in emissions.items():
-        for depth in range(1, len(block)):
-            kept[block[:depth]] = kept.get(block[:depth], 0.0) + probability
-    for depth in range(1, tree.length + 1):
-        for block in [block for block in blocks if len(block) == depth]:
-            row = rows[node[block]] if block in node else np.zeros(0)
-            if row.any():
-                mass = blocks.pop(block)
-                for y in np.flatnonzero(row).tolist():
-                    blocks[(*block, y)] += mass * row[y]
-    accepted = tuple(
-        sum(probability for block, probability in emissions.items() if len(block) > depth)
-        for depth in range(tree.length + 1)
-    )
-    return Law(dict(blocks), accepted, kept, sum(emissions.values()), outcomes)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cache import CachedModel, causal
-from .draws import Draws
-from .lengths import LengthPolicy
-from .processes import Agreed
-from .sampling import Sampler
+from ..cache import CachedModel, causal
+from ..draws import Draws
+from ..lengths import LengthPolicy
+from ..processes import Agreed
+from ..sampling import Sampler
 
 
 @dataclass(frozen=True)
