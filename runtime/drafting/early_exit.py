@@ -39,7 +39,7 @@ def early_exit(target: PreTrainedModel, layers: int) -> PreTrainedModel:
             child.config = config if child.config is target.config else text
         part._modules[name] = child
         part = child
-    part._modules[last] = nn.ModuleList(list(part.get_submodule(last))[:layers])
+    part._modules[last] = nn.ModuleList(list(part.get_submodule(last).children())[:layers])
     return model
 
 

@@ -86,16 +86,14 @@ def tour(parent: Tensor) -> tuple[Tensor, Tensor]:
         leave: list[bool] = []
         stack = [(node, False) for node in children.get(ROOT, [])]
         while stack:
-            node, left = stack.pop()
+            node, done = stack.pop()
             visit.append(node)
-            leave.append(left)
-            if not left:
+            leave.append(done)
+            if not done:
                 stack.append((node, True))
                 stack += [(child, False) for child in children.get(node, [])]
         visits.append(visit)
         leaves.append(leave)
-    shape = (len(parent), 2 * parent.shape[1])
-    kind = {"device": parent.device}
-    return torch.tensor(visits, dtype=torch.int64, **kind).reshape(shape), torch.tensor(leaves, **kind).bool().reshape(
-        shape
-    )
+    nodes = torch.tensor(visits, dtype=torch.int64, device=parent.device)
+    left = torch.tensor(leaves, dtype=torch.bool, device=parent.device)
+    return nodes.reshape(len(parent), -1), left.reshape(len(parent), -1)
