@@ -96,4 +96,4 @@ def tour(parent: Tensor) -> tuple[Tensor, Tensor]:
         leaves.append(leave)
     nodes = torch.tensor(visits, dtype=torch.int64, device=parent.device)
     left = torch.tensor(leaves, dtype=torch.bool, device=parent.device)
-    return nodes.reshape(len(parent), -1), left.reshape(len(parent), -1)
+    return nodes.reshape(len(parent), 2 * parent.shape[1]), left.reshape(len(parent), 2 * parent.shape[1])
