@@ -5,8 +5,12 @@ from . import (
     block,
     gbv,
     greedy_block,
+    gumbel_coupling,
+    hsd,
     key_race,
     kseq,
+    layer,
+    list_coupling,
     many_level,
     mjsd,
     naive,
@@ -18,6 +22,7 @@ from . import (
     token,
     traversal,
     two_level,
+    univer,
 )
 
 __all__ = [
@@ -28,8 +33,12 @@ __all__ = [
     "gbv",
     "get",
     "greedy_block",
+    "gumbel_coupling",
+    "hsd",
     "key_race",
     "kseq",
+    "layer",
+    "list_coupling",
     "many_level",
     "mjsd",
     "naive",
@@ -44,5 +53,6 @@ __all__ = [
     "token",
     "traversal",
     "two_level",
+    "univer",
     "verify",
 ]

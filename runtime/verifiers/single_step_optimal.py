@@ -31,25 +31,37 @@ def offer_optimally(target_row: Tensor, draft_row: Tensor, tokens: Tensor, alive
     target, draft = (
         row.double() / row.sum(dim=1, keepdim=True, dtype=torch.float64) for row in (target_row, draft_row)
     )
+    steps = 60 if target_row.dtype == torch.float64 else 25
+    law, cap = select_optimally(target, draft, tokens, alive, steps)
+    none_before = 1 - law.cumsum(dim=1) + law
+    coins = torch.where(law < none_before, law / none_before, (law > 0).double())
+    totals = target_row.sum(dim=1, dtype=torch.float64) / draft_row.sum(dim=1, dtype=torch.float64)
+    excess = cap * totals
+    return Round(coins.to(target_row.dtype), excess, torch.zeros_like(excess))
+
+
+def select_optimally(wanted: Tensor, draft: Tensor, tokens: Tensor, alive: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Pr(path k is selected and its token kept), given the drafts; and k1, the cap of what is kept of a token.
+
+    Args:
+        wanted, draft [B, V] float64: draft sums to 1, wanted to at most 1; tokens, alive [B, K].
+        steps: of Newton's method, see `draft_race`.
+    Returns:
+        shares [B, K], sum at most 1; cap [B]: what is not kept is max(0, wanted - cap draft).
+    """
     numbers = torch.arange(1, alive.shape[1] + 1, device=alive.device)
     count = (alive.sum(dim=1, keepdim=True) == numbers).double()
-    order = target_ratio(target, draft).sort(dim=1, descending=True, stable=True).indices
-    target, draft = target.gather(1, order), draft.gather(1, order)
-    slopes, cap = optimal_slopes(target, draft, count)
-    steps = 60 if target_row.dtype == torch.float64 else 25
+    order = target_ratio(wanted, draft).sort(dim=1, descending=True, stable=True).indices
+    wanted, draft = wanted.gather(1, order), draft.gather(1, order)
+    slopes, cap = optimal_slopes(wanted, draft, count)
     gone = leaving(entry_scores(slopes, draft, count, steps), draft)
     place = torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
     place = place.gather(1, tokens)
     selected = slopes.gather(1, place) * draft.gather(1, place)
-    keep = torch.where(selected > 0, target.gather(1, place) / selected, torch.ones_like(selected)).clamp_max(1)
-    law = race_weights(gone.gather(1, place), alive) * keep
-    none_before = 1 - law.cumsum(dim=1) + law
-    coins = torch.where(law < none_before, law / none_before, (law > 0).double())
-    totals = target_row.sum(dim=1, dtype=torch.float64) / draft_row.sum(dim=1, dtype=torch.float64)
-    excess = cap.squeeze(1) * totals
-    return Round(coins.to(target_row.dtype), excess, torch.zeros_like(excess))
+    keep = torch.where(selected > 0, wanted.gather(1, place) / selected, torch.ones_like(selected)).clamp_max(1)
+    return race_weights(gone.gather(1, place), alive) * keep, cap.squeeze(1)
 
 
 @register(
