@@ -1,9 +1,9 @@
 """Any single-step rule lifted to the tree of drafts, so that a rejected node does not end the call.
 
-A node v carries a ratio a, the probability that v is kept when it is reached (root 1). The rule is asked to serve the
-measure a target, with 1 - a left for "v is not kept", from the drafts at v. It answers, for the drafts at hand, with the
-share of each child and the law `left` of what no child brings. A child is tried before v itself, with everything
-below it, children in the order of the drafts:
+A node v carries a ratio a, the probability that v is kept when it is reached (root 1). The rule is asked to serve
+the measure a target, with 1 - a left for "v is not kept", from the drafts at v. It answers, for the drafts at hand,
+with the share of each child and the law `left` of what no child brings. A child is tried before v itself, with
+everything below it, children in the order of the drafts:
 
     ratio of child j    share_j / (1 - shares of the children before it)
     v itself            sum left / (sum left + 1 - a), then the token is drawn from left; a leaf: a, and the target
@@ -48,7 +48,7 @@ Serve = Callable[[Tensor, Tensor, Tensor, Tensor], Served]  # wanted = a target,
 
 
 def verify_lifted(batch: Batch, draws: Draws, serve: Serve) -> Verdict:
-    """Children before parents: keep the first node whose coin comes up, at the latest the root; arithmetic in float64."""
+    """Children before parents: keep the first node whose coin comes up, at the latest the root; in float64."""
     requests, paths, length, _ = batch.shape
     first = first_appearance(batch.tokens)
     own = torch.arange(paths, device=first.device)
@@ -70,7 +70,7 @@ def verify_lifted(batch: Batch, draws: Draws, serve: Serve) -> Verdict:
 
 
 def own_coin(left: Tensor, ratio: Tensor) -> Tensor:
-    """[N] probability of staying at the node when no child was kept: s / (s + 1 - a), 0/0 = 1; left [N, V], ratio [N]."""
+    """[N] chance of staying at the node when no child was kept: s / (s + 1 - a), 0/0 = 1; left [N, V], ratio [N]."""
     total = left.sum(dim=1)
     return torch.where(total + (1 - ratio) > 0, total / (total + (1 - ratio)), torch.ones_like(total))
 

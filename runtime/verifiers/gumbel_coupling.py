@@ -13,11 +13,11 @@ The law of y given x is known in closed form. With v(y) = draft(y) / target(y), 
 
     Pr(y = x | x) = 1 / B(v(x)),   Pr(y | x) = target(y) max(0, G(v(x)) - G(v(y))),
 
-B is linear between neighbouring v, so G is a sum of (v' - v) / (B(v) B(v')). `verify_gumbel` draws y from this law, which
-gives drafts and verdicts the very joint law of shared coins; `shared` does it with the coins themselves.
+B is linear between neighbouring v, so G is a sum of (v' - v) / (B(v) B(v')). `verify_gumbel` draws y from this law, so
+that drafts and verdicts have the joint law of shared coins; `shared` does it with the coins themselves.
 
 B requests, L drafted tokens, V vocabulary.
-Source: Gumbel coupling for drafter-invariant speculative decoding, arXiv:2408.07978; the conditional law: specbound (own).
+Source: Gumbel coupling, drafter-invariant decoding, arXiv:2408.07978; the conditional law: specbound (own).
 """
 
 from __future__ import annotations

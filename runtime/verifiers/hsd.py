@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
+from ..parts.block_rule import block_ratios, block_thresholds
 from ..parts.single_path import at, emitted_row, only_path
 from ..registry import register
 from ..verdict import Batch, Verdict
-from .block import block_ratios, block_thresholds
 
 
 def uncapped(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:

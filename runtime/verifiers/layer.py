@@ -1,10 +1,10 @@
-"""Layer verification: the optimal single-step rule lifted to the tree of drafts, so that rejections do not end the call.
+"""Layer verification: the optimal single-step rule lifted to the tree, so that rejections do not end the call.
 
 What the public description determines: scores of the nodes from any single-step rule, a sweep of the tree that selects
 the accepted node and its correction, lossless if the rule is; optimal for one step and for one path if the rule is
-optimal for one step. What had to be decided: a node's score is the ratio of `lift`, the rule serves the measure a target
-with 1 - a left over, and nodes are tried children first. (Which order the sweep takes does not change the law.) The
-base rule here is `single_step_optimal`'s, exact where the paper uses Global Resolution.
+optimal for one step. What had to be decided: a node's score is the ratio of `lift`, the rule serves the measure
+a target with 1 - a left over, and nodes are tried children first (the order does not change the law). The base
+rule here is `single_step_optimal`'s, exact where the paper uses Global Resolution.
 
 B requests, K paths, L drafted tokens, V vocabulary.
 Source: Layer Verification, openreview XrqcUo6B6L, abstract only; the lift as decided: specbound (own).

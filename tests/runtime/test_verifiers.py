@@ -30,7 +30,12 @@ STATELESS = [name for name in names() if not get(name).stateful and name != "tab
 LOSSLESS = [name for name in STATELESS if get(name).lossless]
 MANY = [name for name in LOSSLESS if get(name).paths == "many"]
 TUPLES = 260  # K-tuples of drafts to enumerate in one law
-FORKING = {"key-race": 27, "spectr-gbv-published": 81}  # fewer for verifiers with very many outcomes per K-tuple
+FORKING = {
+    "key-race": 27,
+    "list-coupling": 9,
+    "layer": 27,
+    "spectr-gbv-published": 81,
+}  # fewer for verifiers with very many outcomes per K-tuple
 
 
 def path_counts(name: str, tree: PrefixTree, most: int = 3) -> list[int]:
