@@ -61,11 +61,11 @@ def verify_lifted(batch: Batch, draws: Draws, serve: Serve) -> Verdict:
         ratios.append(ratio)
     coin = torch.stack([*coins, ratio], dim=2)
     new = torch.cat([(own == 0).expand(requests, paths).unsqueeze(2), first == own.view(1, paths, 1)], dim=2)
-    path, depth = children_first(first)
+    path, place = children_first(first)
     request = torch.arange(requests, device=first.device).unsqueeze(1)
-    ordered = (coin * new)[request, path, depth]
-    kept = paths * (length + 1) - draws.accept_last(ordered[:, :-1].flip(1)) - 1
-    path, kept = at(path, kept), at(depth, kept)
+    ordered = (coin * new)[request, path, place]
+    chosen = paths * (length + 1) - 1 - draws.accept_last(ordered[:, :-1].flip(1))
+    path, kept = at(path, chosen), at(place, chosen)
     return Verdict(path, kept, draws.choose(_emitted(batch, serve, path, kept, torch.stack(ratios, dim=2), first)))
 
 
