@@ -27,7 +27,6 @@ import itertools
 import math
 import time
 from collections import Counter
-from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -42,12 +41,7 @@ MAX_PAIRS = 4_000_000
 
 def acceptance(tree: PrefixTree, drafted: Array | None = None) -> Array:
     """[n] min(P(w), Q(w)); `drafted` [n] replaces Q by the joint law of one selected path."""
-    return np.minimum(tree.target_joint, tree.draft_joint if drafted is None else drafted)
-
-
-def dual_value(tree: PrefixTree, price: Array) -> Any:
-    """Upper bound on one-draft block transport from any prices [n] >= 0; a fraction on an exact tree."""
-    return (price * tree.draft_joint)[1:].sum() + duality.transport_bound(tree, price)
+    return duality.kept_mass(tree, tree.draft_joint if drafted is None else drafted, "block-transport")
 
 
 def optimum(tree: PrefixTree) -> Solution:
@@ -59,9 +53,17 @@ def optimum(tree: PrefixTree) -> Solution:
     start = time.perf_counter()
     phi = acceptance(tree)
     price = np.where(tree.draft_joint < tree.target_joint, phi * 0 + 1, phi * 0)
-    bound = dual_value(tree, price)
-    seconds = time.perf_counter() - start
-    return certify(tree, phi, bound, objective="block-transport", solver="closed form", seconds=seconds, tolerance=1e-6)
+    bound = duality.upper_bound(tree, 1, "block-transport", price)
+    return certify(
+        tree,
+        phi,
+        bound,
+        objective="block-transport",
+        solver="closed form",
+        seconds=time.perf_counter() - start,
+        kappa=tree.draft_joint[tree.leaves],
+        potential=duality.path_sums(tree, price),
+    )
 
 
 # ---------------------------------------------------------------------- as a transport problem

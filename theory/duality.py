@@ -1,7 +1,11 @@
-"""Bounds that no verifier exceeds: the value of any prices on the nodes, feasible or optimal or arbitrary.
+"""The one duality of theory: what the law of one selected draft attains, and what no verifier exceeds.
 
 Letters: phi(w) = Pr(the accepted prefix passes through w), p the target conditional, P and Q joint target and draft
-probabilities, g(t) = 1 - (1-t)^K, price(w) >= 0.
+probabilities, g(t) = 1 - (1-t)^K, kappa(w) = Pr(the selected draft passes through w), price(w) >= 0, potential
+C(w) = the prices along the path to w.
+
+    from below   any kappa that K drafts allow gives    sum_w phi(w)  of `kept_mass`
+    from above   any prices give                        E[max_k C(X_k)]  +  what the target gains against them
 
 Put multipliers lambda_A >= 0 on the antichain constraints phi(A) <= g(Q(A)) and let price(w) be their sum over the
 A that hold w. Then, by weak duality,
@@ -21,6 +25,38 @@ import numpy as np
 from .feasibility import coverage
 from .numbers import Array
 from .prefix_tree import PrefixTree
+
+
+def kept_mass(tree: PrefixTree, drafted: Array, objective: str) -> Array:
+    """[n] phi of single-path verification against one draft of law `drafted`; phi(root) = 1.
+
+        lossless          phi(wy) = min(kappa(wy), p(y|w) phi(w))       block verification [BV, arXiv:2403.10444]
+        block-transport   phi(w)  = min(kappa(w), P(w))                 greedy block verification [BV, Appendix]
+
+    Args:
+        drafted [n]: kappa(w), the mass of the draft's law below each node (`feasibility.selected_mass`), or Q itself.
+    """
+    phi = drafted.copy()
+    phi[0] = tree.target[0]
+    if objective == "block-transport":
+        return np.minimum(phi, tree.target_joint)
+    for level in tree.levels[1:]:
+        phi[level] = np.minimum(phi[level], tree.target[level] * phi[tree.parent[level]])
+    return phi
+
+
+def path_sums(tree: PrefixTree, price: Array) -> Array:
+    """[n] the potential C of prices: their sum along the path, the root's left out."""
+    potential = price.copy()
+    potential[0] = price[0] * 0
+    for level in tree.levels[1:]:
+        potential[level] += potential[tree.parent[level]]
+    return potential
+
+
+def increments(tree: PrefixTree, potential: Array) -> Array:
+    """[n] the prices whose path sums are the potential."""
+    return np.concatenate([potential[:1] * 0, potential[1:] - potential[tree.parent[1:]]])
 
 
 def chain_bound(tree: PrefixTree, price: Array, ratio: Array | None = None) -> Any:
@@ -72,14 +108,14 @@ def draft_cost(tree: PrefixTree, price: Array, paths: int) -> Any:
     The cheapest way to charge these prices through antichains: the prefixes where C first reaches a level s form an
     antichain A_s, and the integral of g(Q(A_s)) over s >= 0 is this mean. One sort of the leaves.
     """
-    toll = price.copy()
-    toll[0] = price[0] * 0
-    for level in tree.levels[1:]:
-        toll[level] += toll[tree.parent[level]]
-    tolls, drafted = toll[tree.leaves], tree.draft_joint[tree.leaves]
-    order = np.argsort(-tolls, kind="stable")
-    steps = tolls[order] - np.append(tolls[order][1:], tolls[:1] * 0)
-    return (coverage(np.cumsum(drafted[order]), paths) * steps).sum()
+    return expected_maximum(path_sums(tree, price)[tree.leaves], tree.draft_joint[tree.leaves], paths)
+
+
+def expected_maximum(toll: Array, draft: Array, paths: int) -> Any:
+    """E max_k C(X_k) = sum_j g(Q(the j leaves of highest C)) (C_(j) - C_(j+1)), C_(j) falling and 0 at the end."""
+    order = np.argsort(-toll, kind="stable")
+    steps = toll[order] - np.append(toll[order][1:], toll[:1] * 0)
+    return (coverage(np.cumsum(draft[order]), paths) * steps).sum()
 
 
 def upper_bound(tree: PrefixTree, paths: int, objective: str, price: Array) -> Any:

@@ -11,8 +11,9 @@ Source of the solver: HiGHS dual simplex through scipy.optimize.linprog.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -23,6 +24,10 @@ from .numbers import Array
 from .prefix_tree import PrefixTree
 from .solution import CertificateError
 
+Coefficients: TypeAlias = dict[int, Any]
+
+TIGHT = 1e-9
+MAX_DENOMINATOR = 10**6
 ATTEMPTS = (("highs-ds", 1e-10), ("highs-ds", 1e-7), ("highs-ipm", 1e-7))
 
 
@@ -46,7 +51,7 @@ class Optimum:
     """
 
     x: Array
-    value: float
+    value: Any
     multipliers: dict[str, Array]
     equal_multipliers: Array
 
@@ -155,3 +160,115 @@ def maximise(gain: Array, blocks: dict[str, Rows], equal: Rows | None = None) ->
 def with_root(x: Array) -> Array:
     """[n] phi from the variables of the program: the root's 1 in front."""
     return np.concatenate([[1.0], x])
+
+
+# ---------------------------------------------------------------------- programs in exact numbers
+
+
+@dataclass
+class Program:
+    """maximise gain . x  subject to  row . x <= limit (`limit`), row . x = limit (`equal`), x >= 0, number by number.
+
+    A row is a dictionary column -> coefficient. Coefficients and limits may be fractions: then the vertex that HiGHS
+    names is solved again in fractions, primal and dual.
+    """
+
+    gain: list[Any] = field(default_factory=list)
+    inequalities: list[tuple[Coefficients, Any]] = field(default_factory=list)
+    equalities: list[tuple[Coefficients, Any]] = field(default_factory=list)
+
+    def columns(self, count: int, gain: Any = 0) -> range:
+        """`count` further variables, each with this gain."""
+        self.gain += [gain] * count
+        return range(len(self.gain) - count, len(self.gain))
+
+    def limit(self, row: Coefficients, limit: Any) -> int:
+        """Add row . x <= limit; its number among the inequalities."""
+        self.inequalities.append((row, limit))
+        return len(self.inequalities) - 1
+
+    def equal(self, row: Coefficients, limit: Any) -> int:
+        """Add row . x = limit; its number among the equalities."""
+        self.equalities.append((row, limit))
+        return len(self.equalities) - 1
+
+    def solve(self) -> Optimum:
+        """HiGHS's answer in float64; multipliers "rows" of the inequalities.
+
+        Raises:
+            CertificateError: HiGHS found no optimum.
+        """
+        rows, equal = (self._block(part) for part in (self.inequalities, self.equalities))
+        return maximise(
+            np.array([float(gain) for gain in self.gain]), {"rows": rows}, equal if self.equalities else None
+        )
+
+    def _block(self, rows: list[tuple[Coefficients, Any]]) -> Rows:
+        place = [i for i, (row, _) in enumerate(rows) for _ in row]
+        column = [j for row, _ in rows for j in row]
+        value = [float(entry) for row, _ in rows for entry in row.values()]
+        matrix = sparse.csr_array((value, (place, column)), shape=(len(rows), len(self.gain)))
+        return Rows(matrix, np.array([float(limit) for _, limit in rows]))
+
+    def in_fractions(self, near: Optimum) -> Optimum | None:
+        """The vertices of the primal and of the dual that a float answer stands for, in fractions.
+
+        A vertex is the only solution of the rows that are tight at it. None if the tight rows contradict each other;
+        what is returned still has to be checked.
+        """
+        tight = [
+            (row, limit)
+            for row, limit in self.inequalities
+            if float(limit) - sum(float(entry) * near.x[j] for j, entry in row.items()) < TIGHT
+        ]
+        x = solved([*tight, *self.equalities], near.x)
+        multipliers = np.concatenate([near.multipliers["rows"], near.equal_multipliers[: len(self.equalities)]])
+        columns: list[Coefficients] = [{} for _ in self.gain]
+        for i, (row, _) in enumerate([*self.inequalities, *self.equalities]):
+            for j, entry in row.items():
+                columns[j][i] = entry
+        binding = [
+            (column, gain)
+            for column, gain in zip(columns, self.gain, strict=True)
+            if abs(float(gain) - sum(float(entry) * multipliers[i] for i, entry in column.items())) < TIGHT
+        ]
+        y = solved(binding, multipliers)
+        if x is None or y is None:
+            return None
+        value = sum((gain * entry for gain, entry in zip(self.gain, x, strict=True)), Fraction(0))
+        count = len(self.inequalities)
+        return Optimum(x, value, {"rows": y[:count]}, y[count:])
+
+
+def solved(equations: Sequence[tuple[Coefficients, Any]], near: Array) -> Array | None:
+    """The solution in fractions of the equations in which what is near 0 is 0; None if they contradict each other.
+
+    Sparse elimination, short equations first; unknowns that the equations leave free stay near their floats.
+    """
+    zero = set(np.flatnonzero(np.abs(near) < TIGHT).tolist())
+    pivots: dict[int, tuple[Coefficients, Any]] = {}
+    for given, limit in sorted(equations, key=lambda equation: len(equation[0])):
+        row = {j: Fraction(entry) for j, entry in given.items() if j not in zero and entry != 0}
+        value = Fraction(limit)
+        while (hit := next((j for j in row if j in pivots), None)) is not None:
+            other, known = pivots[hit]
+            scale = row[hit]
+            for j, entry in other.items():
+                row[j] = row.get(j, Fraction(0)) - scale * entry
+                if row[j] == 0:
+                    del row[j]
+            value -= scale * known
+        if row:
+            pivot = max(row, key=lambda j: abs(row[j]))
+            scale = row[pivot]
+            pivots[pivot] = ({j: entry / scale for j, entry in row.items()}, value / scale)
+        elif value != 0:
+            return None
+    solution = {
+        j: Fraction(0) if j in zero else Fraction(float(near[j])).limit_denominator(MAX_DENOMINATOR)
+        for j in range(len(near))
+        if j not in pivots
+    }
+    for pivot, (row, value) in reversed(pivots.items()):
+        solution[pivot] = value - sum(entry * solution[j] for j, entry in row.items() if j != pivot)
+    return np.array([solution[j] for j in range(len(near))], dtype=object)

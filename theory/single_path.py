@@ -11,7 +11,7 @@ that only drafted prefixes can be accepted. They cover every stateless lossless 
     optimum     phi(wy) = min(Q(wy), p(y|w) phi(w))
     dual        worth(w) = 1 + sum of p(y|w) worth(wy) over the children whose chain constraint binds;
                 price(w) = worth(w) where Q(w) < p phi(parent), else 0
-    dual value  sum_w price(w) Q(w) + chain_bound(price)          (`duality`; equal to the optimum)
+    dual value  sum_w price(w) Q(w) + chain_bound(price)          (`duality.upper_bound`; equal to the optimum)
 
 Source: Block Verification, arXiv:2403.10444, Algorithm 2 and Theorem 2 (the value and its optimality among
 single-path verifiers).
@@ -20,7 +20,6 @@ single-path verifiers).
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 
@@ -38,11 +37,7 @@ def acceptance(tree: PrefixTree, drafted: Array | None = None) -> Array:
         drafted [n]: the joint law of the path that is verified, if it is not Q itself (the law of one path selected
             among K drafts, say).
     """
-    phi = (tree.draft_joint if drafted is None else drafted).copy()
-    phi[0] = tree.target[0]
-    for level in tree.levels[1:]:
-        phi[level] = np.minimum(phi[level], tree.target[level] * phi[tree.parent[level]])
-    return phi
+    return duality.kept_mass(tree, tree.draft_joint if drafted is None else drafted, "lossless")
 
 
 def prices(tree: PrefixTree, phi: Array) -> Array:
@@ -56,11 +51,6 @@ def prices(tree: PrefixTree, phi: Array) -> Array:
     return price
 
 
-def dual_value(tree: PrefixTree, price: Array) -> Any:
-    """Upper bound on every lossless single-path verifier from any prices [n] >= 0; a fraction on an exact tree."""
-    return (price * tree.draft_joint)[1:].sum() + duality.chain_bound(tree, price)
-
-
 def optimum(tree: PrefixTree) -> Solution:
     """Optimal acceptance length for one draft, in closed form with its dual; the gap is exactly 0 for fractions.
 
@@ -69,9 +59,19 @@ def optimum(tree: PrefixTree) -> Solution:
     """
     start = time.perf_counter()
     phi = acceptance(tree)
-    bound = dual_value(tree, prices(tree, phi))
-    seconds = time.perf_counter() - start
-    return certify(tree, phi, bound, objective="lossless", solver="closed form", seconds=seconds, tolerance=1e-9)
+    price = prices(tree, phi)
+    bound = duality.upper_bound(tree, 1, "lossless", price)
+    return certify(
+        tree,
+        phi,
+        bound,
+        objective="lossless",
+        solver="closed form",
+        seconds=time.perf_counter() - start,
+        tolerance=1e-9,
+        kappa=tree.draft_joint[tree.leaves],
+        potential=duality.path_sums(tree, price),
+    )
 
 
 def linear_optimum(tree: PrefixTree) -> Solution:
@@ -88,5 +88,6 @@ def linear_optimum(tree: PrefixTree) -> Solution:
     }
     answer = linear_program.maximise(np.ones(tree.size - 1), blocks)
     phi = clipped(tree, linear_program.with_root(answer.x), tree.target, tree.draft_joint)
-    bound = dual_value(tree, np.concatenate([[0.0], answer.multipliers["draft"]]))
+    price = np.concatenate([[0.0], answer.multipliers["draft"]])
+    bound = duality.upper_bound(tree, 1, "lossless", price)
     return certify(tree, phi, bound, objective="lossless", solver="HiGHS", seconds=time.perf_counter() - start)

@@ -55,6 +55,10 @@ class Solution:
         seconds: wall-clock time of the solver.
         lossless: True if phi is that of a stateless lossless verifier (objectives "token" and "lossless").
         exact: the value as a fraction, if phi and the bound are fractions and the gap is exactly 0.
+        paths, objective: K, and what was maximised.
+        kappa [leaves]: the witness from below, the law of the one draft that is selected (total mass at most 1);
+        potential [n]: the witness from above, the prices of `duality` summed along the path. From these two
+            `certificates.verify_certificate` proves both bounds again; None where a solver gives only phi and a bound.
     """
 
     value: float
@@ -65,6 +69,10 @@ class Solution:
     seconds: float
     lossless: bool
     exact: Fraction | None = None
+    paths: int = 1
+    objective: Objective = "lossless"
+    kappa: Array | None = None
+    potential: Array | None = None
 
 
 def certify(
@@ -77,7 +85,8 @@ def certify(
     solver: str,
     seconds: float,
     tolerance: float = 1e-6,
-    selected: Array | None = None,
+    kappa: Array | None = None,
+    potential: Array | None = None,
 ) -> Solution:
     """Check phi against every constraint of the objective and the bound against its value; then a `Solution`.
 
@@ -86,8 +95,9 @@ def certify(
         bound: value of a dual feasible point (a number; its validity is the caller's theorem).
         paths: K.
         tolerance: largest gap allowed.
-        selected [leaves]: law of the selected draft, kappa(w) >= phi(w), as evidence for the antichain constraints
+        kappa [leaves]: law of the selected draft, kappa(w) >= phi(w), as evidence for the antichain constraints
             (one sort); without it they are checked by `feasibility.worst_antichain`. Not needed for one path.
+        potential [n]: the dual point that `bound` is the value of, to be carried along.
     Raises:
         ValueError: phi has the wrong shape, or objective, paths or tolerance are out of range.
         CertificateError: phi is infeasible, or the bound is below the value, or the gap above the tolerance.
@@ -104,7 +114,7 @@ def certify(
     exact = phi.dtype == object
     if not exact and not (np.isfinite(phi).all() and np.isfinite(float(bound))):
         raise CertificateError(solver, "phi or the bound is not finite", "solve again with a looser tolerance")
-    for name, excess in _excesses(tree, phi, objective, paths, selected):
+    for name, excess in _excesses(tree, phi, objective, paths, kappa):
         if excess > (0 if exact else FEASIBILITY_TOLERANCE):
             status = f"phi fails the {name} constraints by {float(excess):.3g}"
             raise CertificateError(solver, status, "repair phi before certifying it, or tighten the solver's tolerance")
@@ -125,6 +135,10 @@ def certify(
         seconds=seconds,
         lossless=objective != "block-transport",
         exact=Fraction(value) if exact and gap == 0 else None,
+        paths=paths,
+        objective=objective,
+        kappa=kappa,
+        potential=potential,
     )
 
 
@@ -135,7 +149,7 @@ def check_paths(paths: int) -> None:
 
 
 def _excesses(
-    tree: PrefixTree, phi: Array, objective: Objective, paths: int, selected: Array | None
+    tree: PrefixTree, phi: Array, objective: Objective, paths: int, kappa: Array | None
 ) -> list[tuple[str, Any]]:
     """Name and excess of each family of constraints; see `feasibility`."""
     if objective == "token":
@@ -148,6 +162,6 @@ def _excesses(
         return [first]
     if paths == 1:
         return [first, ("draft", feasibility.draft_excess(tree, phi))]
-    if selected is not None:
-        return [first, ("selection", feasibility.selection_excess(tree, phi, selected, paths))]
+    if kappa is not None:
+        return [first, ("selection", feasibility.selection_excess(tree, phi, kappa, paths))]
     return [first, ("antichain", feasibility.antichain_excess(tree, phi, paths))]

@@ -144,15 +144,15 @@ def _findings(progress: Progress) -> list[dict[str, Any]]:
 
 def _values(tree: PrefixTree, paths: int, by_law: Iterable[str] = ()) -> dict[str, float]:
     """Acceptance length of each lossless stateless verifier, then the lossless optimum."""
-    from specbound.commands.solve import optimum
     from specbound.proofs_checks.laws.law import exact_law
     from specbound.runtime.verifiers import of_closed_form
     from specbound.theory.known_values import known_values
+    from specbound.theory.optima import certified_optimum
 
     values = {name: exact_law(name, tree, paths).acceptance_length for name in by_law}
     known = [(of_closed_form(value.name), value.value) for value in known_values(tree, paths)]
     values |= {verifier.name: value for verifier, value in known if not verifier.stateful}
-    return values | {"lossless optimum": optimum(tree, paths, "lossless", 1e-6).value}
+    return values | {"lossless optimum": certified_optimum(tree, paths).value}
 
 
 def _curves(progress: Progress) -> Section:

@@ -14,11 +14,9 @@ from specbound.commands.terminal import print_table
 from specbound.files import replacing, write_text
 
 if TYPE_CHECKING:
-    from specbound.theory.multi_path import PathSolution
     from specbound.theory.prefix_tree import PrefixTree
     from specbound.theory.solution import Solution
 
-MAX_EXACT_NODES = 100
 PICTURES = (".png", ".svg", ".pdf")
 OBJECTIVES = ("lossless", "block-transport", "all")
 
@@ -74,128 +72,136 @@ def solve(
     if options["random_vocab"] is None and (alone := {"--seed", "--concentration"} & {*given_options(context)}):
         raise ValueError(f"{min(alone)} belongs to --random; leave it out")
     description, tree = read_instance(**options)
-    results = values(tree, paths, objective, tolerance)
-    if emit is not None or certificate is not None:
-        wanted = "lossless" if objective == "all" else objective
-        write_witnesses(tree, paths, wanted, tolerance, emit, certificate)
+    optima = certified_optima(tree, paths, objective, tolerance)
+    wanted = optima["block-transport" if objective == "block-transport" else "lossless"]
+    results = [*known_results(tree, paths, objective), *map(optimum_result, optima.values())]
+    if emit is not None:
+        write_text(emit, verifier_file(tree, wanted))
+    if certificate is not None:
+        write_text(certificate, certificate_file(tree, wanted))
     if plot is not None:
-        draw(tree, paths, objective, tolerance, Path(plot))
+        draw(tree, wanted, results, objective, tolerance, Path(plot))
+    description |= {"paths": paths}
     if as_json:
-        print_json({"instance": description | {"paths": paths}, "results": results})
+        print_json({"instance": description, "results": results})
     else:
-        _print_table(description | {"paths": paths}, results)
+        print_results(description, results)
 
 
-def values(tree: PrefixTree, paths: int, objective: str = "all", tolerance: float = 1e-6) -> list[dict[str, Any]]:
-    """The `results` of the JSON output: the verifiers whose value is known, then the optima.
-
-    A verifier's value is known exactly (bound = value, gap 0 up to rounding); an optimum lies in [value, bound].
-    """
-    from specbound.runtime.verifiers import of_closed_form
-    from specbound.theory.known_values import known_values
-
-    results = []
-    for known in known_values(tree, paths):
-        verifier = of_closed_form(known.name)
-        if objective == "all" or verifier.stateful == (objective == "block-transport"):
-            results.append(
-                {
-                    "name": known.name,
-                    "value": known.value,
-                    "exact": None if known.exact is None else str(known.exact),
-                    "bound": known.value,
-                    "gap": 0.0,
-                    "lossless": verifier.lossless,
-                    "stateful": verifier.stateful,
-                    "source": verifier.source,
-                    "seconds": None,
-                }
-            )
-    for name, source in (("lossless", "certified LP"), ("block-transport", "certified LP; later target laws modified")):
-        if objective in ("all", name):
-            results.append(_optimum(f"{name}-optimum", optimum(tree, paths, name, tolerance), source))
-    return results
+# ---------------------------------------------------------------------- instance -> solutions
 
 
-def optimum(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> Solution:
-    """The certified optimum: in closed form for one path, as a fraction where a small exact tree allows it."""
-    from specbound.theory import block_transport, single_path
-    from specbound.theory.multi_path import antichain
-
-    if paths == 1:
-        return single_path.optimum(tree) if objective == "lossless" else block_transport.optimum(tree)
-    if tree.exact and tree.size <= MAX_EXACT_NODES:
-        return antichain.optimum(tree, paths, "lossless" if objective == "lossless" else "block-transport")
-    return path_optimum(tree, paths, objective, tolerance)
-
-
-def path_optimum(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> PathSolution:
-    """The optimum with its witnesses.
+def certified_optima(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> dict[str, Solution]:
+    """The optimum of each objective asked for, with its witnesses; everything the command shows or writes is read off.
 
     Raises:
-        CertificateError: it was not found to that tolerance; says which option to change.
+        CertificateError: one was not found to that tolerance; says which option to change.
     """
-    from specbound.theory import multi_path
+    from specbound.theory.optima import certified_optimum
     from specbound.theory.solution import CertificateError
 
-    solver = multi_path.lossless_optimum if objective == "lossless" else multi_path.transport_optimum
+    wanted = OBJECTIVES[:-1] if objective == "all" else (objective,)
     try:
-        return solver(tree, paths, tolerance)
+        return {name: certified_optimum(tree, paths, name, tolerance) for name in wanted}
     except CertificateError as error:
         raise CertificateError(error.solver, error.status, "give a larger --tolerance") from None
 
 
-def _optimum(name: str, solution: Solution, source: str) -> dict[str, Any]:
+# ---------------------------------------------------------------------- solutions -> results
+
+
+def known_results(tree: PrefixTree, paths: int, objective: str) -> list[dict[str, Any]]:
+    """The verifiers whose value is known exactly: bound = value, gap 0 up to rounding."""
+    from specbound.runtime.verifiers import of_closed_form
+    from specbound.theory.known_values import known_values
+
+    facts = [(of_closed_form(known.name), known) for known in known_values(tree, paths)]
+    return [
+        {
+            "name": known.name,
+            "value": known.value,
+            "exact": None if known.exact is None else str(known.exact),
+            "bound": known.value,
+            "gap": 0.0,
+            "lossless": verifier.lossless,
+            "stateful": verifier.stateful,
+            "source": verifier.source,
+            "seconds": None,
+        }
+        for verifier, known in facts
+        if objective == "all" or verifier.stateful == (objective == "block-transport")
+    ]
+
+
+def optimum_result(solution: Solution) -> dict[str, Any]:
+    """The row of an optimum, which lies in [value, bound]."""
+    later = "" if solution.lossless else "; later target laws modified"
     return {
-        "name": name,
+        "name": f"{solution.objective}-optimum",
         "value": solution.value,
         "exact": None if solution.exact is None else str(solution.exact),
         "bound": solution.bound,
         "gap": solution.gap,
         "lossless": solution.lossless,
         "stateful": not solution.lossless,
-        "source": f"{source} ({solution.solver})",
+        "source": f"certified LP{later} ({solution.solver})",
         "seconds": solution.seconds,
     }
 
 
-def draw(tree: PrefixTree, paths: int, objective: str, tolerance: float, file: Path) -> None:
+# ---------------------------------------------------------------------- solutions -> files
+
+
+def verifier_file(tree: PrefixTree, solution: Solution) -> str:
+    """The verifier that attains the solution's value, as a table."""
+    from specbound.theory.multi_path.verifier_table import verifier_table
+
+    assert solution.kappa is not None
+    return verifier_table(tree, solution.paths, solution.kappa, solution.objective).to_json()
+
+
+def certificate_file(tree: PrefixTree, solution: Solution) -> str:
+    """What proves the solution's value and bound."""
+    from specbound.theory.multi_path.certificates import certificate_to_json
+
+    return certificate_to_json(tree, solution)
+
+
+def draw(
+    tree: PrefixTree, solution: Solution, results: list[dict[str, Any]], objective: str, tolerance: float, file: Path
+) -> None:
     """Write a picture: acceptance mass on the tree at the optimum, values against K and against L."""
     from matplotlib.figure import Figure
 
     from specbound.plots import draw_curves, draw_tree
     from specbound.theory.feasibility import coverage
 
+    def results_of(smaller: PrefixTree, count: int) -> list[dict[str, Any]]:
+        if (smaller.length, count) == (tree.length, solution.paths):
+            return results
+        optima = certified_optima(smaller, count, objective, tolerance)
+        return [*known_results(smaller, count, objective), *map(optimum_result, optima.values())]
+
     made = Figure(figsize=(11, 8), layout="constrained")
     grid = made.add_gridspec(2, 2, height_ratios=(1.2, 1))
-    phi = optimum(tree, paths, "block-transport" if objective == "block-transport" else "lossless", tolerance).phi
-    draw_tree(made.add_subplot(grid[0, :]), tree, phi, coverage(tree.as_float().draft_joint, paths))
-    ranges = {"drafted paths K": range(1, max(4, paths) + 1), "draft length L": range(1, tree.length + 1)}
-    for column, (label, sizes) in enumerate(ranges.items()):
-        columns: dict[str, list[float]] = {}
-        for size in sizes:
-            smaller, count = (tree, size) if column == 0 else (tree.truncated(size), paths)
-            for result in values(smaller, count, objective, tolerance):
-                columns.setdefault(result["name"], []).append(result["value"])
-        complete = {name: curve for name, curve in columns.items() if len(curve) == len(sizes)}
-        draw_curves(made.add_subplot(grid[1, column]), list(sizes), complete, label)
+    reach = coverage(tree.as_float().draft_joint, solution.paths)
+    draw_tree(made.add_subplot(grid[0, :]), tree, solution.phi, reach)
+    counts, lengths = range(1, max(4, solution.paths) + 1), range(1, tree.length + 1)
+    panels = {
+        "drafted paths K": {count: results_of(tree, count) for count in counts},
+        "draft length L": {length: results_of(tree.truncated(length), solution.paths) for length in lengths},
+    }
+    for column, (label, panel) in enumerate(panels.items()):
+        curves: dict[str, list[float]] = {}
+        for result in (result for at_size in panel.values() for result in at_size):
+            curves.setdefault(result["name"], []).append(result["value"])
+        complete = {name: curve for name, curve in curves.items() if len(curve) == len(panel)}
+        draw_curves(made.add_subplot(grid[1, column]), list(panel), complete, label)
     with replacing(file) as partial:
         made.savefig(partial, dpi=130, format=file.suffix[1:])
 
 
-def write_witnesses(
-    tree: PrefixTree, paths: int, objective: str, tolerance: float, emit: str | None, certificate: str | None
-) -> None:
-    """Write the optimal verifier as a table, and the certificate of its optimum, from one solution."""
-    from specbound.theory.multi_path.certificates import certificate_to_json, verify_certificate
-    from specbound.theory.multi_path.verifier_table import verifier_table
-
-    found = path_optimum(tree, paths, objective, tolerance)
-    if emit is not None:
-        write_text(emit, verifier_table(tree, paths, found.kappa, found.objective).to_json())
-    if certificate is not None:
-        verified = verify_certificate(tree, paths, found.kappa, found.potential, found.objective)
-        write_text(certificate, certificate_to_json(tree, verified))
+# ---------------------------------------------------------------------- results -> people
 
 
 def _paper(source: str) -> str:
@@ -206,7 +212,7 @@ def _paper(source: str) -> str:
     return found[0] if found else re.split(r"[,;(]", source)[0].strip()
 
 
-def _print_table(instance: dict[str, Any], results: list[dict[str, Any]]) -> None:
+def print_results(instance: dict[str, Any], results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     title = ", ".join(f"{key} {value}" for key, value in instance.items() if not isinstance(value, list))

@@ -170,7 +170,7 @@ def test_verifiers_lists_declared_and_measured_facts(run):
 def test_where_nothing_can_be_written_is_told_before_the_work(run, monkeypatch, arguments, message):
     from specbound.commands import solve
 
-    monkeypatch.setattr(solve, "values", lambda *a: pytest.fail("worked first"))
+    monkeypatch.setattr(solve, "certified_optima", lambda *a: pytest.fail("worked first"))
     code, out, err = run(*PUBLISHED, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"Invalid value for '{arguments[0]}'" in err

@@ -8,19 +8,23 @@ import json
 import numpy as np
 import pytest
 
+from specbound.theory.duality import (
+    chain_bound,
+    expected_maximum,
+    increments,
+    kept_mass,
+    path_sums,
+    transport_bound,
+    upper_bound,
+)
 from specbound.theory.feasibility import coverage
 from specbound.theory.multi_path import certificates, lossless_optimum
 from specbound.theory.multi_path.certificates import (
     certificate_from_json,
     certificate_to_json,
-    dual_value,
-    expected_maximum,
     fill_to_base,
-    hindsight_gain,
-    kept_mass,
     monotone,
     selectable,
-    stopping_gain,
     verify_certificate,
 )
 from specbound.theory.prefix_tree import PrefixTree
@@ -95,8 +99,8 @@ def test_both_gains_are_those_of_the_best_rule_among_all(seed):
         last = [path[0] if not taken[path[1] - 1] else path[1 + taken[path[2] - 1]] for path in blocks]
         stops.append(sum(c * reward[w] for c, w in zip(chance, last, strict=True)))
     hindsight = sum(c * max(reward[w] for w in path) for c, path in zip(chance, blocks, strict=True))
-    assert stopping_gain(tree, potential) == pytest.approx(max(stops), abs=1e-14)
-    assert hindsight_gain(tree, potential) == pytest.approx(hindsight, abs=1e-14)
+    assert chain_bound(tree, increments(tree, potential)) == pytest.approx(max(stops), abs=1e-14)
+    assert transport_bound(tree, increments(tree, potential)) == pytest.approx(hindsight, abs=1e-14)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -113,8 +117,10 @@ def test_no_law_beats_any_potential(objective, paths):
 def test_a_potential_priced_with_too_few_drafts_is_no_bound():
     tree = PrefixTree.random(3, 2, 1)
     solution = lossless_optimum(tree, 3)
-    assert dual_value(tree, 3, solution.potential, "lossless") >= solution.value
-    assert dual_value(tree, 2, solution.potential, "lossless") < solution.value - 1e-3
+    price = increments(tree, solution.potential)
+    np.testing.assert_allclose(path_sums(tree, price), solution.potential, atol=1e-14)
+    assert upper_bound(tree, 3, "lossless", price) >= solution.value
+    assert upper_bound(tree, 2, "lossless", price) < solution.value - 1e-3
 
 
 def test_a_certificate_survives_the_way_through_a_file_and_tampering_does_not():
@@ -149,7 +155,7 @@ def test_a_certificate_survives_the_way_through_a_file_and_tampering_does_not():
         ({"objective": "best"}, "objective is 'best'"),
         ({"paths": 0}, "paths is 0"),
         ({"kappa": [0.5]}, "kappa has shape"),
-        ({"kappa": "x"}, "kappa must be a list"),
+        ({"kappa": "x"}, "kappa is 'x'; want a list"),
         ({"potential": [-1.0] * 13}, "potential has a negative"),
         ({"value": "high"}, "value is 'high'"),
     ],
@@ -173,7 +179,7 @@ def test_missing_fields_and_text_that_is_not_json_are_refused():
 
 def test_kept_mass_of_the_draft_itself_is_block_verification():
     tree = PrefixTree.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3], 2)
-    drafts = tree.draft_joint[tree.leaves]
+    drafts = tree.draft_joint
     assert kept_mass(tree, drafts, "lossless")[1:].sum() == pytest.approx(11 / 9, abs=1e-15)
     assert kept_mass(tree, drafts, "block-transport")[1:].sum() == pytest.approx(12 / 9, abs=1e-15)
 
@@ -188,6 +194,6 @@ def test_prefixes_that_no_draft_reaches_cost_nothing_and_bound_nothing(objective
 
 def test_a_bound_below_the_value_is_no_certificate(monkeypatch):
     tree = PrefixTree.iid([0.5, 0.5], [0.75, 0.25], 1)
-    monkeypatch.setattr(certificates, "dual_value", lambda *_: 0.1)
+    monkeypatch.setattr(certificates, "upper_bound", lambda *_: 0.1)
     with pytest.raises(CertificateError, match=r"the bound 0\.1 is below the value 0\.75"):
         verify_certificate(tree, 1, np.array([0.75, 0.25]), np.zeros(3), "lossless")

@@ -28,10 +28,11 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array
 
+from ..duality import expected_maximum
 from ..feasibility import coverage
 from ..numbers import ROW_TOLERANCE, Array, as_floats
 from ..solution import CertificateError, check_paths
-from .certificates import PathObjective, check_objective, expected_maximum, selectable
+from .certificates import PathObjective, check_objective, selectable
 from .tangent_lp import violated
 
 MAX_STATES = 200_000

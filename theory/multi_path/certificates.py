@@ -21,80 +21,71 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 
+from ..duality import increments, kept_mass, upper_bound
 from ..feasibility import coverage, selected_mass
-from ..json_objects import read_object
-from ..numbers import Array, as_floats, read_float, read_floats
+from ..json_objects import read_object, write_object
+from ..numbers import Array, Number, as_floats, is_exact, read_number, read_numbers
 from ..prefix_tree import PrefixTree
-from ..solution import CertificateError, check_paths
+from ..solution import CertificateError, Solution, certify, check_paths
 
 PathObjective = Literal["lossless", "block-transport"]
 FORMAT = "specbound.certificate"
 VERSION = 1
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate:
-    """What proves value <= optimum <= bound for K paths.
-
-    Attributes:
-        objective: "lossless" or "block-transport".
-        paths: K.
-        kappa [leaves]: law of the selected draft on the nodes of depth L; selectable.
-        potential [n]: C, at least 0, 0 at the root and growing along every path.
-        phi [n]: Pr(the accepted prefix passes through the node) of the verifier that selects by kappa.
-        value: sum of phi over non-root nodes, a lower bound.
-        bound: dual value of C, an upper bound.
-    """
-
-    objective: PathObjective
-    paths: int
-    kappa: Array
-    potential: Array
-    phi: Array
-    value: float
-    bound: float
-
-    @property
-    def gap(self) -> float:
-        """bound - value, with rounding below 0 counted as 0."""
-        return max(0.0, self.bound - self.value)
-
-
 def verify_certificate(
-    tree: PrefixTree, paths: int, kappa: Array, potential: Array, objective: PathObjective
-) -> Certificate:
+    tree: PrefixTree,
+    paths: int,
+    kappa: Array,
+    potential: Array,
+    objective: PathObjective,
+    *,
+    solver: str = "certificate",
+    seconds: float = 0.0,
+    tolerance: float = np.inf,
+) -> Solution:
     """Evaluate both bounds from scratch; nothing is taken on trust.
 
-    kappa is first made selectable (`selectable`), C monotone (`monotone`): either may come from any solver.
+    kappa is first made selectable (`selectable`), C monotone (`monotone`): either may come from any solver. Tree and
+    witnesses in fractions are evaluated in fractions, anything else in float64.
 
     Args:
         kappa [leaves]: mass on the nodes of depth L; potential [n]: C on all nodes.
+        solver, seconds: whose witnesses they are. tolerance: largest gap allowed.
     Raises:
         ValueError: wrong shapes, negative or non-finite entries, unknown objective.
-        CertificateError: the lower bound exceeds the upper one by more than rounding (an inconsistent tree).
+        CertificateError: the lower bound exceeds the upper one by more than rounding (an inconsistent tree), or the
+            gap is above the tolerance.
     """
     check_paths(paths)
     check_objective(objective)
-    tree = tree.as_float() if tree.exact else tree
-    kappa, potential = as_floats(kappa), as_floats(potential)
+    if not (tree.exact and all(isinstance(values, np.ndarray) and is_exact(values) for values in (kappa, potential))):
+        tree = tree.as_float() if tree.exact else tree
+        kappa, potential = as_floats(kappa), as_floats(potential)
     for name, values, size in (("kappa", kappa, len(tree.bonus)), ("potential", potential, tree.size)):
         if np.shape(values) != (size,):
             raise ValueError(f"{name} has shape {np.shape(values)}; want ({size},)")
-        if not (np.isfinite(values).all() and (values >= 0).all()):
+        if not ((is_exact(values) or np.isfinite(values).all()) and (values >= 0).all()):
             raise ValueError(f"{name} has a negative or non-finite entry; want numbers of at least 0")
     kappa = selectable(kappa, tree.draft_joint[tree.leaves], paths)
     potential = monotone(tree, potential)
-    phi = kept_mass(tree, kappa, objective)
-    value, bound = float(phi[1:].sum()), dual_value(tree, paths, potential, objective)
-    if bound < value - 1e-9 * (1 + tree.length):
-        status = f"the bound {bound:.12g} is below the value {value:.12g}"
-        raise CertificateError("certificate", status, "check that the rows of the tree sum to 1 within rounding")
-    return Certificate(objective, paths, kappa, potential, phi, value, bound)
+    return certify(
+        tree,
+        kept_mass(tree, selected_mass(tree, kappa), objective),
+        upper_bound(tree, paths, objective, increments(tree, potential)),
+        objective=objective,
+        paths=paths,
+        solver=solver,
+        seconds=seconds,
+        tolerance=tolerance,
+        kappa=kappa,
+        potential=potential,
+    )
 
 
 def check_objective(objective: str) -> None:
@@ -120,8 +111,8 @@ def selectable(kappa: Array, draft: Array, paths: int) -> Array:
     with np.errstate(over="ignore"):
         order = reached[np.argsort(-kappa[reached] / draft[reached], kind="stable")]
     profile = np.minimum(np.cumsum(kappa[order]), coverage(np.cumsum(draft[order]), paths))
-    result = np.zeros(len(kappa))
-    result[order] = np.maximum(np.diff(profile, prepend=0.0), 0.0)
+    result = draft * 0
+    result[order] = np.maximum(np.diff(profile, prepend=draft[:1] * 0), 0)
     return result
 
 
@@ -149,82 +140,37 @@ def fill_to_base(kappa: Array, draft: Array, paths: int) -> Array:
     return result / result.sum()
 
 
-def kept_mass(tree: PrefixTree, kappa: Array, objective: PathObjective) -> Array:
-    """[n] phi of single-path verification against the selected draft's law.
-
-    lossless: phi(wy) = min(kappa(wy), p(y|w) phi(w)), block verification [BV, 2403.10444] with kappa for Q;
-    block-transport: phi(w) = min(kappa(w), P(w)). phi(root) = 1 (an empty prefix is always accepted).
-    """
-    phi = selected_mass(tree, kappa)
-    phi[0] = 1.0
-    if objective == "block-transport":
-        return np.minimum(phi, tree.target_joint)
-    for level in tree.levels[1:]:
-        phi[level] = np.minimum(phi[level], tree.target[level] * phi[tree.parent[level]])
-    return phi
-
-
 # ---------------------------------------------------------------------- from above
 
 
 def monotone(tree: PrefixTree, potential: Array) -> Array:
     """C made a dual point: 0 at the root, never falling along a path, at least L where no draft goes (costless)."""
     result = np.where(tree.draft_joint > 0, potential, np.maximum(potential, tree.length))
-    result[0] = 0.0
+    result[0] = result[0] * 0
     for level in tree.levels[1:]:
         result[level] = np.maximum(result[level], result[tree.parent[level]])
     return result
 
 
-def dual_value(tree: PrefixTree, paths: int, potential: Array, objective: PathObjective) -> float:
-    """Dual value of a monotone C: E[max_k C(X_k)] plus what the target may gain against it (module docstring)."""
-    gain = stopping_gain if objective == "lossless" else hindsight_gain
-    leaves = tree.leaves
-    return expected_maximum(potential[leaves], tree.draft_joint[leaves], paths) + gain(tree, potential)
-
-
-def expected_maximum(potential: Array, draft: Array, paths: int) -> float:
-    """E[max_k C(X_k)] = sum_j g(Q(j largest)) (C_(j) - C_(j+1)), C_(j) sorted downwards and 0 at the end."""
-    reached = np.flatnonzero(draft > 0)
-    order = reached[np.argsort(-potential[reached], kind="stable")]
-    drops = -np.diff(potential[order], append=0.0)
-    return float(coverage(np.cumsum(draft[order]), paths) @ drops)
-
-
-def stopping_gain(tree: PrefixTree, potential: Array) -> float:
-    """sup of E_P[s - C(Y_1..Y_s)] over times s that look one token ahead ({s = d} is known from Y_1..Y_(d+1)).
-
-    D(w) = 1 - (C(w) - C(parent)) + sum_y p(y|w) max(D(wy), 0); the answer is sum over depth 1 of p max(D, 0).
-    """
-    worth = np.zeros(tree.size)
-    for level in reversed(tree.levels[1:]):
-        parent = tree.parent[level]
-        going_on = worth[level] + 1.0 - (potential[level] - potential[parent])
-        worth += np.bincount(parent, tree.target[level] * np.maximum(going_on, 0.0), minlength=tree.size)
-    return float(worth[0])
-
-
-def hindsight_gain(tree: PrefixTree, potential: Array) -> float:
-    """E_P[max over d of d - C(Y_1..Y_d)]: the best stop chosen after seeing the whole target block."""
-    best = tree.depth - potential
-    for level in tree.levels[1:]:
-        best[level] = np.maximum(best[level], best[tree.parent[level]])
-    return float(tree.target_joint[1:] @ (best[1:] - best[tree.parent[1:]]))
-
-
 # ---------------------------------------------------------------------- JSON
 
 
-def certificate_to_json(tree: PrefixTree, certificate: Certificate) -> str:
+def certificate_to_json(tree: PrefixTree, solution: Solution) -> str:
     """The instance and the two witnesses, enough to verify again: fields format, version, objective, paths, tree,
-    kappa [leaves], potential [n], value, bound."""
-    data = {"format": FORMAT, "version": VERSION, "objective": certificate.objective, "paths": certificate.paths}
-    data |= {"kappa": certificate.kappa.tolist(), "potential": certificate.potential.tolist()}
-    data |= {"value": certificate.value, "bound": certificate.bound, "tree": json.loads(tree.to_json())}
-    return json.dumps(data)
+    kappa [leaves], potential [n], value, bound. Exact solutions are written in fractions ("131/81").
+
+    Raises:
+        ValueError: the solution carries no witnesses.
+    """
+    if solution.kappa is None or solution.potential is None:
+        raise ValueError(f"the solution of {solution.solver} has no witnesses; solve with certified_optimum")
+    fields = {name: getattr(solution, name) for name in ("objective", "paths", "kappa", "potential")}
+    exact = solution.exact is not None
+    fields |= {name: solution.exact if exact else getattr(solution, name) for name in ("value", "bound")}
+    return write_object(FORMAT, VERSION, fields | {"tree": json.loads(tree.to_json())})
 
 
-def certificate_from_json(text: str | Mapping[str, Any]) -> tuple[PrefixTree, Certificate]:
+def certificate_from_json(text: str | Mapping[str, Any]) -> tuple[PrefixTree, Solution]:
     """Read and verify: the bounds returned are evaluated anew, and must confirm those written in the file.
 
     Raises:
@@ -234,13 +180,15 @@ def certificate_from_json(text: str | Mapping[str, Any]) -> tuple[PrefixTree, Ce
     fields = ("objective", "paths", "tree", "kappa", "potential", "value", "bound")
     data = read_object("the certificate", text, FORMAT, VERSION, fields)
     tree = PrefixTree.from_json(data["tree"])
-    kappa, potential = (read_floats(name, data[name]) for name in ("kappa", "potential"))
+    kappa, potential = (read_numbers(data[name], name) for name in ("kappa", "potential"))
     found = verify_certificate(tree, data["paths"], kappa, potential, data["objective"])
-    for name, claim, proven, sign in (
-        ("value", data["value"], found.value, 1),
-        ("bound", data["bound"], found.bound, -1),
-    ):
-        if not sign * (read_float(name, claim) - proven) <= 1e-9 * (1 + tree.length):
-            status = f"the file claims {name} {claim:.12g}, its witnesses prove {proven:.12g}"
+    proven: dict[str, Number] = {"value": found.value, "bound": found.bound}
+    if found.exact is not None:
+        proven = {"value": found.exact, "bound": found.exact}
+    for name, sign in (("value", 1), ("bound", -1)):
+        claim = read_number(data[name], name)
+        rounding = 0 if found.exact is not None and isinstance(claim, Fraction) else 1e-9 * (1 + tree.length)
+        if not sign * (claim - proven[name]) <= rounding:
+            status = f"the file claims {name} {float(claim):.12g}, its witnesses prove {float(proven[name]):.12g}"
             raise CertificateError("certificate", status, "solve the instance again")
     return tree, found

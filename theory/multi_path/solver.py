@@ -21,12 +21,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..duality import increments, kept_mass, upper_bound
 from ..feasibility import coverage, selected_mass
 from ..numbers import Array
 from ..prefix_tree import PrefixTree
-from ..solution import CertificateError, Solution, certify, check_paths
+from ..solution import CertificateError, Solution, check_paths
 from . import interior_point
-from .certificates import PathObjective, check_objective, dual_value, kept_mass, monotone, selectable
+from .certificates import PathObjective, check_objective, monotone, selectable, verify_certificate
 from .interior_point import Guess, Tangents, WorkTree
 
 FIRST_COVERAGES = (0.09, 0.2, 0.36, 0.58, 0.78, 0.95, 1.0)
@@ -38,22 +39,6 @@ TIE = 0.02
 FARTHEST, NEAREST = 0.1, 0.003
 RETREATS = (0.03, 0.1, 0.3, 1.0)
 SOLVER = "interior point on tangents"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PathSolution(Solution):
-    """A `Solution` with its witnesses, enough for `certificates.verify_certificate` to prove it again.
-
-    Attributes:
-        kappa [leaves]: law of the selected draft (total mass at most 1).
-        potential [n]: the dual potential C.
-        paths, objective: K and "lossless" or "block-transport".
-    """
-
-    kappa: Array
-    potential: Array
-    paths: int
-    objective: PathObjective
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ def lossless_optimum(
     tol: float = 1e-6,
     max_rounds: int = 20,
     progress: Callable[[Round], None] | None = None,
-) -> PathSolution:
+) -> Solution:
     """The largest expected acceptance length of a stateless lossless verifier of K independent drafts.
 
     Args:
@@ -94,7 +79,7 @@ def transport_optimum(
     tol: float = 1e-6,
     max_rounds: int = 20,
     progress: Callable[[Round], None] | None = None,
-) -> PathSolution:
+) -> Solution:
     """The largest E[longest common prefix of a target block with any of K independent drafts] over all couplings.
 
     Arguments, result and errors as in `lossless_optimum`. No stateless lossless verifier exceeds it, and in general
@@ -110,7 +95,7 @@ def _optimum(
     tol: float,
     max_rounds: int,
     progress: Callable[[Round], None] | None,
-) -> PathSolution:
+) -> Solution:
     check_paths(paths)
     check_objective(objective)
     if not 0 < tol < np.inf:
@@ -127,20 +112,16 @@ def _optimum(
         reached = f"the bounds [{bounds.value:.9g}, {bounds.bound:.9g}] are {bounds.gap:.3g} apart"
         status = f"{reached}, the tolerance is {tol:.3g}"
         raise CertificateError(SOLVER, status, "raise max_rounds, or ask for a larger tolerance")
-    phi = kept_mass(tree, bounds.kappa, objective)
-    seconds = time.perf_counter() - bounds.begin
-    found = certify(
+    return verify_certificate(
         tree,
-        phi,
-        bounds.bound,
-        objective=objective,
-        paths=paths,
+        paths,
+        bounds.kappa,
+        bounds.potential,
+        objective,
         solver=SOLVER if paths > 1 else "closed form",
-        seconds=seconds,
+        seconds=time.perf_counter() - bounds.begin,
         tolerance=tol,
-        selected=bounds.kappa,
     )
-    return PathSolution(**vars(found), kappa=bounds.kappa, potential=bounds.potential, paths=paths, objective=objective)
 
 
 class Bounds:
@@ -160,11 +141,11 @@ class Bounds:
         """Keep kappa if its value is larger, the potential if its dual value is smaller."""
         tree = self.tree
         kappa = selectable(kappa, tree.draft_joint[tree.leaves], self.paths)
-        value = float(kept_mass(tree, kappa, self.objective)[1:].sum())
+        value = float(kept_mass(tree, selected_mass(tree, kappa), self.objective)[1:].sum())
         if value > self.value:
             self.value, self.kappa = value, kappa
         potential = monotone(tree, potential)
-        bound = dual_value(tree, self.paths, potential, self.objective)
+        bound = upper_bound(tree, self.paths, self.objective, increments(tree, potential))
         if bound < self.bound:
             self.bound, self.potential = bound, potential
 
@@ -175,7 +156,8 @@ def best_response(tree: PrefixTree, kappa: Array, objective: PathObjective) -> A
     Block transport: C grows by 1 where kappa(w) < P(w). Lossless: with D(w) the worth of raising phi(w)'s limit
     p phi(parent), C grows by 1 + sum_y p(y|w) D(wy) where kappa(w) < p phi(parent), and D(w) is that sum elsewhere.
     """
-    phi, mass = kept_mass(tree, kappa, objective), selected_mass(tree, kappa)
+    mass = selected_mass(tree, kappa)
+    phi = kept_mass(tree, mass, objective)
     if objective == "block-transport":
         growth = (mass < tree.target_joint).astype(float)
     else:

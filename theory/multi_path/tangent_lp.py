@@ -22,7 +22,7 @@ from ..feasibility import coverage
 from ..numbers import Array
 from ..prefix_tree import PrefixTree
 from ..solution import CertificateError, Solution, certify, check_paths
-from .certificates import PathObjective, check_objective, verify_certificate
+from .certificates import PathObjective, check_objective, selectable, verify_certificate
 
 SOLVER = "HiGHS on tangents"
 MAX_NODES = 5000
@@ -54,7 +54,8 @@ def tangent_optimum(
         found = verify_certificate(tree, paths, np.maximum(kappa, 0.0), potential, objective)
         bound = min(bound, found.bound)
         if found.value > value:
-            value, best, phi = found.value, found.kappa, found.phi
+            value, phi = found.value, found.phi
+            best = selectable(np.maximum(kappa, 0.0), draft, paths)
         if bound - value <= tol:
             break
         points = np.union1d(points, violated(kappa, draft, points, paths))
@@ -67,7 +68,7 @@ def tangent_optimum(
         solver=SOLVER,
         seconds=time.perf_counter() - begin,
         tolerance=tol,
-        selected=best,
+        kappa=best,
     )
 
 

@@ -60,12 +60,13 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
+from ..duality import kept_mass
 from ..feasibility import coverage, selected_mass
-from ..json_objects import read_object
+from ..json_objects import read_object, write_object
 from ..numbers import Array, as_floats, read_float, read_floats
 from ..prefix_tree import PrefixTree
 from ..solution import check_paths
-from .certificates import PathObjective, check_objective, fill_to_base, kept_mass
+from .certificates import PathObjective, check_objective, fill_to_base
 
 FORMAT = "specbound.verifier-table"
 VERSION = 1
@@ -104,11 +105,8 @@ class VerifierTable:
 
     def to_json(self) -> str:
         """The file described in the module docstring."""
-        data: dict[str, Any] = {"format": FORMAT, "version": VERSION, "objective": self.objective, "paths": self.paths}
-        data |= {"value": self.value, "tree": json.loads(self.tree.to_json()), "scores": self.scores}
-        for name in ("kappa", "phi", "stop", "correction"):
-            data[name] = getattr(self, name).tolist()
-        return json.dumps(data | {"later": self.later})
+        fields = {name: getattr(self, name) for name in FIELDS if name != "tree"}
+        return write_object(FORMAT, VERSION, fields | {"tree": json.loads(self.tree.to_json())})
 
     @classmethod
     def from_json(cls, text: str | Mapping[str, Any]) -> VerifierTable:
@@ -137,7 +135,7 @@ def verifier_table(tree: PrefixTree, paths: int, kappa: Array, objective: PathOb
     """The verifier that selects by kappa and then keeps as much as a single path allows.
 
     Args:
-        kappa [leaves]: any law in B, e.g. `PathSolution.kappa`; it is raised to total mass 1 (`fill_to_base`), which
+        kappa [leaves]: any law in B, e.g. `Solution.kappa`; it is raised to total mass 1 (`fill_to_base`), which
             never lowers the value, and cut back to B if it is not in it.
     Raises:
         ValueError: wrong shape, negative or non-finite kappa, paths or objective out of range.
@@ -153,7 +151,7 @@ def verifier_table(tree: PrefixTree, paths: int, kappa: Array, objective: PathOb
     draft = plain.draft_joint[plain.leaves]
     scores = score_intervals(fill_to_base(numbers, draft, paths), draft, paths)
     selected = np.array([_won(intervals, paths) for intervals in scores])
-    phi = kept_mass(plain, selected, objective)
+    phi = kept_mass(plain, selected_mass(plain, selected), objective)
     stop, correction = _walk(plain, selected, phi, objective)
     return VerifierTable(tree, paths, objective, scores, selected, phi, stop, correction)
 
@@ -261,7 +259,7 @@ def _check(table: VerifierTable) -> None:
         if low < high - TOLERANCE:
             raise ValueError(f"scores overlap around {low:.12g}; every score belongs to one leaf")
     kappa = np.array([_won(intervals, table.paths) for intervals in table.scores])
-    phi = kept_mass(tree, kappa, table.objective)
+    phi = kept_mass(tree, selected_mass(tree, kappa), table.objective)
     stop, correction = _walk(tree, kappa, phi, table.objective)
     for name, wanted in (("kappa", kappa), ("phi", phi), ("stop", stop), ("correction", correction)):
         given = getattr(table, name)
