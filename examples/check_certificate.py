@@ -51,11 +51,13 @@ def check(data: dict) -> tuple[Number, Number]:
         return 1 - (1 - min(mass, 1)) ** paths
 
     mass, reached = Fraction(0), Fraction(0)
-    density = [
-        (1, k) if drafted[leaf] == 0 < k else (0, k / (drafted[leaf] or 1))
-        for k, leaf in zip(kappa, leaves, strict=True)
-    ]
-    for _, k, leaf in sorted(zip(density, kappa, leaves, strict=True), reverse=True):
+
+    def density(place: int) -> tuple[bool, Number]:
+        drawn = drafted[leaves[place]]
+        return drawn == 0 < kappa[place], kappa[place] / (drawn or 1)
+
+    for place in sorted(range(len(leaves)), key=density, reverse=True):
+        k, leaf = kappa[place], leaves[place]
         mass, reached = mass + k, reached + drafted[leaf]
         if mass > covered(reached) + slack:
             raise ValueError(f"kappa puts {mass} on drafts that appear with probability {covered(reached)} only")

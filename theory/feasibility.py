@@ -64,24 +64,24 @@ def draft_excess(tree: PrefixTree, phi: Array) -> Any:
     return _above(phi[1:], tree.draft_joint[1:])
 
 
-def selection_excess(tree: PrefixTree, phi: Array, selected: Array, paths: int) -> Any:
+def selection_excess(tree: PrefixTree, phi: Array, kappa: Array, paths: int) -> Any:
     """By how much phi exceeds the law kappa of one selected draft, or kappa exceeds what K drafts can cover.
 
     Args:
-        selected [leaves]: kappa, a mass on the nodes of depth L (total at most 1).
+        kappa [leaves]: kappa, a mass on the nodes of depth L (total at most 1).
     Returns:
         sum_w (phi(w) - kappa(w))+  +  max_S (kappa(S) - g(Q(S)))+; the maximum is over prefixes of the leaves
         sorted by decreasing kappa/Q (any other S is dominated by one of them).
     """
-    if len(selected) != len(tree.bonus):
-        raise ValueError(f"selected has {len(selected)} entries; want {len(tree.bonus)}, one per node of depth L")
-    mass, drafted = selected_mass(tree, selected), tree.draft_joint[tree.leaves]
-    slopes = np.where(selected > 0, np.array(np.inf, dtype=drafted.dtype), drafted * 0)
-    np.divide(selected, drafted, out=slopes, where=drafted > 0)
+    if len(kappa) != len(tree.bonus):
+        raise ValueError(f"kappa has {len(kappa)} entries; want {len(tree.bonus)}, one per node of depth L")
+    mass, drafted = selected_mass(tree, kappa), tree.draft_joint[tree.leaves]
+    slopes = np.where(kappa > 0, np.array(np.inf, dtype=drafted.dtype), drafted * 0)
+    np.divide(kappa, drafted, out=slopes, where=drafted > 0)
     order = np.argsort(-slopes, kind="stable")
-    kept, reached = np.cumsum(selected[order]), np.cumsum(drafted[order])
+    kept, reached = np.cumsum(kappa[order]), np.cumsum(drafted[order])
     over_coverage = max((kept - coverage(reached, paths)).max(), 0)
-    return _above(phi[1:], mass[1:]) + _above(-selected, selected * 0) + over_coverage
+    return _above(phi[1:], mass[1:]) + _above(-kappa, kappa * 0) + over_coverage
 
 
 def selected_mass(tree: PrefixTree, selected: Array) -> Array:

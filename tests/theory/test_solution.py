@@ -72,7 +72,7 @@ def test_block_transport_is_not_a_lossless_verifier():
                 "phi": PUBLISHED.target_joint,
                 "bound": 2,
                 "paths": 2,
-                "selected": PUBLISHED.target_joint[PUBLISHED.leaves],
+                "kappa": PUBLISHED.target_joint[PUBLISHED.leaves],
             },
             "phi fails the selection constraints by",
         ),
@@ -98,7 +98,7 @@ def test_what_cannot_be_certified_raises_with_the_figure_and_what_to_try(changes
         ({"tolerance": 0}, "tolerance is 0; want a positive number"),
         ({"phi": BLOCK.astype(complex)}, "phi has dtype complex128; want float64 or fractions"),
         ({"phi": BLOCK[:3]}, r"phi has shape \(3,\); want \(7,\), one entry per node"),
-        ({"paths": 2, "selected": BLOCK[:1]}, "selected has 1 entries; want 4, one per node of depth L"),
+        ({"paths": 2, "kappa": BLOCK[:1]}, "kappa has 1 entries; want 4, one per node of depth L"),
     ],
 )
 def test_arguments_out_of_range_are_named(changes, message):
