@@ -100,7 +100,7 @@ def certified_optima(tree: PrefixTree, paths: int, objective: str, tolerance: fl
     from specbound.theory.optima import certified_optimum
     from specbound.theory.solution import CertificateError
 
-    wanted = OBJECTIVES[:-1] if objective == "all" else (objective,)
+    wanted: Any = OBJECTIVES[:-1] if objective == "all" else (objective,)
     try:
         return {name: certified_optimum(tree, paths, name, tolerance) for name in wanted}
     except CertificateError as error:
@@ -156,7 +156,6 @@ def verifier_file(tree: PrefixTree, solution: Solution) -> str:
     """The verifier that attains the solution's value, as a table."""
     from specbound.theory.multi_path.verifier_table import verifier_table
 
-    assert solution.kappa is not None
     return verifier_table(tree, solution.paths, solution.kappa, solution.objective).to_json()
 
 

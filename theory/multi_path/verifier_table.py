@@ -65,7 +65,7 @@ from ..feasibility import coverage, selected_mass
 from ..json_objects import read_object, write_object
 from ..numbers import Array, as_floats, read_float, read_floats
 from ..prefix_tree import PrefixTree
-from ..solution import check_paths
+from ..solution import Objective, check_paths
 from .certificates import PathObjective, check_objective, fill_to_base
 
 FORMAT = "specbound.verifier-table"
@@ -131,7 +131,7 @@ class VerifierTable:
         return table
 
 
-def verifier_table(tree: PrefixTree, paths: int, kappa: Array, objective: PathObjective) -> VerifierTable:
+def verifier_table(tree: PrefixTree, paths: int, kappa: Array | None, objective: Objective) -> VerifierTable:
     """The verifier that selects by kappa and then keeps as much as a single path allows.
 
     Args:
@@ -142,6 +142,7 @@ def verifier_table(tree: PrefixTree, paths: int, kappa: Array, objective: PathOb
     """
     check_paths(paths)
     check_objective(objective)
+    assert objective != "token"
     if np.shape(kappa) != (len(tree.bonus),):
         raise ValueError(f"kappa has shape {np.shape(kappa)}; want ({len(tree.bonus)},), one entry per node of depth L")
     numbers = as_floats(kappa)
