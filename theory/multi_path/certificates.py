@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -88,10 +88,11 @@ def verify_certificate(
     )
 
 
-def check_objective(objective: str) -> None:
-    """Raises ValueError unless objective is "lossless" or "block-transport"."""
+def check_objective(objective: str) -> PathObjective:
+    """The objective; raises ValueError unless it is "lossless" or "block-transport"."""
     if objective not in ("lossless", "block-transport"):
         raise ValueError(f"objective is {objective!r}; want 'lossless' or 'block-transport'")
+    return cast("PathObjective", objective)
 
 
 # ---------------------------------------------------------------------- from below

@@ -141,10 +141,11 @@ def verifier_table(tree: PrefixTree, paths: int, kappa: Array | None, objective:
         ValueError: wrong shape, negative or non-finite kappa, paths or objective out of range.
     """
     check_paths(paths)
-    check_objective(objective)
-    assert objective != "token"
-    if np.shape(kappa) != (len(tree.bonus),):
-        raise ValueError(f"kappa has shape {np.shape(kappa)}; want ({len(tree.bonus)},), one entry per node of depth L")
+    objective = check_objective(objective)
+    if kappa is None or np.shape(kappa) != (len(tree.bonus),):
+        raise ValueError(
+            f"kappa has shape {np.shape(np.asarray(kappa))}; want ({len(tree.bonus)},), one entry per node of depth L"
+        )
     numbers = as_floats(kappa)
     if not (np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise ValueError("kappa has a negative or non-finite entry; want a law on the nodes of depth L")
