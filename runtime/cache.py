@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from .models import context_limit, input_device
+from .layers import reaches
+from .models import context_limit, input_device, vocabulary
 
 SLOTS_AT_FIRST = 256
 
@@ -49,8 +50,16 @@ class SlotCache(Cache):
         return keys[:, :, : self.end], values[:, :, : self.end]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Slots in use; models read it only where no positions are given."""
-        return self.end
+        """Slots in use before the tokens that are fed now: where these begin, as far as the model's own masks go."""
+        return self.start or 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Where the tokens that are fed now begin."""
+        return self.start or 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Number of slots that `update` will return, and the first of them."""
+        return self.end, 0
 
     def move(self, source: Tensor, to: Tensor) -> None:
         """Copy slots `source` [B, m] to slots `to` [B, m] in every layer."""
@@ -78,61 +87,78 @@ class CachedModel:
 
     Attributes:
         base: for each row the number of committed tokens.
+        places [B, m] int64: positions of the tokens of the tail.
         hidden [B, n, D]: last hidden states of the tokens fed last, what the language-model head read; None unless
             `wants_hidden`.
-        window: tokens the model can read, None if unlimited; a draft that overshoots it (its tokens are then cut
-            from the output anyway) repeats the last position.
+        limit: positions the model has, None if unlimited; a draft that overshoots them (its tokens are then cut from
+            the output anyway) repeats the last position.
     """
 
     def __init__(self, model: PreTrainedModel, rows: int, wants_hidden: bool = False) -> None:
         self.model = model
         self.base = [0] * rows
+        self.device = input_device(model)
+        self.places = torch.zeros(rows, 0, dtype=torch.int64, device=self.device)
         self.cache = SlotCache()
-        self.window = context_limit(model)
-        self.vocab = int(model.get_input_embeddings().weight.shape[0])
+        self.limit = context_limit(model)
+        self.reaches = reaches(model.config.get_text_config())
+        self.vocab = vocabulary(model)
         self.hidden: Tensor | None = None
         self.options = {"use_cache": True, "return_dict": True}
         if wants_hidden:
             self.options["output_hidden_states"] = True
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.device = input_device(model)
-        self.all_visible = torch.zeros(1, 1, 1, SLOTS_AT_FIRST, dtype=model.dtype, device=self.device)
 
-    def extend(self, tokens: Tensor, positions: Tensor, tail: Tensor | None, last: int = 0) -> Tensor:
-        """Feed n tokens per row behind the committed ones; logits [B, n, V], or of the `last` tokens if not 0.
+    def read(self, tokens: Tensor, last: int = 0) -> Tensor:
+        """Feed a plain run: n tokens per row behind all that was fed, each seeing everything before it.
+
+        Onto empty slots the model goes by its own causal path, without a mask.
+
+        Args:
+            tokens [B, n] int64. Rows that hold fewer may be filled up behind their own: nothing sees what follows it.
+        Returns:
+            logits [B, n, V], or of the `last` tokens if not 0.
+        """
+        fed = self.places.shape[1]
+        begin = torch.tensor(self.base, device=self.device)[:, None] + fed
+        positions = begin + torch.arange(tokens.shape[1], device=self.device)
+        if max(self.base) + fed == 0:
+            return self._feed(tokens, positions, None, last)
+        size = fed + tokens.shape[1]
+        even = min(self.base) == max(self.base)
+        rows = positions[:1] if even else positions
+        slot = torch.arange(max(self.base) + size, device=self.device)
+        if even and tokens.shape[1] == 1 and not any(reach.hides(len(slot)) for reach in self.reaches.values()):
+            seen = None
+        else:
+            seen = slot <= rows[:, :, None]
+        return self._feed(tokens, positions, self._masks(seen, rows, slot[None], len(slot)), last)
+
+    def extend(self, tokens: Tensor, positions: Tensor, tail: Tensor, last: int = 0) -> Tensor:
+        """Feed n tokens per row behind the tail; logits [B, n, V], or of the `last` tokens if not 0.
 
         Args:
             tokens, positions [B, n] int64.
             tail: bool [n, m] or [B, n, m], m >= n: which of the tail's first m slots each token sees, besides all
-                committed ones; the tokens themselves take the last n of the m. None: one token per row, which
-                sees every slot so far (single rows only).
+                committed ones; the tokens themselves take the last n of the m.
         """
-        count = tokens.shape[1]
-        size = tail.shape[-1] if tail is not None else self.cache.end - self.base[0] + 1
-        self.cache.end = max(self.base) + size
-        if min(self.base) == max(self.base):
-            self.cache.start, self.cache.slots = self.cache.end - count, None
-        else:
-            places = torch.arange(size - count, size, device=self.device)
-            self.cache.slots = torch.tensor(self.base, device=self.device)[:, None] + places
-        if self.window is not None:
-            positions = positions.clamp_max(self.window - 1)
-        keep = {"logits_to_keep": last} if last and self.takes_logits_to_keep else {}
-        output = self.model(
-            input_ids=tokens.to(self.device).clamp_max(self.vocab - 1),
-            position_ids=positions.to(self.device),
-            attention_mask=self._mask(tail),
-            past_key_values=self.cache,
-            **self.options,
-            **keep,
-        )
-        self.hidden = output.hidden_states[-1] if output.hidden_states is not None else None
-        return output.logits[:, -last:]
+        tail, positions = tail.to(self.device), positions.to(self.device)
+        rows, size = len(self.base), tail.shape[-1]
+        base = torch.tensor(self.base, device=self.device)[:, None]
+        slot = torch.arange(max(self.base) + size, device=self.device)
+        seen = (slot < base)[:, None, :].repeat(1, tail.shape[-2], 1)
+        tail_slots = base + torch.arange(size, device=self.device)
+        index = tail_slots[:, None, :].expand(rows, tail.shape[-2], size)
+        seen.scatter_(2, index, tail.expand(index.shape))
+        places = torch.cat([self.places[:, : size - tokens.shape[1]], positions], dim=1)
+        place = slot.expand(rows, -1).scatter(1, tail_slots, places)
+        self.places = places[:, : size - tokens.shape[1]]
+        return self._feed(tokens, positions, self._masks(seen, positions, place, len(slot)), last)
 
     def forget_tail(self, base: Sequence[int]) -> None:
         """Set the number of committed tokens of each row; what lies behind is forgotten."""
         self.base = list(base)
-        self.cache.end = max(base)
+        self.places = self.places[:, :0]
 
     def keep_path(self, places: Tensor) -> None:
         """Move the tail's slots `places` [B, m], in that order, to the front of the tail."""
@@ -140,28 +166,49 @@ class CachedModel:
         order = torch.arange(places.shape[1], device=self.device)
         self.cache.move(base + places.to(self.device), base + order)
 
-    def _mask(self, tail: Tensor | None) -> Tensor:
+    def _feed(self, tokens: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None, last: int) -> Tensor:
+        """One pass of the model over tokens [B, n] that go behind the tail."""
+        count, fed = tokens.shape[1], self.places.shape[1]
+        self.cache.end = max(self.base) + fed + count
+        self.cache.start, self.cache.slots = self.cache.end - count, None
+        if min(self.base) < max(self.base):
+            order = torch.arange(fed, fed + count, device=self.device)
+            self.cache.slots = torch.tensor(self.base, device=self.device)[:, None] + order
+        self.places = torch.cat([self.places, positions.expand(len(self.base), -1)], dim=1)
+        if self.limit is not None:
+            positions = positions.clamp_max(self.limit - 1)
+        keep = {"logits_to_keep": last} if last and self.takes_logits_to_keep else {}
+        output = self.model(
+            input_ids=tokens.to(self.device).clamp_max(self.vocab - 1),
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            **self.options,
+            **keep,
+        )
+        self.hidden = output.hidden_states[-1] if output.hidden_states is not None else None
+        logits: Tensor = output.logits[:, -last:]
+        return logits
+
+    def _masks(self, seen: Tensor | None, positions: Tensor, place: Tensor, slots: int) -> Tensor | dict[str, Tensor]:
+        """What the model takes as attention mask: one for all layers, or one for each kind where they differ.
+
+        Args:
+            seen [B or 1, n, slots] bool: what a token sees in a layer that reaches everything; None for all.
+            positions [B or 1, n], place [B or 1, slots]: of the tokens and of what the slots hold.
+        """
+        if not any(reach.hides(slots) for reach in self.reaches.values()):
+            return self._additive(seen, slots)
+        assert seen is not None
+        masks = {
+            kind: self._additive(seen & reach.sees(positions, place) if reach.hides(slots) else seen, slots)
+            for kind, reach in self.reaches.items()
+        }
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _additive(self, seen: Tensor | None, slots: int) -> Tensor:
         """Additive mask [B or 1, 1, n, slots]: 0 where a token sees a slot, the dtype's minimum elsewhere."""
-        end = self.cache.end
-        if tail is None:
-            if self.all_visible.shape[-1] < end:
-                self.all_visible = self.all_visible.new_zeros(1, 1, 1, 2 * end)
-            return self.all_visible[..., :end]
-        tail = tail.to(self.device)
-        if self.cache.slots is None:
-            committed = tail.new_ones((*tail.shape[:-1], self.base[0]))
-            seen = torch.cat([committed, tail], dim=-1)
-        else:
-            rows, size = len(self.base), tail.shape[-1]
-            base = torch.tensor(self.base, device=self.device)[:, None]
-            seen = (torch.arange(end, device=self.device) < base)[:, None, :].repeat(1, tail.shape[-2], 1)
-            slots = (base + torch.arange(size, device=self.device))[:, None, :].expand(rows, tail.shape[-2], size)
-            seen.scatter_(2, slots, tail.expand(slots.shape))
+        if seen is None:
+            return torch.zeros(1, 1, 1, slots, dtype=self.model.dtype, device=self.device)
         hidden = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-        hidden.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
-        return hidden[None, None] if seen.ndim == 2 else hidden[:, None]
-
-
-def causal(count: int, device: torch.device | None = None) -> Tensor:
-    """bool [n, n]: token i of a plain tail sees tokens 0..i."""
-    return torch.ones(count, count, dtype=torch.bool, device=device).tril()
+        return hidden.masked_fill_(~seen, torch.finfo(self.model.dtype).min)[:, None]

@@ -142,7 +142,8 @@ class AcceptanceHeadLength:
         if state is None:
             all_accepted = torch.ones_like(token, dtype=torch.float32)
         else:
-            all_accepted = state * self.head.acceptance(hidden)
+            weight = self.head.output.weight
+            all_accepted = state * self.head.acceptance(hidden.to(weight.device)).to(token.device)
         return _bounded(1 - all_accepted > self.threshold, drafted, self.minimum, self.maximum), all_accepted
 
 

@@ -212,7 +212,6 @@ def vocabulary(model: PreTrainedModel) -> int:
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
-    """Tokens up to which the model attends to everything: its positions or its sliding window; None if unlimited."""
-    config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-    return min((int(limit) for limit in limits if limit), default=None)
+    """Tokens that the model has positions for; None if unlimited."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cache import CachedModel, causal
+from ..cache import CachedModel
 from ..draws import Draws
 from ..lengths import LengthPolicy
 from ..processes import Agreed
@@ -88,8 +88,10 @@ def draft_paths(
             ]
         if i + 1 >= max(lengths):
             break
-        tail = None if paths == 1 and len(place) == 1 else own.repeat(1, i + 1)
-        logits = model.extend(tokens[:, :, i], (place + 1 + i)[:, None].expand(-1, paths), tail)
+        if paths == 1:
+            logits = model.read(tokens[:, :, i])
+        else:
+            logits = model.extend(tokens[:, :, i], (place + 1 + i)[:, None].expand(-1, paths), own.repeat(1, i + 1))
     steps = torch.arange(len(laws) - 1, device=place.device) * paths
     slots = (steps + torch.arange(paths, device=place.device)[:, None]).expand(len(place), -1, -1)
     return Drafts(tokens[:, :, : len(laws)], torch.stack(laws, dim=2), lengths, slots)
@@ -133,11 +135,8 @@ def draft_beam(
 
 def _last_logits(model: CachedModel, context: Context) -> Tensor:
     """Feed and commit the tokens the draft has not seen; the logits [B, 1, V] after the last of them."""
-    count = context.recent.shape[1]
-    behind = torch.arange(count - 1, -1, -1, device=context.place.device)
-    tail = None if count == 1 and len(context.recent) == 1 else causal(count, context.place.device)
-    logits = model.extend(context.recent, context.place[:, None] - behind, tail, last=1)
-    model.forget_tail([base + count for base in model.base])
+    logits = model.read(context.recent, last=1)
+    model.forget_tail([base + context.recent.shape[1] for base in model.base])
     return logits
 
 

@@ -22,10 +22,21 @@ from .walk import go_down, offered_tokens, path_slots, shifted, verify_by_walk
 
 @kernel
 def bucket_masses(
-    target, draft, temperatures, lengths, nodes, norms, sums,
-    depth, length, vocab, chunks,
-    BLOCK: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    sums,  # [B, C, WIDTH] float64
+    depth,  # scalar
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    BLOCK: tl.constexpr,  # entries of a row per program
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Draft mass of each bucket in each chunk, one after the other between the lowest and the highest. Grid (C, B)."""
     chunk, walk = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + walk):
@@ -73,10 +84,29 @@ def count_through(counts, below, reached, drafted, density, PATHS: tl.constexpr)
 
 @kernel
 def take_highest(
-    target, draft, temperatures, lengths, nodes, norms, ratios, count, sums, selection, alive, tokens, valid,
-    depth, paths, length, vocab, chunks,
-    PATHS: tl.constexpr, CHUNKS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    ratios,  # [W, L+1] float64
+    count,  # [B, K] float64
+    sums,  # [B, C, WIDTH] float64
+    selection,  # [B, L, WIDTH] float64
+    alive,  # [B, K] int32
+    tokens,  # [B, K, L] int64
+    valid,  # [W] int32
+    depth,  # scalar
+    paths,  # K
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Density of every bucket; then go down with the first alive path of the highest bucket. Grid (B,)."""
     walk = tl.program_id(0)
     if depth >= tl.load(lengths + walk):

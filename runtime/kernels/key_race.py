@@ -23,10 +23,17 @@ from .walk import paths_workspace
 
 @kernel
 def begin_race(
-    temperatures, lengths, tokens, path_temperatures, path_lengths, nodes,
-    paths, length,
-    PATHS: tl.constexpr, DEPTHS: tl.constexpr,
-):  # fmt: skip
+    temperatures,  # [B] float
+    lengths,  # [B] int32
+    tokens,  # [B, K, L] int64
+    path_temperatures,  # [B K] float64
+    path_lengths,  # [B K] int32
+    nodes,  # [W, L+1] int32
+    paths,  # K
+    length,  # L
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+):
     """The node of each prefix is held by the first path that has it. Grid (W,)."""
     walk = tl.program_id(0)
     request, mine = walk // paths, walk % paths
@@ -52,11 +59,29 @@ def log_excess(target, draft, log_ratio):
 
 @kernel
 def end_race(
-    target, draft, temperatures, lengths, nodes, norms, ratios, tokens, valid, path_accepted, path_token, keys,
-    out_path, out_accepted, out_token,
-    paths, length, vocab,
-    PATHS: tl.constexpr, DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [B] float
+    lengths,  # [B] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    ratios,  # [W, L+1] float64
+    tokens,  # [B, K, L] int64
+    valid,  # [W] int32
+    path_accepted,  # [B K] int64
+    path_token,  # [B K] int64
+    keys,  # [B, K] uniforms
+    out_path,  # [B] int64
+    out_accepted,  # [B] int64
+    out_token,  # [B] int64
+    paths,  # K
+    length,  # L
+    vocab,  # V
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """The smallest of the keys wins, path k's uniform on [low_k, high_k]. Grid (B,).
 
     high = t_i = prod_{j<i} min(1, draft(x_j) / (c_j target(x_j))) for the i tokens kept, low = high

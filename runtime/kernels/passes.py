@@ -68,10 +68,23 @@ def log_law(entries, inverse, norms, slot, REAL: tl.constexpr):
 
 @kernel
 def row_masses(
-    target, draft, temperatures, lengths, nodes, valid, chunk_max, chunk_sum,
-    start, length, vocab, chunks,
-    BLOCK: tl.constexpr, SHARED: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    valid,  # [W] int32
+    chunk_max,  # [B K, 2, L+1, C]
+    chunk_sum,  # [B K, 2, L+1, C]
+    start,  # first depth
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    BLOCK: tl.constexpr,  # entries of a row per program
+    SHARED: tl.constexpr,  # walks share nodes
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Largest logit of each chunk, and the sum of exp((x - largest) / t): the first read of every row.
 
     Grid (C, 2 N, W): N depths from `start`, for the target's rows and then for the draft's.
@@ -103,10 +116,20 @@ def row_masses(
 
 @kernel
 def row_norms(
-    temperatures, lengths, nodes, chunk_max, chunk_sum, norms, valid,
-    start, length, chunks,
-    CHUNKS: tl.constexpr, SHARED: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    chunk_max,  # [B K, 2, L+1, C]
+    chunk_sum,  # [B K, 2, L+1, C]
+    norms,  # [B K, 2, L+1, 2] float64
+    valid,  # [W] int32
+    start,  # first depth
+    length,  # L
+    chunks,  # C
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
+    SHARED: tl.constexpr,  # walks share nodes
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """m and log s of each row from its chunks; a row without a law (NaN, no finite logit) makes the walk invalid.
 
     Grid (2 N, W) as for `row_masses`.
@@ -212,11 +235,28 @@ def node_log_laws(
 
 @kernel
 def surplus_masses(
-    target, draft, temperatures, nodes, norms, ratios, selection, first, stop, masses,
-    paths, length, vocab, chunks,
-    BLOCK: tl.constexpr, PATHS: tl.constexpr, SELECTED: tl.constexpr, SHARED: tl.constexpr, IS_LAW: tl.constexpr,
-    TINY: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    ratios,  # [W, L+1] float64
+    selection,  # [B, L, WIDTH] float64
+    first,  # [W] int32
+    stop,  # [W] int32
+    masses,  # [W, L+1, C]
+    paths,  # K
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    BLOCK: tl.constexpr,  # entries of a row per program
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    SELECTED: tl.constexpr,  # how the path was selected, see `surplus`
+    SHARED: tl.constexpr,  # walks share nodes
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    TINY: tl.constexpr,  # smallest normal number
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Residual mass of each chunk where it can matter: the second read of those rows.
 
     That is at the depths first <= i < stop of a walk. Grid (C, N, W), N the largest number of such depths; if nodes are
@@ -299,12 +339,38 @@ def first_above(weights, goal, SIZE: tl.constexpr):
 
 @kernel
 def emit_verdict(
-    target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum,
-    norms, ratios, selection, first, stop, valid, masses, coins, choice, path, accepted, token,
-    paths, length, vocab, chunks,
-    DECIDED: tl.constexpr, DEPTHS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
-    SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    chunk_max,  # [B K, 2, L+1, C]
+    chunk_sum,  # [B K, 2, L+1, C]
+    norms,  # [B K, 2, L+1, 2] float64
+    ratios,  # [W, L+1] float64
+    selection,  # [B, L, WIDTH] float64
+    first,  # [W] int32
+    stop,  # [W] int32
+    valid,  # [W] int32
+    masses,  # [W, L+1, C]
+    coins,  # [W, L] uniforms
+    choice,  # [W] uniforms
+    path,  # [W] int64
+    accepted,  # [W] int64
+    token,  # [W] int64
+    paths,  # K
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    DECIDED: tl.constexpr,  # `first` is the accepted length
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
+    BLOCK: tl.constexpr,  # entries of a row per program
+    SELECTED: tl.constexpr,  # how the path was selected, see `surplus`
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    TINY: tl.constexpr,  # smallest normal number
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Accepted length and the token after it, by inversion: first the chunk, then the token inside it. Grid (W,).
 
     DECIDED: `first` is the accepted length. An invalid walk gets accepted 0 and token -1.

@@ -65,10 +65,24 @@ def log_steps(
 
 @kernel
 def block_ratios(
-    target, draft, temperatures, lengths, nodes, norms, tokens, coins, valid, ratios, first, stop,
-    length, vocab,
-    DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    tokens,  # [B, K, L] int64
+    coins,  # [W, L] uniforms
+    valid,  # [W] int32
+    ratios,  # [W, L+1] float64
+    first,  # [W] int32
+    stop,  # [W] int32
+    length,  # L
+    vocab,  # V
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """c_i = min(1, c_{i-1} target(x_i)/draft(x_i)), and the depths whose residual mass can matter. Grid (W,)."""
     walk = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)
@@ -87,10 +101,24 @@ def block_ratios(
 
 @kernel
 def token_acceptance(
-    target, draft, temperatures, lengths, nodes, norms, tokens, coins, valid, ratios, first, stop,
-    length, vocab,
-    DEPTHS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    tokens,  # [B, K, L] int64
+    coins,  # [W, L] uniforms
+    valid,  # [W] int32
+    ratios,  # [W, L+1] float64
+    first,  # [W] int32
+    stop,  # [W] int32
+    length,  # L
+    vocab,  # V
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Tokens kept until the first coin at or above min(1, target/draft); the residual there has scale 1. Grid (W,)."""
     walk = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)

@@ -68,11 +68,33 @@ def bracket_after(
 
 @kernel
 def clipped_masses(
-    target, draft, temperatures, lengths, nodes, norms, ratios, count, brackets, sums,
-    depth, step, steps, requests, paths, length, vocab, chunks,
-    PATHS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, CHUNKS: tl.constexpr, SLACK: tl.constexpr,
-    TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    ratios,  # [W, L+1] float64
+    count,  # [B, K] float64
+    brackets,  # [B, steps + 1, 2] float64
+    sums,  # [B, C, WIDTH] float64
+    depth,  # scalar
+    step,  # scalar
+    steps,  # scalar
+    requests,  # B
+    paths,  # K
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    BLOCK: tl.constexpr,  # entries of a row per program
+    TILE: tl.constexpr,  # entries at a time
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
+    SLACK: tl.constexpr,  # of the sum of a law
+    TINY: tl.constexpr,  # smallest normal number
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """sum_y q clip(c p/q, k2(b), k1(b)) over each chunk, for 16 values of b in the bracket. Grid (C, B)."""
     chunk, request = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + request):
@@ -106,11 +128,32 @@ def level_of(target_law, draft_law, ratio, high, low, TINY: tl.constexpr):
 
 @kernel
 def failing_masses(
-    target, draft, temperatures, lengths, nodes, norms, ratios, count, brackets, sums, selection,
-    depth, steps, requests, paths, length, vocab, chunks,
-    PATHS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, SLACK: tl.constexpr, TINY: tl.constexpr,
-    IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    ratios,  # [W, L+1] float64
+    count,  # [B, K] float64
+    brackets,  # [B, steps + 1, 2] float64
+    sums,  # [B, C, WIDTH] float64
+    selection,  # [B, L, WIDTH] float64
+    depth,  # scalar
+    steps,  # scalar
+    requests,  # B
+    paths,  # K
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    BLOCK: tl.constexpr,  # entries of a row per program
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
+    SLACK: tl.constexpr,  # of the sum of a law
+    TINY: tl.constexpr,  # smallest normal number
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Draft mass of each chunk whose coin fails, sum_y q (1 - level), at the b that was found. Grid (C, B)."""
     chunk, request = tl.program_id(0), tl.program_id(1)
     if depth >= tl.load(lengths + request):
@@ -151,10 +194,33 @@ def count_below(counts, level, mass, fails, high, low, PATHS: tl.constexpr):
 
 @kernel
 def select_path(
-    target, draft, temperatures, lengths, nodes, norms, ratios, count, sums, selection, alive, tokens, valid, select,
-    depth, steps, requests, paths, length, vocab, chunks,
-    PATHS: tl.constexpr, CHUNKS: tl.constexpr, TINY: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
+    target,  # [B, K, L+1, V] logits or laws
+    draft,  # [B, K, L, V]
+    temperatures,  # [W] float
+    lengths,  # [W] int32
+    nodes,  # [W, L+1] int32
+    norms,  # [B K, 2, L+1, 2] float64
+    ratios,  # [W, L+1] float64
+    count,  # [B, K] float64
+    sums,  # [B, C, WIDTH] float64
+    selection,  # [B, L, WIDTH] float64
+    alive,  # [B, K] int32
+    tokens,  # [B, K, L] int64
+    valid,  # [W] int32
+    select,  # [B, L] uniforms
+    depth,  # scalar
+    steps,  # scalar
+    requests,  # B
+    paths,  # K
+    length,  # L
+    vocab,  # V
+    chunks,  # C
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
+    TINY: tl.constexpr,  # smallest normal number
+    IS_LAW: tl.constexpr,  # rows are laws, not logits
+    REAL: tl.constexpr,  # dtype of the arithmetic
+):
     """Go down with the first alive path whose coin comes up, or the first alive one if none does. Grid (B,).
 
     The K coins are one draw: path k has weight level_k prod_{alive j < k} (1 - level_j).

@@ -22,7 +22,15 @@ from .single_path import finish, normalise_rows
 
 
 @kernel
-def begin_walk(nodes, ratios, alive, count, paths, length, PATHS: tl.constexpr):
+def begin_walk(
+    nodes,  # [W, L+1] int32
+    ratios,  # [W, L+1] float64
+    alive,  # [B, K] int32
+    count,  # [B, K] float64
+    paths,  # K
+    length,  # L
+    PATHS: tl.constexpr,  # K, rounded up to a power of 2
+):
     """At the root all paths are alive, c = 1. Grid (B,)."""
     walk = tl.program_id(0)
     path = tl.arange(0, PATHS)
@@ -76,7 +84,15 @@ def shifted(polynomial, SIZE: tl.constexpr):
 
 
 @kernel
-def open_walk(lengths, coins, ratios, first, stop, length, DEPTHS: tl.constexpr):
+def open_walk(
+    lengths,  # [W] int32
+    coins,  # [W, L] uniforms
+    ratios,  # [W, L+1] float64
+    first,  # [W] int32
+    stop,  # [W] int32
+    length,  # L
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+):
     """Depths of the walk whose residual mass can matter. Grid (B,)."""
     walk = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)

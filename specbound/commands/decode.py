@@ -93,6 +93,7 @@ def decode(
     """
     prompts = read_prompts(prompt, prompts_file)
 
+    from specbound.runtime.lengths import AcceptanceHeadLength
     from specbound.runtime.processes import is_first
 
     entry = _verifier(verifier, paths, threshold if adaptive is None else None)
@@ -110,6 +111,8 @@ def decode(
     if temperature:
         sampling |= {"top_k": top_k, "top_p": top_p}
     pair = read_pair(**models)
+    if isinstance(policy, AcceptanceHeadLength):
+        policy.head.to(pair.device)
     chosen = {"verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
     chosen |= sampling | {"max_new_tokens": max_new_tokens}
     outputs = _decode_all(pair, prompts, chosen, seed, as_json)

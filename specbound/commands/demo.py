@@ -129,7 +129,7 @@ def _decode(pair: Pair, run: Run, text: str, settings: dict[str, Any]) -> None:
 
     from specbound.runtime.decode import generate
 
-    inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.device)
     sampling = {"do_sample": True, "top_k": settings["top_k"], "top_p": 1.0, "temperature": settings["temperature"]}
     sampling |= {"max_new_tokens": settings["new_tokens"]}
     start = time.perf_counter()
@@ -139,13 +139,13 @@ def _decode(pair: Pair, run: Run, text: str, settings: dict[str, Any]) -> None:
         run.seconds += time.perf_counter() - start
     else:
         chosen: dict[str, Any] = {**inputs, **sampling, "verifier": run.name, "length": settings["length"]}
-        generator = torch.Generator().manual_seed(settings["seed"])
+        generator = torch.Generator(pair.device).manual_seed(settings["seed"])
         output = generate(pair.target, pair.draft, **chosen, generator=generator)
         run.seconds += time.perf_counter() - start
         sequences, statistics = output.sequences, output.statistics
         full = statistics.drafted[:, 0] == settings["length"]
         starts, accepted = statistics.start[full, 0].tolist(), statistics.accepted[full, 0].tolist()
-        run.calls += [(sequences[0, :begin], kept) for begin, kept in zip(starts, accepted, strict=True)]
+        run.calls += [(sequences[0, :begin].cpu(), kept) for begin, kept in zip(starts, accepted, strict=True)]
     run.tokens += sequences.shape[1] - inputs["input_ids"].shape[1]
 
 

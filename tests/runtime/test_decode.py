@@ -14,10 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from transformers.generation.streamers import BaseStreamer
 
 from specbound import shipped_pair
-from specbound.runtime import decode, registry
+from specbound.runtime import registry
 from specbound.runtime.acceptance_head import AcceptanceHead
 from specbound.runtime.cache import CachedModel
-from specbound.runtime.decode import Generation, generate, pad_rows, perplexity, speculative
+from specbound.runtime.decode import Generation, generate, loop, pad_rows, perplexity, speculative
 from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength
 from specbound.runtime.models import load_pair
 from specbound.runtime.verdict import Batch, Verdict
@@ -110,7 +110,7 @@ def test_the_exact_law_of_the_loop_rejects_padding_without_the_moved_bonus_row(p
         padded[:, :, -1] = torch.where(torch.tensor(done)[:, None, None], padded[:, :, -1], target_probs[:, :, -1])
         return padded
 
-    monkeypatch.setattr(decode, "pad_rows", unmoved)
+    monkeypatch.setattr(loop, "pad_rows", unmoved)
     assert loop_distance(pair, 4, verifier="block", length=ConfidenceLength(0.5, maximum=3)) > 1e-3
 
 
@@ -178,6 +178,9 @@ def test_perplexity_is_that_of_the_chain_rule():
     assert perplexity(model, sequences, 2, torch.tensor([2, 1])).tolist() == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="prompt is 4 of 4"):
         perplexity(model, sequences, 4)
+    for lengths in ([0, 2], [1, 3], [1]):
+        with pytest.raises(ValueError, match=r"want one number in 1\.\.2 for each row"):
+            perplexity(model, sequences, 2, torch.tensor(lengths))
 
 
 def drop_one(self: CachedModel, base: list[int]) -> None:
@@ -185,34 +188,32 @@ def drop_one(self: CachedModel, base: list[int]) -> None:
     keep(self, [max(0, count - 1) if self.cache.end > 4 else count for count in base])
 
 
-def late_positions(self: CachedModel, tokens: Tensor, positions: Tensor, *rest: object, **more: object) -> Tensor:
+def late_positions(self: CachedModel, tokens: Tensor, positions: Tensor, *rest: object) -> Tensor:
     """Broken twin: the last known token and two drafted ones stand one position late in the target's pass."""
-    return feed(self, tokens, positions + (tokens.shape[1] == 3), *rest, **more)
+    return feed(self, tokens, positions + (tokens.shape[1] == 3), *rest)
 
 
 def late_tree_positions(self: CachedModel, tokens: Tensor, positions: Tensor, *rest: object, **more: object) -> Tensor:
     """Broken twin: the tokens of a tree stand at the places of their slots instead of their depths."""
-    first = positions[:, :1]
-    slots = first + torch.arange(positions.shape[1])
-    return feed(self, tokens, slots if bool((positions != slots).any()) else positions, *rest, **more)
+    return extend(self, tokens, positions[:, :1] + torch.arange(positions.shape[1]), *rest, **more)
 
 
-def stale_mask(self: CachedModel, tail: Tensor | None) -> Tensor:
-    """Broken twin: tokens of a tail see all of it, other paths and later tokens included."""
-    return mask(self, None if tail is None else torch.ones_like(tail))
+def stale_mask(self: CachedModel, seen: Tensor | None, *rest: object) -> Tensor:
+    """Broken twin: a token sees every slot in use, other paths and later tokens included."""
+    return masks(self, None if seen is None else torch.ones_like(seen), *rest)
 
 
 def lost_path(self: CachedModel, places: Tensor) -> None:
     """Broken twin: the winning path stays where it was."""
 
 
-keep, feed, mask = CachedModel.forget_tail, CachedModel.extend, CachedModel._mask
+keep, feed, extend, masks = CachedModel.forget_tail, CachedModel._feed, CachedModel.extend, CachedModel._masks
 BROKEN = [
     ("forget_tail", drop_one, "block", 1),
-    ("extend", late_positions, "block", 1),
+    ("_feed", late_positions, "block", 1),
     ("extend", late_tree_positions, "traversal", 2),
-    ("_mask", stale_mask, "block", 1),
-    ("_mask", stale_mask, "traversal", 2),
+    ("_masks", stale_mask, "block", 1),
+    ("_masks", stale_mask, "traversal", 2),
     ("keep_path", lost_path, "traversal", 2),
 ]
 
@@ -474,7 +475,7 @@ REFUSED = [
     ({"assistant_model": "another"}, "assistant_model is not supported"),
     ({"past_key_values": object()}, "past_key_values is not supported"),
     ({"verifier": "none such"}, "verifier is 'none such'"),
-    ({"paths": 2}, "takes one path; paths is 2"),
+    ({"paths": 2, "verifier": "block"}, "takes one path; paths is 2"),
     ({"paths": 0}, "paths is 0"),
     ({"length": 0}, "length is 0"),
     ({"max_new_tokens": 500}, "the target reads at most 64"),

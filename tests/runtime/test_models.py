@@ -71,15 +71,25 @@ def test_models_that_cannot_verify_a_tree_are_refused_with_the_reason():
         check_model("target", model)
 
 
-def test_a_sliding_window_is_a_limit_on_the_context():
-    heads = {"num_key_value_heads": 1, "max_position_embeddings": 64, "eos_token_id": None}
-    model = MistralForCausalLM(MistralConfig(vocab_size=9, sliding_window=16, **SMALL, **heads)).double().eval()
-    assert context_limit(model) == 16
+@pytest.mark.parametrize(("verifier", "paths"), [("block", 1), ("traversal", 3)])
+def test_contexts_beyond_a_sliding_window_decode_as_the_target_does(verifier, paths):
+    heads = {"num_key_value_heads": 1, "max_position_embeddings": 64, "eos_token_id": None, "initializer_range": 0.6}
+    config = MistralConfig(vocab_size=9, sliding_window=6, **SMALL, **heads)
+    target, draft = (MistralForCausalLM(config).double().eval() for _ in range(2))
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [5, 6, 1, 1, 1, 2, 3, 4]])
+    settings = {"do_sample": False, "max_new_tokens": 30, "pad_token_id": 0}
+    ours = generate(target, draft, ids, verifier=verifier, paths=paths, length=3, **settings)
+    assert ours.sequences.tolist() == target.generate(ids, **settings).tolist()
+
+
+def test_positions_are_a_limit_on_the_context():
+    model = tiny("llama", 0, vocab=9)
+    assert context_limit(model) == 64
     ids = torch.tensor([[1, 2, 3]])
-    greedy = generate(model, model, ids, do_sample=False, max_new_tokens=13)
-    assert greedy.sequences.tolist() == model.generate(ids, do_sample=False, max_new_tokens=13).tolist()
-    with pytest.raises(ValueError, match="the target reads at most 16"):
-        generate(model, model, ids, do_sample=False, max_new_tokens=14)
+    greedy = generate(model, model, ids, do_sample=False, max_new_tokens=61)
+    assert greedy.sequences.tolist() == model.generate(ids, do_sample=False, max_new_tokens=61).tolist()
+    with pytest.raises(ValueError, match="the target reads at most 64"):
+        generate(model, model, ids, do_sample=False, max_new_tokens=62)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specbound.runtime.cache import CachedModel, causal
+from specbound.runtime.cache import CachedModel
 from specbound.runtime.tree_attention import merge_paths
 from tests.support.tiny_models import FAMILIES, tiny
 
@@ -51,7 +51,7 @@ def test_one_pass_over_the_tree_gives_the_rows_of_separate_passes(family):
     cached = CachedModel(model, 2)
     with torch.no_grad():
         padded = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])
-        cached.extend(padded, torch.arange(4).expand(2, 4), causal(4))
+        cached.read(padded)
         cached.forget_tail([3, 1])
         merged = merge_paths(torch.tensor([4, 6]), tokens)
         logits = cached.extend(merged.tokens, torch.tensor([[3], [1]]) + merged.depth, merged.sees)

@@ -20,8 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from specbound import cli, shipped_pair
-from specbound.runtime import decode
-from specbound.runtime.decode import Generation, generate
+from specbound.runtime.decode import Generation, generate, loop
 from specbound.runtime.lengths import ConfidenceLength
 from specbound.runtime.models import Pair, load_pair
 from specbound.runtime.processes import agreement, own
@@ -118,12 +117,12 @@ def spoiled(folder: Path) -> Pair:
 
 def unshared() -> list[Any]:
     """Broken twin: every process draws and decides for itself, with a seed of its own."""
-    pair, kept = shipped(target_tp_plan="auto"), decode.agreement
-    decode.agreement = lambda *models: own
+    pair, kept = shipped(target_tp_plan="auto"), loop.agreement
+    loop.agreement = lambda *models: own
     try:
         return gathered(decoded(pair, "block", seed=dist.get_rank(), new_tokens=1).sequences.tolist())
     finally:
-        decode.agreement = kept
+        loop.agreement = kept
 
 
 def refusals() -> dict[str, list[str]]:

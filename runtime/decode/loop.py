@@ -1,0 +1,257 @@
+"""One generation: prefill, then call after call until every row is done.
+
+_prefill     feed the prompts
+_call        _draft -> _score -> _verify -> _keep -> _count_in -> _commit
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+from .. import kernels
+from ..cache import CachedModel
+from ..carry import Carry
+from ..drafting import Context, Drafts, draft_beam, draft_paths
+from ..draws import Draws
+from ..models import context_limit, input_device, vocabulary
+from ..processes import agreement, check_same_request, own
+from ..sampling import Sampler
+from ..tree_attention import merge_paths
+from ..verdict import Batch, Verdict
+from .results import Generation, Statistics
+from .rows import Rows
+from .short_rows import pad_rows
+
+if TYPE_CHECKING:
+    from .method import Method
+
+PARTS = ("prefill", "draft", "target", "verify", "overhead")
+
+
+class Decoding:
+    """One `generate`: the rows' text, both models' slots, the verifier's carry, and the loop."""
+
+    def __init__(
+        self,
+        method: Method,
+        target: PreTrainedModel,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+    ) -> None:
+        self.method, self.facts, self.policy = method, method.facts, method.policy
+        self.device = input_device(target)
+        self.draws = method.generator if isinstance(method.generator, Draws) else Draws(method.generator)
+        self.agreed = agreement(target, method.draft)
+        ahead = self.policy.maximum + 1
+        self.rows = Rows(input_ids, attention_mask, stopping_criteria, config, self.device, ahead)
+        self._check_context(target, method.draft)
+        self.rows.check_tokens(vocabulary(target))
+        if self.agreed is not own:
+            self._check_same_request()
+        self.target = CachedModel(target, self.rows.count)
+        self.draft = CachedModel(method.draft, self.rows.count, self.policy.needs_hidden)
+        vocab = max(vocabulary(target), vocabulary(method.draft))
+        self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.rows.padding, self.device)
+        self.carry: Carry | None = None
+        self.records: list[dict[str, Any]] = []
+        self.verification: kernels.Implementation = "tensor"
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    def _check_context(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
+        for name, model in (("target", target), ("draft", draft)):
+            limit = context_limit(model)
+            if limit is not None and self.rows.limit - min(self.rows.padding) > limit:
+                raise ValueError(
+                    f"max_length is {self.rows.limit} (prompt of {self.rows.columns} tokens included), but the {name} "
+                    f"reads at most {limit}; lower max_new_tokens or shorten the prompt"
+                )
+
+    def _check_same_request(self) -> None:
+        rows, prompts = self.rows, self.rows.ids[:, : self.rows.columns].tolist()
+        settings = (self.facts.name, self.method.paths, type(self.policy).__name__, self.policy.maximum)
+        request = (prompts, rows.padding, rows.limit, sorted(rows.eos)), (*settings, self.method.beams)
+        check_same_request(repr(request), self.device)
+
+    def run(self) -> Generation:
+        """Call until every row is done; an interrupt keeps what there is."""
+        began, interrupted, streamer = time.perf_counter(), False, self.method.streamer
+        if streamer is not None and not self.method.greeted:
+            streamer.put(self.rows.given.cpu())
+        try:
+            self._prefill()
+            self.seconds["prefill"] = time.perf_counter() - began
+            while not all(self.rows.done):
+                self._call()
+        except KeyboardInterrupt:
+            interrupted = True
+        if streamer is not None:
+            streamer.end()
+        sequences = self.rows.sequences()
+        self.seconds["overhead"] = time.perf_counter() - began - sum(self.seconds.values())
+        return Generation(sequences, self._statistics(interrupted))
+
+    def _prefill(self) -> None:
+        """Feed every prompt token but the last to the models that cannot take them with their first drafts.
+
+        Rows of one length need it only for the target's tree; rows of different lengths for both models.
+        """
+        known = self.rows.known
+        longest, even = max(known) - 1, min(known) == max(known)
+        models = [] if even and self.method.paths == 1 else [self.target] if even else [self.target, self.draft]
+        for model in models:
+            if longest:
+                model.read(self.rows.prompts(longest), last=1)
+            model.forget_tail([count - 1 for count in known])
+
+    def _call(self) -> None:
+        """Draft, one target pass, verify, keep."""
+        clock = [time.perf_counter()]
+        starts = self.rows.known
+        drafts = self._draft(starts)
+        clock.append(time.perf_counter())
+        target_probs, slots = self._score(starts, drafts.tokens)
+        clock.append(time.perf_counter())
+        batch, verdict = self._verify(drafts, target_probs)
+        block = _block(drafts.tokens, verdict)
+        host = torch.cat([block, verdict.accepted[:, None], verdict.path[:, None]], dim=1).tolist()
+        accepted, path = [row[-2] for row in host], [row[-1] for row in host]
+        clock.append(time.perf_counter())
+        if self.method.on_call is not None:
+            self.method.on_call(batch, verdict, starts)
+        self._keep(verdict, slots, drafts.slots)
+        active = [not done for done in self.rows.done]
+        self.rows.write(block)
+        emitted = [self._count_in(row, host[row][: accepted[row] + 1]) for row in range(self.rows.count)]
+        self._commit(starts, accepted, drafts.tokens.shape[2])
+        self.records.append(
+            {"start": starts, "drafted": drafts.lengths, "accepted": accepted, "path": path}
+            | {"emitted": emitted, "active": active}
+        )
+        for part, before, after in zip(("draft", "target", "verify"), clock[:-1], clock[1:], strict=True):
+            self.seconds[part] += after - before
+
+    def _draft(self, starts: list[int]) -> Drafts:
+        """Drafts of every row, after the known tokens the draft has not read (two after a block kept whole)."""
+        recent = self._unread(self.draft, starts)
+        context = Context(self._known(), recent, torch.tensor(starts, device=self.device) - 1)
+        lengths, policy = self._draft_lengths(), self.policy
+        if self.method.beams:
+            drafts = draft_beam(self.draft, self.sampler, context, self.method.beams, policy.maximum, self.agreed)
+            return replace(drafts, lengths=lengths)
+        paths = self.method.paths
+        return draft_paths(self.draft, self.sampler, self.draws, context, paths, lengths, policy, self.agreed)
+
+    def _draft_lengths(self) -> list[int]:
+        """Each row's largest draft length: L, less where the row's end is nearer, 0 once it is done.
+
+        A stateful verifier wants the same L in every call, and so does a beam search.
+        """
+        longest = self.policy.maximum
+        shortest = longest if self.facts.stateful or self.method.beams else 1
+        return [
+            0 if done else max(shortest, min(longest, self.rows.limit - end - 1))
+            for end, done in zip(self.rows.end, self.rows.done, strict=True)
+        ]
+
+    def _unread(self, model: CachedModel, starts: list[int]) -> Tensor:
+        """Known tokens [B, n] the model has not read, n that of the row with most; others read some again."""
+        count = max(start - base for start, base in zip(starts, model.base, strict=True))
+        model.forget_tail([start - count for start in starts])
+        return self.rows.last(count)
+
+    def _known(self) -> list[Tensor]:
+        """Each row's text, if a logits processor reads it."""
+        return self.rows.texts() if self.sampler.reads_tokens else []
+
+    def _score(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail."""
+        known = self._unread(self.target, starts)
+        rows, paths, length = tokens.shape
+        if paths == 1:
+            slots = torch.arange(length + 1, device=self.device).expand(rows, 1, -1)
+            logits = self.target.read(torch.cat([known, tokens[:, 0]], dim=1), last=length + 1)[:, None]
+        else:
+            merged = merge_paths(known[:, -1], tokens)
+            slots = merged.place
+            place = torch.tensor(starts, device=self.device)[:, None] - 1
+            rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees).to(self.device)
+            logits = rows_of_tree[torch.arange(rows, device=self.device)[:, None, None], slots]
+        return self.sampler.laws(logits, self._known(), tokens), slots
+
+    def _verify(self, drafts: Drafts, target_probs: Tensor) -> tuple[Batch, Verdict]:
+        """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes."""
+        uneven = min(drafts.lengths) < drafts.tokens.shape[2]
+        lengths = torch.tensor(drafts.lengths, device=self.device) if uneven else None
+        if lengths is not None:
+            target_probs = pad_rows(target_probs, lengths, self.rows.done)
+        batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry)
+        self.verification = kernels.implementation(self.facts, batch, self.draws)
+        verdict = kernels.verify(self.facts, batch, self.draws)
+        self.carry = verdict.carry
+        path, accepted, token = (self.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
+        verdict = replace(verdict, path=path, accepted=accepted, token=token)
+        if lengths is not None:
+            verdict = replace(verdict, accepted=verdict.accepted.minimum(lengths))
+        return batch, verdict
+
+    def _keep(self, verdict: Verdict, slots: Tensor, draft_slots: Tensor) -> None:
+        """Bring the winning path to the front of both models' tails (a single sampled path already is)."""
+        row = torch.arange(self.rows.count, device=self.device)
+        if self.method.paths > 1:
+            self.target.keep_path(slots[row, verdict.path])
+        if (self.method.paths > 1 or self.method.beams) and draft_slots.shape[2]:
+            self.draft.keep_path(draft_slots[row, verdict.path])
+
+    def _count_in(self, row: int, block: list[int]) -> int:
+        """Count the row's block as text, and stream it; the number of tokens that count."""
+        if self.rows.done[row]:
+            return 0
+        block = self.rows.count_in(row, block)
+        if self.method.streamer is not None:
+            self.method.streamer.put(torch.tensor(block))
+        return len(block)
+
+    def _commit(self, starts: list[int], accepted: list[int], length: int) -> None:
+        """Commit what was kept: the target holds all but the last token, the draft one fewer after a full block."""
+        now = self.rows.known
+        self.target.forget_tail([count - 1 for count in now])
+        self.draft.forget_tail(
+            [
+                min(count - 1, start + min(kept, length - 1))
+                for count, start, kept in zip(now, starts, accepted, strict=True)
+            ]
+        )
+
+    def _statistics(self, interrupted: bool) -> Statistics:
+        def column(name: str, kind: torch.dtype) -> Tensor:
+            values = [record[name] for record in self.records]
+            return torch.tensor(values, dtype=kind).reshape(len(values), self.rows.count)
+
+        return Statistics(
+            start=column("start", torch.int64),
+            drafted=column("drafted", torch.int64),
+            accepted=column("accepted", torch.int64),
+            path=column("path", torch.int64),
+            emitted=column("emitted", torch.int64),
+            active=column("active", torch.bool),
+            paths=self.method.paths,
+            seconds=self.seconds,
+            interrupted=interrupted,
+            verification=self.verification,
+        )
+
+
+def _block(tokens: Tensor, verdict: Verdict) -> Tensor:
+    """[B, L+1]: each row's winning path with the verdict's token behind the kept ones (what follows is void)."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    block = torch.nn.functional.pad(tokens[rows, verdict.path], (0, 1))
+    return block.scatter_(1, verdict.accepted[:, None], verdict.token[:, None])

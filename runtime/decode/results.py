@@ -1,0 +1,92 @@
+"""What a generation hands back: sequences, what happened in every call, and how likely the target finds the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What happened in each of the C calls; entries of rows that were already finished are False in `active`.
+
+    Attributes:
+        start [C, B] int64: known tokens of the row when the call began (padding left out).
+        drafted [C, B] int64: length of the row's drafts.
+        accepted [C, B] int64: drafted tokens kept by the verdict.
+        path [C, B] int64: the winning path.
+        emitted [C, B] int64: tokens that entered the output, accepted + 1 unless the row ended inside the block.
+        active [C, B] bool.
+        paths: K.
+        seconds: wall time of "prefill" (of prompts that could not be fed with the first drafts), "draft", "target",
+            "verify" and "overhead" (everything else).
+        interrupted: generation was stopped by KeyboardInterrupt.
+        verification: what verified, "kernels" or "tensor" (see `specbound.runtime.kernels`).
+    """
+
+    start: Tensor
+    drafted: Tensor
+    accepted: Tensor
+    path: Tensor
+    emitted: Tensor
+    active: Tensor
+    paths: int
+    seconds: dict[str, float]
+    interrupted: bool = False
+    verification: str = "tensor"
+
+    @property
+    def calls(self) -> int:
+        """Target passes over drafts, summed over the rows they served."""
+        return int(self.active.sum())
+
+    @property
+    def discarded(self) -> int:
+        """Drafted tokens that were not kept, over all paths and calls."""
+        return int((self.drafted * self.paths - self.accepted)[self.active].sum())
+
+    @property
+    def block_efficiency(self) -> float:
+        """Mean of accepted + 1 over all calls: tokens per target call, before rows are cut at their end."""
+        return float((self.accepted + 1)[self.active].double().mean()) if self.calls else 0.0
+
+
+@dataclass
+class Generation:
+    """Output of `generate`.
+
+    Attributes:
+        sequences [B, T] int64: prompts as given, then the generated tokens, padded on the right.
+        statistics: per call.
+    """
+
+    sequences: Tensor
+    statistics: Statistics
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, sequences: Tensor, prompt: int, lengths: Tensor | None = None) -> Tensor:
+    """Perplexity [B] of the generated tokens under the model at temperature 1: exp(-mean log model(x_i | x_<i)).
+
+    Args:
+        sequences [B, T] int64 without padding before the prompt; prompt: tokens given, at least 1.
+        lengths [B] int64: generated tokens that count; None for all T - prompt.
+
+    Raises:
+        ValueError: nothing was given, or nothing generated.
+    """
+    if not 1 <= prompt < sequences.shape[1]:
+        raise ValueError(f"prompt is {prompt} of {sequences.shape[1]} tokens; want at least one given, one generated")
+    generated = sequences.shape[1] - prompt
+    if lengths is None:
+        lengths = torch.full((len(sequences),), generated)
+    if lengths.shape != sequences.shape[:1] or bool(((lengths < 1) | (lengths > generated)).any()):
+        raise ValueError(f"lengths is {lengths.tolist()}; want one number in 1..{generated} for each row")
+    logits = model(sequences[:, :-1].to(model.device)).logits[:, prompt - 1 :]
+    rows = logits.log_softmax(dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    found = rows.gather(-1, sequences[:, prompt:, None].to(rows.device))[..., 0]
+    counts = torch.arange(found.shape[1], device=found.device) < lengths[:, None].to(found.device)
+    return torch.exp(-(found * counts).sum(dim=1) / counts.sum(dim=1))
