@@ -87,9 +87,9 @@ def check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> None:
             "(a beginning-of-text token, say)"
         )
     if attention_mask is not None:
-        found, wanted, device = tuple(attention_mask.shape), tuple(input_ids.shape), attention_mask.device
-        if found != wanted or device.type == "meta":
-            raise ValueError(f"attention_mask has shape {found} on {device}; want {wanted} as input_ids, and numbers")
+        shape, wanted, device = tuple(attention_mask.shape), tuple(input_ids.shape), attention_mask.device
+        if shape != wanted or device.type == "meta":
+            raise ValueError(f"attention_mask has shape {shape} on {device}; want {wanted} as input_ids, and numbers")
 
 
 def take_stop_strings(
