@@ -70,6 +70,7 @@ def toy(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     settings = {name: value for name, value in (SMALL | changes).items() if name in known or name in changes}
     config = kind(**settings)
     torch.manual_seed(seed)
+    config._experts_implementation = "eager"
     model = MODEL_FOR_CAUSAL_LM_MAPPING[kind](config)
     return spread(model.double().eval(), seed)
 
