@@ -3,20 +3,23 @@
 While an `Interception` is in force, `random`, `numpy.random` and torch's samplers hand out `Lazy` numbers and forked
 choices instead of drawn ones. `outcomes(call)` then runs the code once per decision string, as `ReplayDraws` does
 for our own verifiers: a comparison with a uniform forks with its exact probability, a categorical draw over its
-support. Random numbers are continuous here: u < h and u <= h are the same question.
+support. Uniforms in float32 and float64 are continuous here: u < h and u <= h are the same question. Those drawn in
+bfloat16 and float16 have the 2^8 and 2^11 values that torch gives them.
 
-Code that hides randomness from this (a compiled kernel, a generator kept inside an object) is found out by running
-outcomes twice and by looking at the generators' states; it raises `NotExact`: the sampled audit is the way in.
+Generators that are seeded inside the call give the same numbers in every call; see `generators`. Code that hides
+randomness (a compiled kernel) is found out by running outcomes twice and by looking at the generators' states; it
+raises `NotExact`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import math
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -24,14 +27,35 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .lazy import Decision, Lazy, NotExact, Questions
-from .lazy_arrays import LazyArray, LazyTensor, fill_in_place, lazy_array, lazy_tensor, start_run, tensor_of
+from .generators import (
+    LIBRARIES,
+    LegacySampler,
+    NumpySampler,
+    Streams,
+    intercept_numpy,
+    intercept_python,
+    intercept_system,
+    kept_generators,
+)
+from .lazy import SEED, Decision, Lazy, NotExact, Questions
+from .lazy_arrays import LazyArray
+from .lazy_tensors import (
+    STEPS,
+    LazyTensor,
+    fill_in_place,
+    lazy_tensor,
+    number_format,
+    recognised,
+    start_run,
+    tensor_of,
+    write_into,
+)
 from .sandbox import alive
 
 T = TypeVar("T")
-NUMPY_GENERATORS = (np.random.Generator, np.random.RandomState)
-PYTHON_GENERATOR = random.Random
-MAX_OUTCOMES = 100_000
+MAX_OUTCOMES = 20_000
+LEFT_OUT = 1e-10
+STATED = 1e-3
 RUN_TWICE = 8
 
 
@@ -39,34 +63,86 @@ class Interception:
     """Context in which the randomness of foreign code is enumerated.
 
     Args:
-        functions: the code to be run. Names such as those of `from random import random`, and generators kept in
-            global variables, are replaced in the modules these functions come from and in the rest of their packages.
+        functions: the code to be run. Names such as those of `from random import random` are replaced in every loaded
+            module that is not a library's, generators that the functions can reach where they are kept.
+
+    Attributes:
+        notes: what a reader of the law has to know: formats of uniforms, mass left out.
+        left_out: the largest probability that was not enumerated in one call of `outcomes`.
     """
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
-        self.modules = [module for function in functions for module in _package_of(function)]
+        self.functions = functions
         self.questions = Questions()
+        self.streams = Streams(lambda: self.questions)
         self.restore = contextlib.ExitStack()
         self.run_twice = RUN_TWICE
+        self.notes: dict[str, None] = {}
+        self.left_out = 0.0
 
     def __enter__(self) -> Interception:
-        self.states = _generator_states()
-        stand_ins = _stand_ins(self)
-        known = {id(getattr(owner, name)): new for owner, name, new in stand_ins}
-        for owner, name, new in stand_ins:
-            self._replace(owner, name, new)
-        for module in self.modules:
-            for name, value in list(vars(module).items()):
-                if id(value) in known:
-                    self._replace(module, name, known[id(value)])
-                elif isinstance(value, NUMPY_GENERATORS):
-                    self._replace(module, name, NumpySampler(self))
-                elif isinstance(value, PYTHON_GENERATOR):
-                    self._replace(module, name, PythonSampler(self))
+        try:
+            self._intercept()
+        except BaseException:
+            self.restore.close()
+            raise
         return self
 
+    def _intercept(self) -> None:
+        self.restore.callback(random._inst.setstate, random._inst.getstate())
+        self.restore.callback(torch.set_rng_state, torch.get_rng_state())
+        self.streams.know(torch.default_generator)
+        named: dict[int, Any] = {}
+
+        def replace(owner: Any, name: str, new: Any) -> None:
+            if isinstance(owner, ModuleType):
+                named[id(getattr(owner, name, None))] = new
+            self._replace(owner, name, new)
+
+        bound = {
+            name: value for name, value in vars(random).items() if getattr(value, "__self__", None) is random._inst
+        }
+        intercept_python(self.streams, replace)
+        for name in bound:
+            replace(random, name, getattr(random._inst, name))
+        intercept_numpy(self.streams, replace)
+        intercept_system(self.streams, replace)
+        for name in ("log", "exp"):
+            replace(math, name, _of_lazy(getattr(math, name), name))
+        for module in _users_modules():
+            for name, value in list(vars(module).items()):
+                if id(value) in named:
+                    self._replace(module, name, named[id(value)])
+        packages = [module for function in self.functions for module in _package_of(function)]
+        for function in self.functions:
+            for owner, name, generator in kept_generators(function, packages):
+                self._keep(owner, name, generator)
+        if "torch._dynamo" in sys.modules:
+            self.restore.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def _keep(self, owner: Any, name: str, generator: Any) -> None:
+        """Put a sampler in the place of a generator that is kept by an object; torch's are known by their state."""
+        if isinstance(generator, torch.Generator):
+            self.streams.know(generator)
+            return
+        if isinstance(generator, NumpySampler | LegacySampler):
+            return
+        kind = NumpySampler if isinstance(generator, np.random.Generator) else LegacySampler
+        attribute, _, place = name.partition(".")
+        new: Any = kind(self.streams)
+        if place:
+            old = getattr(owner, attribute)
+            new = (*old[: int(place)], new, *old[int(place) + 1 :])
+        with contextlib.suppress(AttributeError, TypeError):
+            self._replace(owner, attribute, new)
+
     def _replace(self, owner: Any, name: str, new: Any) -> None:
-        self.restore.callback(setattr, owner, name, getattr(owner, name))
+        if isinstance(owner, type) and name not in vars(owner):
+            self.restore.callback(delattr, owner, name)
+        else:
+            self.restore.callback(
+                setattr, owner, name, vars(owner)[name] if isinstance(owner, type) else getattr(owner, name)
+            )
         setattr(owner, name, new)
 
     def __exit__(self, *error: object) -> None:
@@ -75,39 +151,59 @@ class Interception:
     def outcomes(self, call: Callable[[], T]) -> list[tuple[T, float]]:
         """Every result of `call` with its exact probability; results must be comparable with ==.
 
+        The likeliest decisions first, because a loop of rejections never ends: what has less than 1e-10 together is
+        left out, or less than 1e-3 after 20000 outcomes; `left_out` says how much.
+
         Raises:
             NotExact: if randomness is used in a way that cannot be enumerated, or is hidden from interception.
             Exception: whatever the code raises.
         """
-        pending: list[tuple[Decision, ...]] = [()]
+        if not self.streams.warm:
+            with contextlib.suppress(Exception):
+                self._run(call, ())
+            self.streams.warm = True
+        tie = itertools.count()
+        pending: list[tuple[float, int, tuple[Decision, ...]]] = [(-1.0, next(tie), ())]
+        left = 1.0
         found: list[tuple[T, float]] = []
         taken: list[tuple[Decision, ...]] = []
-        while pending:
-            result = self._run(call, pending.pop())
+        while pending and left > LEFT_OUT:
+            result = self._run(call, heapq.heappop(pending)[2])
             found.append((result, self.questions.weight))
             taken.append(self.questions.decisions)
-            pending += self.questions.alternatives
-            if len(found) > MAX_OUTCOMES:
+            left = max(0.0, left - self.questions.weight) if len(found) % 64 else 1 - sum(w for _, w in found)
+            for decisions in self.questions.alternatives:
+                weight = math.prod(decision.probability for decision in decisions)
+                heapq.heappush(pending, (-weight, next(tie), decisions))
+            if len(found) > MAX_OUTCOMES and left > STATED:
                 raise NotExact(f"more than {MAX_OUTCOMES} outcomes of one call; use the sampled audit for this code")
+            if len(found) > MAX_OUTCOMES:
+                break
+        if pending:
+            self.left_out = max(self.left_out, left)
+            self.notes["Outcomes of a small probability were left out; see the tolerance."] = None
         again = itertools.islice(itertools.cycle(zip(found, taken, strict=True)), self.run_twice)
         if any(self._run(call, decisions) != result for (result, _), decisions in again):
             raise NotExact(HIDDEN)
         self.run_twice = 1
-        if _generator_states() != self.states:
-            raise NotExact(HIDDEN)
         return found
 
     def _run(self, call: Callable[[], T], decisions: tuple[Decision, ...]) -> T:
         alive()
         self.questions = Questions(decisions)
         start_run(self.questions)
+        self.streams.start_run()
+        states = _generator_states()
         try:
             with TorchSampler(self):
                 result = call()
         except Exception as error:
             raise self.questions.refusal or error from None
+        self.streams.end_run()
         if self.questions.refusal:
             raise self.questions.refusal
+        if self.streams.torch_moved() or (not self.streams.fixed and _generator_states() != states):
+            raise NotExact(HIDDEN)
         return result
 
 
@@ -115,193 +211,27 @@ HIDDEN = (
     "the code gave different results on the same random choices, or drew from a generator that is not intercepted; "
     "pass it its generator as an argument, or use the sampled audit for this code"
 )
+REAL_LEGACY = np.random.mtrand._rand
 
 
 def _generator_states() -> tuple[Any, ...]:
-    legacy = np.random.mtrand._rand.get_state(legacy=False)["state"]
-    return random._inst.getstate(), legacy["pos"], legacy["key"].tobytes(), torch.get_rng_state().numpy().tobytes()
+    legacy = REAL_LEGACY.get_state(legacy=False)["state"]
+    return random._inst.getstate(), legacy["pos"], legacy["key"].tobytes()
+
+
+OURS = __name__.rpartition(".")[0]
+
+
+def _users_modules() -> list[ModuleType]:
+    """The loaded modules of neither the standard library nor NumPy, torch and this package."""
+    loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    return [m for name, m in loaded if name.partition(".")[0] not in LIBRARIES and not name.startswith(OURS)]
 
 
 def _package_of(function: Callable[..., Any]) -> list[ModuleType]:
-    """The loaded modules of the function's top-level package, this one excepted."""
+    """The users' modules of the function's top-level package."""
     name = getattr(function, "__module__", None) or type(function).__module__
-    top = name.partition(".")[0]
-    loaded = [(key, module) for key, module in sys.modules.items() if module and key != __name__]
-    return [module for key, module in loaded if key == top or key.startswith(f"{top}.")]
-
-
-# ---------------------------------------------------------------------- random and numpy.random
-
-
-class _Sampler:
-    """A stand-in generator; samplers that it does not define cannot be treated exactly."""
-
-    def __init__(self, interception: Interception) -> None:
-        self._interception = interception
-
-    @property
-    def _questions(self) -> Questions:
-        return self._interception.questions
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise self._questions.refuse(f"{name} was drawn")
-
-    def seed(self, *_: Any, **__: Any) -> None:
-        """Nothing: every outcome is visited."""
-
-    def _order(self, count: int, taken: int) -> list[int]:
-        """`taken` of `count` places in random order."""
-        left = list(range(count))
-        return [left.pop(self._questions.ask([1.0] * len(left))) for _ in range(taken)]
-
-
-class PythonSampler(_Sampler):
-    """The samplers of Python's `random`."""
-
-    def random(self) -> Lazy:
-        return self._questions.uniform()
-
-    def uniform(self, a: float = 0.0, b: float = 1.0) -> Any:
-        return a + (b - a) * self._questions.uniform()
-
-    def expovariate(self, lambd: float = 1.0) -> Any:
-        return self._questions.exponential() / lambd
-
-    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
-        values = range(start)[::step] if stop is None else range(start, stop, step)
-        return values[self._questions.ask([1.0] * len(values))]
-
-    def randint(self, a: int, b: int) -> int:
-        return self.randrange(a, b + 1)
-
-    def choice(self, seq: Sequence[Any]) -> Any:
-        return seq[self.randrange(len(seq))]
-
-    def choices(
-        self, population: Sequence[Any], weights: Any = None, *, cum_weights: Any = None, k: int = 1
-    ) -> list[Any]:
-        if cum_weights is not None:
-            weights = np.diff([0, *cum_weights])
-        law = [1.0] * len(population) if weights is None else [float(weight) for weight in weights]
-        return [population[self._questions.ask(law)] for _ in range(k)]
-
-    def sample(self, population: Sequence[Any], k: int) -> list[Any]:
-        return [population[i] for i in self._order(len(population), k)]
-
-    def shuffle(self, x: Any) -> None:
-        x[:] = [x[i] for i in self._order(len(x), len(x))]
-
-
-class NumpySampler(_Sampler):
-    """The samplers of `numpy.random`, of its legacy functions and of `Generator`."""
-
-    __class__ = property(lambda self: np.random.Generator)
-
-    def random(self, size: Any = None, *_: Any, **__: Any) -> Any:
-        return lazy_array(self._questions.uniform, size)
-
-    random_sample = sample = ranf = random
-
-    def rand(self, *shape: int) -> Any:
-        return self.random(shape or None)
-
-    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
-        shape = np.broadcast_shapes(np.shape(low), np.shape(high)) or None if size is None else size
-        return self.random(shape) * (high - low) + low
-
-    def standard_exponential(self, size: Any = None, *_: Any, **__: Any) -> Any:
-        return lazy_array(self._questions.exponential, size)
-
-    def exponential(self, scale: Any = 1.0, size: Any = None) -> Any:
-        return self.standard_exponential(np.shape(scale) or None if size is None else size) * scale
-
-    def gumbel(self, loc: Any = 0.0, scale: Any = 1.0, size: Any = None) -> Any:
-        shape = np.broadcast_shapes(np.shape(loc), np.shape(scale)) or None if size is None else size
-        return -np.log(self.standard_exponential(shape)) * scale + loc
-
-    def integers(
-        self, low: int, high: int | None = None, size: Any = None, dtype: Any = int, endpoint: bool = False
-    ) -> Any:
-        first, last = (0, low) if high is None else (low, high)
-        count = last - first + int(endpoint)
-        return self._repeat(lambda: first + self._questions.ask([1.0] * count), size)
-
-    def randint(self, low: int, high: int | None = None, size: Any = None, dtype: Any = int) -> Any:
-        return self.integers(low, high, size)
-
-    def choice(self, a: Any, size: Any = None, replace: bool = True, p: Any = None, *_: Any, **__: Any) -> Any:
-        items = np.arange(a) if np.ndim(a) == 0 else np.asarray(a)
-        weights = np.ones(len(items)) if p is None else np.array(p, dtype=float)
-        if len(weights) != len(items):
-            raise ValueError("'a' and 'p' must have same size")
-        if p is not None and not abs(weights.sum() - 1) < 1e-6:
-            raise ValueError("probabilities do not sum to 1")
-
-        def draw() -> int:
-            place = self._questions.ask(weights)
-            if not replace:
-                weights[place] = 0.0
-            return place
-
-        return items[self._repeat(draw, size)]
-
-    def multinomial(self, n: int, pvals: Any, size: Any = None) -> np.ndarray:
-        law = np.array(pvals, dtype=float)
-        if (law[:-1].sum() > 1 + 1e-12) or np.isnan(law).any():
-            raise ValueError("sum(pvals[:-1]) > 1.0")
-        law[-1] = max(0.0, 1 - law[:-1].sum())
-        draws = 1 if size is None else int(np.prod(size))
-        counts = np.zeros((draws, len(law)), dtype=np.int64)
-        for row in counts:
-            for _ in range(n):
-                row[self._questions.ask(law)] += 1
-        return counts[0] if size is None else counts.reshape(*np.atleast_1d(size), len(law))
-
-    def binomial(self, n: int, p: Any, size: Any = None) -> Any:
-        chances = np.broadcast_to(np.asarray(p, dtype=float), np.shape(p) if size is None else size)
-        heads = [sum(self._questions.coin(chance) for _ in range(n)) for chance in chances.ravel()]
-        return np.array(heads).reshape(chances.shape) if chances.ndim else heads[0]
-
-    def permutation(self, x: Any) -> np.ndarray:
-        items = np.arange(x) if np.ndim(x) == 0 else np.asarray(x)
-        return items[self._order(len(items), len(items))]
-
-    def shuffle(self, x: Any) -> None:
-        x[:] = self.permutation(np.array(x))
-
-    @staticmethod
-    def _repeat(draw: Callable[[], int], size: Any) -> Any:
-        if size is None:
-            return draw()
-        return np.array([draw() for _ in range(int(np.prod(size)))], dtype=np.int64).reshape(size)
-
-
-def _stand_ins(interception: Interception) -> list[tuple[Any, str, Any]]:
-    """(module, name, replacement) for every public sampler of `random` and `numpy.random`, and log and exp of math."""
-    python, numpy = PythonSampler(interception), NumpySampler(interception)
-    owned = [name for name, value in vars(random).items() if getattr(value, "__self__", None) is random._inst]
-    found = [(random, name, _method(python, name)) for name in owned]
-    legacy = [
-        name for name, value in vars(np.random).items() if getattr(value, "__self__", None) is np.random.mtrand._rand
-    ]
-    found += [(np.random, name, _method(numpy, name)) for name in [*legacy, "sample", "ranf"]]
-    found += [(np.random, name, lambda *_, **__: NumpySampler(interception)) for name in ("default_rng", "RandomState")]
-    found += [(random, name, lambda *_: PythonSampler(interception)) for name in ("Random", "SystemRandom")]
-    found += [(math, name, _of_lazy(getattr(math, name), name)) for name in ("log", "exp")]
-    return found
-
-
-def _method(sampler: _Sampler, name: str) -> Callable[..., Any]:
-    """The sampler of that name, or one that refuses when it is called (states and seeds are left alone)."""
-    if hasattr(type(sampler), name):
-        return getattr(sampler, name)
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise sampler._questions.refuse(f"{name} was drawn")
-
-    return refuse
+    return [module for module in _users_modules() if module.__name__.partition(".")[0] == name.partition(".")[0]]
 
 
 def _of_lazy(function: Callable[..., float], name: str) -> Callable[..., Any]:
@@ -324,10 +254,10 @@ class TorchSampler(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in TORCH_SAMPLERS:
-            return TORCH_SAMPLERS[name](self.interception.questions, *args, **kwargs)
-        if name in NOT_ENUMERABLE:
-            raise self.interception.questions.refuse(f"torch's {name} was drawn")
+        recognised(args)
+        recognised(kwargs.values())
+        if name in TORCH_SAMPLERS or name in NOT_ENUMERABLE:
+            return self._drawn(name, func, args, kwargs)
         if name in ("tensor", "as_tensor", "from_numpy", "asarray"):
             return tensor_of(func, *args, **kwargs)
         if name == "new_tensor":
@@ -335,6 +265,23 @@ class TorchSampler(TorchFunctionMode):
         if any(isinstance(arg, Lazy | LazyArray) for arg in args):
             args = tuple(tensor_of(torch.as_tensor, arg) if isinstance(arg, Lazy | LazyArray) else arg for arg in args)
         return func(*args, **kwargs)
+
+    def _drawn(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        streams, questions = self.interception.streams, self.interception.questions
+        generator = kwargs.get("generator")
+        if not streams.torch_free(generator):
+            if any(isinstance(arg, LazyTensor) for arg in args):
+                raise questions.refuse(f"torch's {name} with a fixed seed was drawn beside random numbers")
+            result = func(*args, **kwargs)
+            streams.torch_drawn(generator, real=True)
+            return result
+        streams.torch_drawn(generator, real=False)
+        if name in NOT_ENUMERABLE:
+            raise questions.refuse(f"torch's {name} was drawn")
+        out = kwargs.get("out")
+        others = {key: value for key, value in kwargs.items() if key not in ("generator", "out")}
+        result = TORCH_SAMPLERS[name](self.interception, *args, **others)
+        return result if out is None else write_into(out, result)
 
 
 NOT_ENUMERABLE = frozenset(
@@ -349,8 +296,6 @@ NOT_ENUMERABLE = frozenset(
         "poisson",
         "rrelu",
         "dropout",
-        "random_",
-        "randint_like",
         "feature_dropout",
         "alpha_dropout",
         "binomial",
@@ -365,64 +310,96 @@ def _shape(size: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(n) for n in shape)
 
 
-def _rand(questions: Questions, *size: Any, **kwargs: Any) -> torch.Tensor:
-    return lazy_tensor(questions.uniform, torch.empty(_shape(size, kwargs), device=kwargs.get("device")))
+def _uniforms(interception: Interception, tensor: torch.Tensor, kind: torch.dtype | None = None) -> Callable[[], Lazy]:
+    """A source of uniforms in the tensor's number format."""
+    kind = kind or number_format(tensor)
+    steps = STEPS.get(kind)
+    if steps:
+        name = str(kind).removeprefix("torch.")
+        interception.notes[f"Uniforms drawn in {name} have 2^{steps.bit_length() - 1} values."] = None
+    questions = interception.questions
+    return lambda: questions.uniform(steps)
 
 
-def _rand_like(questions: Questions, tensor: torch.Tensor, **_: Any) -> torch.Tensor:
-    return lazy_tensor(questions.uniform, tensor)
+def _rand(interception: Interception, *size: Any, **kwargs: Any) -> torch.Tensor:
+    kind = kwargs.get("dtype") or torch.get_default_dtype()
+    like = torch.empty(_shape(size, kwargs), device=kwargs.get("device"))
+    return lazy_tensor(_uniforms(interception, like, kind), like, kind)
 
 
-def _uniform_(questions: Questions, tensor: torch.Tensor, low: float = 0.0, high: float = 1.0, **kwargs: Any) -> Any:
-    low, high = kwargs.get("from", low), kwargs.get("to", high)
-    return fill_in_place(tensor, lambda: questions.uniform() * (high - low) + low)
+def _rand_like(interception: Interception, tensor: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    kind = kwargs.get("dtype") or number_format(tensor)
+    return lazy_tensor(_uniforms(interception, tensor, kind), tensor, kind)
 
 
-def _exponential_(questions: Questions, tensor: torch.Tensor, lambd: float = 1.0, **_: Any) -> torch.Tensor:
-    return fill_in_place(tensor, lambda: questions.exponential() / lambd)
+def _uniform_(interception: Interception, tensor: torch.Tensor, *ends: float, **kwargs: Any) -> Any:
+    low, high = kwargs.get("from", (*ends, 0.0)[0]), kwargs.get("to", ends[1] if len(ends) > 1 else 1.0)
+    make = _uniforms(interception, tensor)
+    if number_format(tensor) in STEPS and (low, high) != (0, 1):
+        raise interception.questions.refuse("uniforms on another interval were drawn in half precision")
+    return fill_in_place(tensor, lambda: make() * (high - low) + low)
 
 
-def _bernoulli(questions: Questions, tensor: torch.Tensor, p: float | None = None, **_: Any) -> torch.Tensor:
+def _exponential_(interception: Interception, tensor: torch.Tensor, lambd: float = 1.0) -> torch.Tensor:
+    if number_format(tensor) in STEPS:
+        raise interception.questions.refuse("exponentials were drawn in half precision")
+    return fill_in_place(tensor, lambda: interception.questions.exponential() / lambd)
+
+
+def _bernoulli(interception: Interception, tensor: torch.Tensor, p: float | None = None, **_: Any) -> torch.Tensor:
     chances = tensor if p is None else torch.full_like(tensor, p)
     if chances.numel() and not bool(((chances >= 0) & (chances <= 1)).all()):
         raise RuntimeError("Expected p_in >= 0 && p_in <= 1 to be true")
-    heads = [float(questions.coin(chance)) for chance in chances.reshape(-1).tolist()]
+    heads = [float(interception.questions.coin(chance)) for chance in chances.reshape(-1).tolist()]
     return torch.tensor(heads, dtype=tensor.dtype, device=tensor.device).reshape(tensor.shape)
 
 
-def _bernoulli_(questions: Questions, tensor: torch.Tensor, p: Any = 0.5, **_: Any) -> torch.Tensor:
+def _bernoulli_(interception: Interception, tensor: torch.Tensor, p: Any = 0.5, **_: Any) -> torch.Tensor:
     chances = p if isinstance(p, torch.Tensor) else torch.full(tensor.shape, float(p), dtype=torch.float64)
-    return tensor.copy_(_bernoulli(questions, chances.expand_as(tensor).double()))
+    return tensor.copy_(_bernoulli(interception, chances.expand_as(tensor).double()))
 
 
 def _multinomial(
-    questions: Questions, tensor: torch.Tensor, num_samples: int, replacement: bool = False, **_: Any
+    interception: Interception, tensor: torch.Tensor, num_samples: int, replacement: bool = False, **_: Any
 ) -> torch.Tensor:
     if isinstance(tensor, LazyTensor):
-        raise questions.refuse("torch's multinomial was drawn from random weights")
+        raise interception.questions.refuse("torch's multinomial was drawn from random weights")
     rows = tensor.detach().double().cpu().reshape(-1, tensor.shape[-1]).numpy().copy()
     drawn = np.zeros((len(rows), num_samples), dtype=np.int64)
     for row, places in zip(rows, drawn, strict=True):
         for i in range(num_samples):
-            places[i] = questions.ask(row)
+            places[i] = interception.questions.ask(row)
             if not replacement:
                 row[places[i]] = 0.0
     return torch.as_tensor(drawn, device=tensor.device).reshape(*tensor.shape[:-1], num_samples)
 
 
-def _randint(questions: Questions, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _randint(interception: Interception, *args: Any, **kwargs: Any) -> torch.Tensor:
     ends = [int(value) for value in args if isinstance(value, int)]
     ends += [int(kwargs[name]) for name in ("low", "high") if name in kwargs]
     size = kwargs.get("size", next((value for value in args if not isinstance(value, int)), ()))
     low, high = ends if len(ends) == 2 else (0, ends[0])
     count = math.prod(size)
-    drawn = [low + questions.ask([1.0] * (high - low)) for _ in range(count)]
+    drawn = [low + interception.questions.integer(high - low) for _ in range(count)]
     return torch.tensor(drawn, dtype=kwargs.get("dtype") or torch.int64, device=kwargs.get("device")).reshape(*size)
 
 
-def _randperm(questions: Questions, n: int, **_: Any) -> torch.Tensor:
+def _randint_like(interception: Interception, tensor: torch.Tensor, *ends: int, **kwargs: Any) -> torch.Tensor:
+    return _randint(
+        interception, *ends, tuple(tensor.shape), dtype=kwargs.pop("dtype", number_format(tensor)), **kwargs
+    )
+
+
+def _random_(interception: Interception, tensor: torch.Tensor, *ends: int, **kwargs: Any) -> torch.Tensor:
+    ends = (*ends, *(kwargs[name] for name in ("from", "to") if name in kwargs))
+    if not ends:
+        raise interception.questions.refuse(SEED)
+    return tensor.copy_(_randint(interception, *ends, tuple(tensor.shape)))
+
+
+def _randperm(interception: Interception, n: int, **_: Any) -> torch.Tensor:
     left = list(range(n))
-    return torch.tensor([left.pop(questions.ask([1.0] * len(left))) for _ in range(n)])
+    return torch.tensor([left.pop(interception.questions.ask([1.0] * len(left))) for _ in range(n)])
 
 
 TORCH_SAMPLERS: dict[str, Callable[..., Any]] = {
@@ -434,5 +411,7 @@ TORCH_SAMPLERS: dict[str, Callable[..., Any]] = {
     "bernoulli_": _bernoulli_,
     "multinomial": _multinomial,
     "randint": _randint,
+    "randint_like": _randint_like,
+    "random_": _random_,
     "randperm": _randperm,
 }

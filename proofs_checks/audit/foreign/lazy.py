@@ -12,14 +12,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .simplex import Cone, share
+
 NEGLIGIBLE = 1e-13
 SAME = 1e-12
+MAX_VALUES = 100_000
+SEED = f"an integer of more than {MAX_VALUES} values was drawn, which is a seed"
+
+
+WAY_OUT = "Use the sampled audit for this code"
 
 
 class NotExact(Exception):
@@ -40,6 +48,8 @@ class Questions:
         weight: probability of the answers given so far.
         alternatives: for each new question the decision strings not taken, to be replayed.
         refusal: the first use that cannot be treated exactly, also if the code swallowed the exception.
+        steps: per random number its count of equally likely values, None where it is taken as continuous.
+        cones: per exponential that was compared with others, what these comparisons said.
     """
 
     def __init__(self, decisions: tuple[Decision, ...] = ()) -> None:
@@ -48,7 +58,10 @@ class Questions:
         self.weight = 1.0
         self.alternatives: list[tuple[Decision, ...]] = []
         self.refusal: NotExact | None = None
-        self.intervals: list[tuple[float, float] | None] = []
+        self.intervals: list[tuple[float, float]] = []
+        self.steps: list[int | None] = []
+        self.cones: dict[int, Cone] = {}
+        self.turned: dict[int, bool] = {}
 
     def ask(self, weights: Sequence[float] | np.ndarray) -> int:
         """An index drawn with probability weights / their sum; answers below 1e-13 count as impossible.
@@ -86,31 +99,71 @@ class Questions:
         clipped = min(max(float(probability), 0.0), 1.0) if probability == probability else 0.0
         return self.ask([1 - clipped, clipped]) == 1
 
-    def uniform(self) -> Lazy:
-        """A fresh uniform on (0, 1)."""
-        self.intervals.append((0.0, 1.0))
-        return Lazy(self, len(self.intervals) - 1, "u", 1.0, 0.0)
+    def integer(self, count: int) -> int:
+        """One of 0..count-1, evenly.
+
+        Raises:
+            NotExact: for more than 1e5 values: such a number is a seed, and what is drawn with it is hidden.
+        """
+        if count > MAX_VALUES:
+            raise self.refuse(SEED)
+        return self.ask([1.0] * count)
+
+    def uniform(self, steps: int | None = None) -> Lazy:
+        """A fresh uniform on (0, 1), or on {0, 1/steps, ..., 1 - 1/steps}."""
+        return self._fresh("u", steps)
 
     def exponential(self) -> Lazy:
         """A fresh standard exponential."""
-        self.intervals.append((0.0, 1.0))
-        return Lazy(self, len(self.intervals) - 1, "e", 1.0, 0.0)
+        return self._fresh("e", None)
 
-    def less(self, index: int, threshold: float) -> bool:
-        """Whether uniform number `index` lies below the threshold; narrows its interval."""
-        interval = self.intervals[index]
-        if interval is None:
+    def _fresh(self, basis: str, steps: int | None) -> Lazy:
+        self.intervals.append((0.0, 1.0))
+        self.steps.append(steps)
+        return Lazy(self, len(self.intervals) - 1, basis, 1.0, 0.0)
+
+    def less(self, index: int, threshold: float, strict: bool) -> bool:
+        """Whether uniform number `index` lies below the threshold (or at it, if not strict); narrows its interval."""
+        if index in self.cones:
             raise self.refuse("a random number was used again after an argmax or argmin over it")
-        low, high = interval
+        low, high = self.intervals[index]
+        steps = self.steps[index]
+        if steps is not None and math.isfinite(threshold):
+            threshold = (math.ceil(threshold * steps) if strict else math.floor(threshold * steps) + 1) / steps
         if threshold <= low or threshold >= high:
             return threshold >= high
         below = self.coin((threshold - low) / (high - low))
         self.intervals[index] = (low, threshold) if below else (threshold, high)
         return below
 
+    def first(self, rates: Mapping[int, float]) -> int:
+        """Which of the exponentials E_i / rates[i] is the smallest, rates of 0 apart; i is the answer.
+
+        On fresh exponentials Pr(i) = rates[i] / sum of rates; on exponentials that were compared before, the share of
+        their polytope in which E_i / rates[i] is the smallest (see `simplex`).
+        """
+        runners = [i for i, rate in rates.items() if rate > 0]
+        if any(self.intervals[i] != (0.0, 1.0) or self.steps[i] is not None for i in rates):
+            raise self.refuse("an argmax or argmin over random numbers that were compared with numbers before")
+        cone = Cone.joined([self.cones.get(i, Cone((i,))) for i in rates])
+        wins = [cone.where_first(runner, rates) for runner in runners]
+        if any(i in self.cones for i in rates):
+            whole = share(cone)
+            weights = [share(win) / whole for win in wins]
+        else:
+            weights = [rates[runner] for runner in runners]
+        place = self.ask(weights)
+        for i in wins[place].names:
+            self.cones[i] = wins[place]
+        return runners[place]
+
+    def mixed(self, turned: Mapping[int, bool]) -> bool:
+        """Whether -log U and -log(1 - U) of one U would race; `turned` says by index which of them is the second."""
+        return any(self.turned.setdefault(index, second) != second for index, second in turned.items())
+
     def refuse(self, reason: str) -> NotExact:
         """The exception to raise; remembered, because the code under audit may catch it."""
-        error = NotExact(f"cannot be treated exactly: {reason}. Use the sampled audit for this code")
+        error = NotExact(f"cannot be treated exactly: {reason}. {WAY_OUT}")
         self.refusal = self.refusal or error
         return error
 
@@ -156,35 +209,40 @@ class Lazy:
     def _with(self, basis: str, scale: float, shift: float) -> Lazy:
         return Lazy(self.questions, self.index, basis, scale, shift)
 
-    def below(self, bound: float) -> bool:
-        """Whether the value is below `bound`: one question about U."""
+    def below(self, bound: float, strict: bool = True) -> bool:
+        """Whether the value is below `bound` (or at it, if not strict): one question about U."""
         if math.isnan(bound):
             return False
         basis = BASES[self.basis]
         rising = basis.rising == (self.scale > 0)
-        return self.questions.less(self.index, basis.inverse((bound - self.shift) / self.scale)) == rising
+        threshold = basis.inverse((bound - self.shift) / self.scale)
+        return self.questions.less(self.index, threshold, strict == rising) == rising
 
     # ------------------------------------------------------------------ comparisons
 
     def __lt__(self, other: Any) -> Any:
-        return self._compare(other, below=True)
+        return self._compare(other, operator.lt, below=True, strict=True)
+
+    def __le__(self, other: Any) -> Any:
+        return self._compare(other, operator.le, below=True, strict=False)
 
     def __gt__(self, other: Any) -> Any:
-        return self._compare(other, below=False)
+        return self._compare(other, operator.gt, below=False, strict=False)
 
-    __le__, __ge__ = __lt__, __gt__
+    def __ge__(self, other: Any) -> Any:
+        return self._compare(other, operator.ge, below=False, strict=True)
 
-    def _compare(self, other: Any, below: bool) -> Any:
+    def _compare(self, other: Any, function: Callable[[Any, Any], Any], below: bool, strict: bool) -> Any:
         if other is self:
-            return False
+            return not strict if below else strict
         if isinstance(other, Lazy):
-            raise self.questions.refuse("two random numbers were compared with each other")
+            return (race([self, other], largest=False) == 0) == below
         if hasattr(other, "__torch_function__"):
-            return self._as_tensor(other) < other if below else self._as_tensor(other) > other
+            return function(self._as_tensor(other), other)
         if not isinstance(other, numbers.Real):
             return NotImplemented
         bound = float(other)
-        return False if math.isnan(bound) else self.below(bound) == below
+        return False if math.isnan(bound) else self.below(bound, strict) == below
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -364,7 +422,8 @@ def race(values: Sequence[Any], largest: bool) -> int:
         Pr(E_i / w_i is the smallest) = w_i / sum of w     for independent standard exponentials E_i
 
     The random values must be w/E, E/w, or log w - log E in all entries (Gumbel noise is -log E), each on a random
-    number of its own that has not been compared before. Plain numbers among them must be sure to lose.
+    number of its own; they may have raced before. Two fresh uniforms are as likely to be in either order. Plain
+    numbers among the values must be sure to lose.
 
     Raises:
         NotExact: otherwise.
@@ -374,11 +433,10 @@ def race(values: Sequence[Any], largest: bool) -> int:
         numbers_only = np.asarray(values, dtype=float)
         return int(numbers_only.argmax() if largest else numbers_only.argmin())
     questions = runners[0][1].questions
-    if len({value.index for _, value in runners}) < len(runners) or any(
-        questions.intervals[value.index] != (0.0, 1.0) for _, value in runners
-    ):
+    if len({value.index for _, value in runners}) < len(runners):
         raise questions.refuse("an argmax or argmin over random numbers that depend on each other")
-    rates = [_rate(value, largest) for _, value in runners]
+    turned = not largest and len(runners) == 2 and all(value.basis == "u" for _, value in runners)
+    rates = [_rate(value, largest or turned) for _, value in runners]
     others = [float(value) for value in values if not isinstance(value, Lazy)]
     sure = 0.0 if runners[0][1].basis.startswith("1/e") else -math.inf
     hopeless = all(value <= sure if largest else value == math.inf for value in others)
@@ -386,15 +444,18 @@ def race(values: Sequence[Any], largest: bool) -> int:
         raise questions.refuse("an argmax or argmin over random numbers that is not a race of exponentials")
     if runners[0][1].basis.startswith("log") and len({value.scale for _, value in runners}) > 1:
         raise questions.refuse("an argmax or argmin over Gumbel noise of different scales")
-    winner = questions.ask([float(rate) for rate in rates if rate is not None])
-    for _, value in runners:
-        questions.intervals[value.index] = None
-    return runners[winner][0]
+    if questions.mixed({value.index: value.basis.endswith("'") for _, value in runners}):
+        raise questions.refuse("an argmax or argmin over random numbers that depend on each other")
+    place = {value.index: i for i, value in runners}
+    winner = place[questions.first({value.index: rate or 0.0 for (_, value), rate in zip(runners, rates, strict=True)})]
+    return next(i for i, _ in runners if i != winner) if turned else winner
 
 
 def _rate(value: Lazy, largest: bool) -> float | None:
     """w such that the value wins exactly if E / w is the smallest; None if it is of another kind."""
     basis = value.basis.rstrip("'")
+    if basis == "u":
+        return 1.0 if largest and (value.scale, value.shift) == (1, 0) else None
     if basis == "log e":
         exponent = value.shift / -value.scale
         return _exp(exponent) if (value.scale < 0) == largest else None
