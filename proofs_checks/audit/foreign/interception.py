@@ -20,6 +20,7 @@ import math
 import random
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -91,6 +92,7 @@ class Interception:
     def _intercept(self) -> None:
         self.restore.callback(random._inst.setstate, random._inst.getstate())
         self.restore.callback(torch.set_rng_state, torch.get_rng_state())
+        self.states = _generator_states()
         self.streams.know(torch.default_generator)
         named: dict[int, Any] = {}
 
@@ -109,13 +111,11 @@ class Interception:
         intercept_system(self.streams, replace)
         for name in ("log", "exp"):
             replace(math, name, _of_lazy(getattr(math, name), name))
-        for module in _users_modules():
-            for name, value in list(vars(module).items()):
-                if id(value) in named:
-                    self._replace(module, name, named[id(value)])
-        packages = [module for function in self.functions for module in _package_of(function)]
+        for module, name, value in _imported(frozenset(named), len(sys.modules)):
+            if getattr(module, name, None) is value:
+                self._replace(module, name, named[id(value)])
         for function in self.functions:
-            for owner, name, generator in kept_generators(function, packages):
+            for owner, name, generator in kept_generators(function, _package_of(function)):
                 self._keep(owner, name, generator)
         if "torch._dynamo" in sys.modules:
             self.restore.enter_context(torch.compiler.set_stance("force_eager"))
@@ -186,6 +186,8 @@ class Interception:
         if any(self._run(call, decisions) != result for (result, _), decisions in again):
             raise NotExact(HIDDEN)
         self.run_twice = 1
+        if not self.streams.ever_seeded and _generator_states() != self.states:
+            raise NotExact(HIDDEN)
         return found
 
     def _run(self, call: Callable[[], T], decisions: tuple[Decision, ...]) -> T:
@@ -193,7 +195,6 @@ class Interception:
         self.questions = Questions(decisions)
         start_run(self.questions)
         self.streams.start_run()
-        states = _generator_states()
         try:
             with TorchSampler(self):
                 result = call()
@@ -202,7 +203,7 @@ class Interception:
         self.streams.end_run()
         if self.questions.refusal:
             raise self.questions.refusal
-        if self.streams.torch_moved() or (not self.streams.fixed and _generator_states() != states):
+        if self.streams.torch_moved():
             raise NotExact(HIDDEN)
         return result
 
@@ -228,10 +229,24 @@ def _users_modules() -> list[ModuleType]:
     return [m for name, m in loaded if name.partition(".")[0] not in LIBRARIES and not name.startswith(OURS)]
 
 
+@lru_cache(maxsize=8)
+def _imported(identities: frozenset[int], loaded: int) -> list[tuple[ModuleType, str, Any]]:
+    """(module, name, value) for the names under which users' modules hold one of the values; `loaded` makes it fresh
+    when modules were loaded meanwhile."""
+    found = [(module, name, value) for module in _users_modules() for name, value in list(vars(module).items())]
+    return [place for place in found if id(place[2]) in identities]
+
+
 def _package_of(function: Callable[..., Any]) -> list[ModuleType]:
     """The users' modules of the function's top-level package."""
     name = getattr(function, "__module__", None) or type(function).__module__
-    return [module for module in _users_modules() if module.__name__.partition(".")[0] == name.partition(".")[0]]
+    top = name.partition(".")[0]
+    return [] if name.startswith(OURS) else _modules_below(top, len(sys.modules))
+
+
+@lru_cache(maxsize=64)
+def _modules_below(top: str, loaded: int) -> list[ModuleType]:
+    return [module for module in _users_modules() if module.__name__.partition(".")[0] == top]
 
 
 def _of_lazy(function: Callable[..., float], name: str) -> Callable[..., Any]:
