@@ -327,7 +327,7 @@ class _NumpySamplers:
         return np.array([draw() for _ in range(int(np.prod(size)))], dtype=np.int64).reshape(size)
 
 
-class NumpySampler(_NumpySamplers, np.random.Generator):
+class NumpySampler(_NumpySamplers, np.random.Generator):  # type: ignore[misc]
     """A `numpy.random.Generator` whose numbers are never drawn."""
 
     def __init__(self, streams: Streams) -> None:
@@ -339,7 +339,7 @@ class NumpySampler(_NumpySamplers, np.random.Generator):
         return [NumpySampler(self._streams) for _ in range(n_children)]
 
 
-class LegacySampler(_NumpySamplers, np.random.RandomState):
+class LegacySampler(_NumpySamplers, np.random.RandomState):  # type: ignore[misc]
     """A `numpy.random.RandomState` whose numbers are never drawn, until the code seeds it."""
 
     def __init__(self, streams: Streams) -> None:
@@ -384,6 +384,7 @@ def _copied(self: Any, *_: Any, **__: Any) -> Any:
     raise self._streams.tied("restored or copied")
 
 
+_kind: Any
 for _kind, _base in ((NumpySampler, np.random.Generator), (LegacySampler, np.random.RandomState)):
     for _name in {*_public(_base)} - {"seed", "spawn"}:
         setattr(_kind, _name, _followed(_kind, _base, _name))
