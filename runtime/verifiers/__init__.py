@@ -3,6 +3,7 @@
 from ..registry import Verifier, default, entries, get, names, of_closed_form, register, verify
 from . import (
     block,
+    budgeted,
     gbv,
     greedy_block,
     gumbel_coupling,
@@ -11,6 +12,7 @@ from . import (
     kseq,
     layer,
     list_coupling,
+    lossy_tokens,
     many_level,
     mjsd,
     naive,
@@ -28,6 +30,7 @@ from . import (
 __all__ = [
     "Verifier",
     "block",
+    "budgeted",
     "default",
     "entries",
     "gbv",
@@ -39,6 +42,7 @@ __all__ = [
     "kseq",
     "layer",
     "list_coupling",
+    "lossy_tokens",
     "many_level",
     "mjsd",
     "naive",
