@@ -75,13 +75,13 @@ def cactus(divergence: float = 0.02) -> Verify:
     return by_token(rule)
 
 
-def fuzzy(threshold: float = 0.1) -> Verify:
-    """Everything is kept where the Jensen-Shannon divergence (nats) of p and q is at most `threshold`."""
-    _check("threshold", threshold, 0)
+def fuzzy(divergence: float = 0.1) -> Verify:
+    """Everything is kept where the Jensen-Shannon divergence (nats) of p and q is at most that."""
+    _check("divergence", divergence, 0)
 
     def rule(tokens: Tensor, draft: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        divergence = entropy((target + draft) / 2) - (entropy(target) + entropy(draft)) / 2
-        return toward(torch.where((divergence <= threshold).unsqueeze(-1), draft, target), tokens, draft)
+        distance = entropy((target + draft) / 2) - (entropy(target) + entropy(draft)) / 2
+        return toward(torch.where((distance <= divergence).unsqueeze(-1), draft, target), tokens, draft)
 
     return by_token(rule)
 
@@ -176,7 +176,7 @@ _ENTRIES = (
     ("ensemble", ensemble, ("weight",), "the law 0.9 target + 0.1 draft", "DIVERSE, arXiv:2604.07622"),
     ("lenient", lenient, ("leniency",), "coins of token verification over 0.8", "public code (relaxed ratio)"),
     ("cactus", cactus, ("divergence",), "the target raised by sqrt(0.04 p (1 - p))", "Cactus, public code"),
-    ("fuzzy", fuzzy, ("threshold",), "keeps all where target and draft are close", "FSD, public code"),
+    ("fuzzy", fuzzy, ("divergence",), "keeps all where target and draft are close", "FSD, public code"),
     ("cascade", cascade, ("trust",), "the draft's law unless the target is surer", "speculative cascade, OPT"),
     ("top-cascade", top_cascade, ("slack",), "the draft's law on the target's top tokens", "speculative cascade, Tok3"),
     ("entropy", entropic, ("scale",), "coins of token verification, easier in doubt", "entropy verify, public code"),

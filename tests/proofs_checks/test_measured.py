@@ -10,7 +10,6 @@ from specbound.proofs_checks.laws.judge import LOSSLESS_TOLERANCE, lossless_erro
 from specbound.runtime.verdict import Verdict
 from specbound.runtime.verifiers import get, names
 
-
 LOSSY = {"mjsd", "spectr-gbv-published", "hsd", "budgeted", "ensemble", "lenient", "cactus", "fuzzy", "cascade"}
 LOSSY |= {"top-cascade", "entropy", "relaxed", "typical", "forgiving"}
 
