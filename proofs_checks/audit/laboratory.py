@@ -89,7 +89,9 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
             subject.way, subject.paths, subject.lossless, subject.stateful, subject.evidence, subject.sample
         )
         return
-    with Sandbox("specbound.proofs_checks.audit.subject:serve", target, seconds, memory) as sandbox:
+    with Sandbox(
+        "specbound.proofs_checks.audit.subject:serve", target, seconds, memory, records=(Evidence,)
+    ) as sandbox:
         try:
             way, paths, declared, stateful = sandbox.call("facts")
         except Raised as error:

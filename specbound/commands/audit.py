@@ -20,7 +20,7 @@ class Span(click.ParamType):
         if isinstance(value, range):
             return value
         ends = str(value).split("..")
-        if len(ends) > 2 or not all(end.strip().isdigit() for end in ends):
+        if len(ends) > 2 or not all(end.strip().isascii() and end.strip().isdigit() for end in ends):
             self.fail(f"{value!r} is not a range; write 2..3 or 2", param, ctx)
         first, last = int(ends[0]), int(ends[-1])
         if not 1 <= first <= last:

@@ -1,13 +1,19 @@
 """The sandbox: a hang, a crash or an exit becomes a report, and the next request is answered."""
 
 import ctypes
+import math
 import os
+import pickle
+import struct
 import sys
 import time
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
-from specbound.proofs_checks.audit.foreign.sandbox import Died, Raised, Sandbox, alive
+from specbound.proofs_checks.audit.foreign.plain import decoded, encoded
+from specbound.proofs_checks.audit.foreign.sandbox import Died, Raised, Sandbox, alive, read_answer
 
 
 def behave(prefix):
@@ -92,3 +98,69 @@ def test_signs_of_progress_start_the_time_again(sandbox):
 def test_a_loader_that_fails_is_told():
     with Sandbox(f"{__name__}:refuse", "this") as box, pytest.raises(Raised, match="cannot load this"):
         box.call()
+
+
+# ---------------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True)
+class Record:
+    law: dict
+    count: int
+
+
+class Trap:
+    """Runs when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (os.environ["SPECBOUND_TRAP"],)
+
+
+def forge(_):
+    """Writes an answer of its own before the real one, as code that looks for the pipe can."""
+
+    def answer(data):
+        import specbound.proofs_checks.audit.foreign.sandbox as own
+
+        os.write(own._ANSWERS[0], struct.pack("<Q", len(data)) + data)
+        return "done"
+
+    return answer
+
+
+def test_answers_come_back_as_they_were_given():
+    value = Record({(0, 1): 0.25, (): math.inf}, np.int64(3))
+    assert decoded(encoded(value), {"Record": Record}) == Record({(0, 1): 0.25, (): math.inf}, 3)
+    assert decoded(encoded([None, True, "a", (1, [2.5])])) == [None, True, "a", (1, [2.5])]
+    with pytest.raises(TypeError, match="holds Trap"):
+        encoded(Trap())
+
+
+def test_a_forged_pickle_is_not_run(tmp_path, monkeypatch):
+    """The process used to be believed whatever it wrote: unpickling its answer ran what it liked."""
+    trap = tmp_path / "sprung"
+    monkeypatch.setenv("SPECBOUND_TRAP", str(trap))
+    data = pickle.dumps(("done", Trap()))
+    with Sandbox(f"{__name__}:forge", None, seconds=20) as box, pytest.raises(Died, match="something else"):
+        box.call(data)
+    assert not trap.exists()
+    pickle.loads(data)
+    assert trap.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no",
+        b"[]",
+        encoded(("done",)),
+        encoded(("other", 1)),
+        encoded(("raised", 1)),
+        b'{"record": ["Trap", {}]}',
+        b"\xff",
+    ],
+)
+def test_what_is_no_answer_is_refused(data):
+    with pytest.raises(ValueError):
+        read_answer(data, {})

@@ -124,6 +124,8 @@ class Questions:
 
     def less(self, index: int, threshold: float, strict: bool) -> bool:
         """Whether uniform number `index` lies below the threshold (or at it, if not strict); narrows its interval."""
+        if threshold <= 0 or threshold >= 1:
+            return threshold >= 1
         if index in self.cones:
             raise self.refuse("a random number was used again after an argmax or argmin over it")
         low, high = self.intervals[index]

@@ -1,7 +1,10 @@
 """Running untrusted code in a process of its own, so that a hang, a crash or an exit becomes a finding.
 
 The process answers requests one by one, under limits on time per request, memory and open files. It is started
-again after it died.
+again after it died. Its answers are text (see `plain`), which nothing is run from.
+
+It guards against accidents, not against attacks: the code runs with the user's rights, sees the user's files and the
+network, and could answer in its own favour. Run code that you do not trust in a container or a virtual machine.
 """
 
 from __future__ import annotations
@@ -23,9 +26,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .plain import decoded, encoded
+
 MEBIBYTE = 1 << 20
 START_SECONDS = 120.0
 LOG_TAIL = 1 << 16
+MAX_ANSWER = 1 << 30
 
 
 class Died(Exception):
@@ -72,6 +78,7 @@ class Sandbox:
         memory: MiB that the process may allocate beyond what it has when it starts loading; None sets no limit
             (CUDA reserves far more addresses than it uses).
         files: open files allowed.
+        records: dataclasses that answers may hold.
 
     Use as a context manager. Needs a POSIX system for the limits on memory and files.
     """
@@ -81,6 +88,7 @@ class Sandbox:
     seconds: float = 60.0
     memory: int | None = 4096
     files: int = 1024
+    records: tuple[type, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Sandbox:
@@ -145,12 +153,16 @@ class Sandbox:
         try:
             kind = "alive"
             while kind == "alive":
-                kind, value = pickle.loads(_read(self.process.stdout.fileno(), time.monotonic() + seconds))
+                data = _read(self.process.stdout.fileno(), time.monotonic() + seconds)
+                kind, value = read_answer(data, {record.__name__: record for record in self.records})
         except TimeoutError:
             self.stop()
             raise Died("hang", f"no answer within {seconds:g} seconds") from None
         except EOFError:
             self._died()
+        except ValueError as error:
+            self.stop()
+            raise Died("crash", f"the process wrote something else than an answer: {error}") from None
         if kind == "raised":
             name, message, line = value
             if name == "MemoryError" or "can't allocate memory" in message:
@@ -176,6 +188,20 @@ class Sandbox:
         raise Died("exit", f"the process ended with code {code}{said}")
 
 
+def read_answer(data: bytes, records: dict[str, type]) -> tuple[str, Any]:
+    """(kind, value) of what the process wrote.
+
+    Raises:
+        ValueError: if it is no answer.
+    """
+    answer = decoded(data, records)
+    if not (isinstance(answer, tuple) and len(answer) == 2 and answer[0] in ("alive", "done", "exit", "raised")):
+        raise ValueError("no pair of a known kind and a value")
+    if answer[0] == "raised" and not (isinstance(answer[1], tuple) and [type(part) for part in answer[1]] == [str] * 3):
+        raise ValueError("no exception")
+    return answer
+
+
 def _write(descriptor: int, data: bytes) -> None:
     message = struct.pack("<Q", len(data)) + data
     while message:
@@ -194,7 +220,10 @@ def _read(descriptor: int, deadline: float) -> bytes:
             data += piece
         return data
 
-    return exactly(struct.unpack("<Q", exactly(8))[0])
+    size = struct.unpack("<Q", exactly(8))[0]
+    if size > MAX_ANSWER:
+        raise ValueError(f"{size} bytes")
+    return exactly(size)
 
 
 # ---------------------------------------------------------------------- in the process
@@ -207,7 +236,7 @@ def alive() -> None:
     """Tell the parent process, if there is one, that a long request makes progress: its time starts again."""
     if _ANSWERS and time.monotonic() - _LAST[0] > 0.5:
         _LAST[0] = time.monotonic()
-        _write(_ANSWERS[0], pickle.dumps(("alive", None)))
+        _write(_ANSWERS[0], encoded(("alive", None)))
 
 
 def _serve() -> None:
@@ -222,7 +251,7 @@ def _serve() -> None:
     load = getattr(importlib.import_module(module), name)
     _limit(memory, files)
     importlib.import_module("specbound.proofs_checks.audit.foreign.sandbox")._ANSWERS.append(answers)
-    _write(answers, pickle.dumps(("done", None)))
+    _write(answers, encoded(("done", None)))
     handler: Callable[..., Any] | None = None
 
     def loaded(*_: Any) -> None:
@@ -242,13 +271,13 @@ def _serve() -> None:
 def _try(answers: int, handler: Callable[..., Any], request: tuple[Any, ...]) -> bool:
     """Answer with the handler's result or with what it raised; False if it raised."""
     try:
-        _write(answers, pickle.dumps(("done", handler(*request))))
+        _write(answers, encoded(("done", handler(*request))))
     except SystemExit as error:
-        _write(answers, pickle.dumps(("exit", error.code)))
+        _write(answers, encoded(("exit", str(error.code))))
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = f"{os.path.basename(where.filename)}, line {where.lineno}: {where.line}"
-        _write(answers, pickle.dumps(("raised", (type(error).__name__, message_of(error), line))))
+        _write(answers, encoded(("raised", (type(error).__name__, message_of(error), line))))
     else:
         return True
     return False
