@@ -4,7 +4,7 @@ A verifier's verdict may depend on its request and on its draws, on nothing else
 purpose: counters, caches, a generator that is kept between calls, seeds set inside, answers that read another row of
 the batch. The same requests are asked
 
-    alone; alone once more; alone in the reverse order; together in a batch; in the batch turned round; twice in one batch
+    alone; once more; in the reverse order; together in a batch; in the batch turned round; twice in one batch
 
 and every exact law of a request must be the same. A verifier that moves a global generator asks for randomness that
 its `Draws` do not give: its replay is no law.
