@@ -61,7 +61,7 @@ def _unmarked(value: Any, records: Mapping[str, type]) -> Any:
         return [_unmarked(part, records) for part in value]
     if not isinstance(value, dict):
         return value
-    ((mark, content),) = value.items() if len(value) == 1 else ((None, None),)
+    mark, content = next(iter(value.items())) if len(value) == 1 else ("", [])
     if mark == "tuple":
         return tuple(_unmarked(part, records) for part in content)
     if mark == "dict":
