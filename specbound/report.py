@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ def page(findings: Sequence[Mapping[str, Any]], sections: Sequence[Section]) -> 
         date=datetime.date.today().isoformat(),
         counts=Counter(finding["verdict"] for finding in findings),
         findings=findings,
+        papers=[(paper, list(own)) for paper, own in itertools.groupby(findings, lambda found: found.get("paper", ""))],
         sections=sections,
     )
 

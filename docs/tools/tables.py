@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -61,29 +62,28 @@ def timings() -> str:
 
 
 def findings() -> str:
-    """Every claim of the ledger with its recorded verdict and counterexample."""
+    """Every claim of the ledger, paper by paper, with its recorded verdict and counterexample."""
     record = ledger.read_record()
-    lines = ["| claim | statement, and what was tested |", "|---|---|"]
-    for claim in ledger.claims().values():
-        found = record[claim.id]
-        story = f"{claim.statement}<br>*{_linked(claim.source)}; tested: {_linked(claim.tested)}*"
-        if found["counterexample"]:
-            story += f"<br>Counterexample: {found['counterexample']}"
-        lines.append(f"| `{claim.id}`<br>**{found['verdict']}** | {story.replace('|', chr(92) + '|')} |")
-    return "\n".join(lines) + "\n"
+    lines: list[str] = []
+    for paper, claims in itertools.groupby(ledger.claims().values(), key=lambda claim: claim.paper):
+        lines += ["", f"### {_linked(paper.heading)}", "", "| claim | statement, and what was tested |", "|---|---|"]
+        for claim in claims:
+            found = record[claim.id]
+            story = f"{claim.statement}<br>*{_linked(claim.source)}; tested: {_linked(claim.tested)}*"
+            if found["counterexample"]:
+                story += f"<br>Counterexample: {found['counterexample']}"
+            kind = "" if claim.kind in ("stated", "own") else f"<br>{KINDS[claim.kind]}"
+            lines.append(f"| `{claim.id}`<br>**{found['verdict']}**{kind} | {story.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+KINDS = {"reading": "a reading", "code": "public code"}
 
 
 def _linked(source: str) -> str:
     """Sources with arXiv numbers and the ledger's short names as links."""
-    papers = {
-        "[BV]": "2403.10444",
-        "[GBV]": "2602.16961",
-        "[SpecTr-GBV]": "2604.25925",
-        "[SpecDec++]": "2405.19715",
-        "[MJSD]": "2407.09722",
-    }
-    for name, number in papers.items():
-        source = source.replace(name, f"{name}(https://arxiv.org/abs/{number})")
+    for paper in dict.fromkeys(claim.paper for claim in ledger.claims().values() if claim.paper.arxiv):
+        source = source.replace(f"[{paper.short}]", f"[{paper.short}](https://arxiv.org/abs/{paper.arxiv})")
     words = source.split(" ")
     for place, word in enumerate(words):
         number = word.strip(",;()").removeprefix("arXiv:")

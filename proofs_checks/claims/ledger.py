@@ -1,7 +1,10 @@
-"""The ledger: one function per published claim, each returning what was found and on what evidence.
+"""The ledger: one function per claim, each returning what was found and on what evidence.
 
-A claim is entered with `@claim(...)`; `run` checks the claims and compares each verdict and counterexample with the
-one recorded in the repository, so that a change in the code that changes a finding does not go unnoticed.
+A claim is entered with `@claim(...)`. Its check is a function of a *subject*, the object the claim is about (a
+verifier, a value, a rule), and every claim names a *control*: another subject, for which the same check must come out
+the other way. The tests run all controls, so a check that cannot fail is noticed. `run` checks the claims and compares
+each verdict and counterexample with the one recorded in the repository, so that a change in the code that changes a
+finding does not go unnoticed.
 
 Verdicts
     holds       on everything it was checked on; the evidence says on what and how accurately
@@ -12,51 +15,88 @@ Verdicts
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, Literal
 
 from specbound.files import write_text
-from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 
 VerdictWord = Literal["holds", "proved", "refuted", "undecided"]
-CHAPTERS = ("block_verification", "multi_path", "spectr_gbv", "draft_length", "joint_decoding")
+Kind = Literal["stated", "reading", "code", "own"]
+Check = Callable[[Any, bool], "Outcome"]
+CHAPTERS = ("block_verification", "multi_path", "spectr_gbv", "joint_decoding", "draft_length", "baselines", "own")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where claims come from.
+
+    Attributes:
+        short: how sources cite it, e.g. "BV" for "[BV]".
+        title: of the paper, or what the group of claims is.
+        arxiv: its number, if it has one.
+    """
+
+    short: str
+    title: str
+    arxiv: str | None
+
+    @property
+    def heading(self) -> str:
+        """Title and number in one line."""
+        return self.title if self.arxiv is None else f"{self.title} (arXiv:{self.arxiv})"
+
+
+OWN = Paper("own", "This project's own constructions", None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found: the verdict, the evidence in one or two sentences, a counterexample if refuted."""
+    """What a check found: the verdict, the evidence in one or two sentences, a counterexample exactly if refuted."""
 
     verdict: VerdictWord
     evidence: str
     counterexample: str | None = None
 
+    def __post_init__(self) -> None:
+        if (self.verdict == "refuted") != bool(self.counterexample):
+            raise ValueError(
+                f"verdict {self.verdict!r} with counterexample {self.counterexample!r}; want one if refuted"
+            )
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A published statement and the function that checks it.
+    """A statement and the function that checks it.
 
     Attributes:
-        id: short name, its prefix names the chapter, e.g. "BV-optimal".
-        source: paper and place.
+        id: short name, e.g. "BV-optimal".
+        paper: where it comes from; claims of one paper stand together.
+        kind: "stated" (in the paper), "reading" (what a reader may take from it), "code" (about its public code),
+            "own" (stated by this project).
+        source: the place in the paper, or whose reading it is.
         statement: the claim, in one sentence.
         tested: the exact object tested (a paper's formula, public code, or code of this project).
-        check: `check(deep) -> Outcome`; `deep` asks for the long version.
+        check: `check(subject, deep) -> Outcome`; `deep` asks for the long version.
+        subject: what the claim is about.
+        control: a subject for which the same check must not come out as it does for `subject`.
     """
 
     id: str
+    paper: Paper
+    kind: Kind
     source: str
     statement: str
     tested: str
-    check: Callable[[bool], Outcome]
+    check: Check
+    subject: Any
+    control: Any
 
 
 @dataclass(frozen=True)
@@ -64,6 +104,8 @@ class Finding:
     """A claim with its outcome. `recorded` is False if the outcome differs from the one in the repository."""
 
     id: str
+    paper: str
+    kind: Kind
     source: str
     claim: str
     tested: str
@@ -81,13 +123,15 @@ class Finding:
 _CLAIMS: dict[str, Claim] = {}
 
 
-def claim(id: str, *, source: str, statement: str, tested: str) -> Callable[[Callable[[bool], Outcome]], Any]:
-    """Decorator that enters a check in the ledger."""
+def claim(
+    id: str, *, paper: Paper, kind: Kind, source: str, statement: str, tested: str, subject: Any, control: Any
+) -> Callable[[Check], Check]:
+    """Decorator that enters a check in the ledger; the arguments are the fields of `Claim`."""
 
-    def enter(check: Callable[[bool], Outcome]) -> Callable[[bool], Outcome]:
+    def enter(check: Check) -> Check:
         if id in _CLAIMS:
             raise ValueError(f"claim {id!r} is entered twice; choose another id")
-        _CLAIMS[id] = Claim(id, source, statement, tested, check)
+        _CLAIMS[id] = Claim(id, paper, kind, source, statement, tested, check, subject, control)
         return check
 
     return enter
@@ -95,10 +139,11 @@ def claim(id: str, *, source: str, statement: str, tested: str) -> Callable[[Cal
 
 @cache
 def claims() -> dict[str, Claim]:
-    """All claims by id, in the order of the chapters."""
+    """All claims by id: the papers in the order of the chapters, own constructions last."""
     for chapter in CHAPTERS:
         import_module(f"specbound.proofs_checks.claims.{chapter}")
-    return dict(_CLAIMS)
+    papers = [*dict.fromkeys(entry.paper for entry in _CLAIMS.values() if entry.paper != OWN), OWN]
+    return {id: entry for paper in papers for id, entry in _CLAIMS.items() if entry.paper == paper}
 
 
 def select(only: Sequence[str]) -> list[Claim]:
@@ -120,15 +165,13 @@ def run(entries: Sequence[Claim], deep: bool = False) -> Iterator[Finding]:
     recorded = read_record()
     for entry in entries:
         start = time.perf_counter()
-        try:
-            outcome = entry.check(deep)
-        except CertificateError as error:
-            outcome = Outcome("undecided", f"a solver's answer could not be certified: {error}")
+        outcome = outcome_of(entry, entry.subject, deep)
         seconds = time.perf_counter() - start
-        expected = recorded.get(entry.id)
-        same = expected == {"verdict": outcome.verdict, "counterexample": outcome.counterexample}
+        same = recorded.get(entry.id) == {"verdict": outcome.verdict, "counterexample": outcome.counterexample}
         yield Finding(
             entry.id,
+            entry.paper.heading,
+            entry.kind,
             entry.source,
             entry.statement,
             entry.tested,
@@ -138,6 +181,14 @@ def run(entries: Sequence[Claim], deep: bool = False) -> Iterator[Finding]:
             seconds,
             same,
         )
+
+
+def outcome_of(entry: Claim, subject: Any, deep: bool = False) -> Outcome:
+    """Run a claim's check on a subject; undecided if a solver's answer cannot be certified."""
+    try:
+        return entry.check(subject, deep)
+    except CertificateError as error:
+        return Outcome("undecided", f"a solver's answer could not be certified: {error}")
 
 
 def _record_file() -> Path:
@@ -156,53 +207,3 @@ def write_record(findings: Sequence[Finding]) -> None:
     }
     kept = {id: record[id] for id in claims() if id in record}
     write_text(_record_file(), json.dumps(kept, indent=2) + "\n")
-
-
-# ---------------------------------------------------------------------- instances to check claims on
-
-
-def rational_rows(vocab: int, denominator: int) -> list[tuple[Fraction, ...]]:
-    """All rows of V probabilities with the given common denominator (not in lowest terms necessarily)."""
-    cuts = itertools.product(range(denominator + 1), repeat=vocab - 1)
-    return [
-        tuple(Fraction(part, denominator) for part in (*head, denominator - sum(head)))
-        for head in cuts
-        if sum(head) <= denominator
-    ]
-
-
-def simple_instances(max_vocab: int, max_length: int, max_denominator: int) -> Iterator[PrefixTree]:
-    """iid instances from the simplest on: by V, then L, then denominator. For smallest counterexamples."""
-    for vocab in range(1, max_vocab + 1):
-        for length in range(1, max_length + 1):
-            seen: set[tuple[tuple[Fraction, ...], tuple[Fraction, ...]]] = set()
-            for denominator in range(1, max_denominator + 1):
-                rows = rational_rows(vocab, denominator)
-                for target, draft in itertools.product(rows, rows):
-                    if (target, draft) not in seen:
-                        seen.add((target, draft))
-                        yield PrefixTree.iid(target, draft, length)
-
-
-def random_instances(count: int, max_vocab: int = 3, max_length: int = 3) -> Iterator[PrefixTree]:
-    """Context-dependent random instances, shapes and concentrations in turn, seeds 0, 1, ..."""
-    shapes = [(v, d) for v in range(2, max_vocab + 1) for d in range(1, max_length + 1)]
-    for seed in range(count):
-        vocab, length = shapes[seed % len(shapes)]
-        yield PrefixTree.random(vocab, length, seed, concentration=(0.2, 0.5, 1.0, 3.0)[seed // len(shapes) % 4])
-
-
-def described(tree: PrefixTree) -> str:
-    """An instance in one line, in fractions; row by row if it is not iid."""
-
-    def row(values: Any, node: int) -> str:
-        children = tree.children[node]
-        return f"({','.join(str(value) for value in values[children.start : children.stop])})"
-
-    inner = [node for node in range(tree.size) if tree.children[node].start < tree.children[node].stop]
-    rows = {node: (row(tree.target, node), row(tree.draft, node)) for node in inner}
-    if len(set(rows.values())) == 1:
-        target, draft = rows[0]
-        return f"V={tree.vocab}, L={tree.length}, iid target {target}, draft {draft}"
-    laws = (f"after {tree.prefix(node)} target {target}, draft {draft}" for node, (target, draft) in rows.items())
-    return f"V={tree.vocab}, L={tree.length}, {'; '.join(laws)}"

@@ -8,6 +8,7 @@ is a finite case split, and inside one case everything is a polynomial in the co
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sympy
@@ -17,14 +18,42 @@ Node = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Proof:
-    """How many cases a proof went through, and in how many of them the identity failed (a proof needs 0)."""
+    """How many cases a proof went through, and those in which the identity failed (a proof needs none)."""
 
     cases: int
-    failed: int
+    failed: tuple[str, ...]
 
     @property
     def holds(self) -> bool:
-        return self.cases > 0 and self.failed == 0
+        return self.cases > 0 and not self.failed
+
+
+Accepted = Callable[[bool, sympy.Expr, sympy.Expr, sympy.Expr, sympy.Expr], sympy.Expr]
+Keep = Callable[[sympy.Expr, sympy.Expr], sympy.Expr]
+
+
+def block_acceptance(
+    draft_binds: bool, above: sympy.Expr, target: sympy.Expr, draft: sympy.Expr, drafted: sympy.Expr
+) -> sympy.Expr:
+    """phi(wy) = min(Q(wy), p(y|w) phi(w)) in a case: `drafted` is Q(wy), `above` phi(w)."""
+    return drafted if draft_binds else target * above
+
+
+def token_acceptance(
+    draft_binds: bool, above: sympy.Expr, target: sympy.Expr, draft: sympy.Expr, drafted: sympy.Expr
+) -> sympy.Expr:
+    """phi(wy) = min(q, p)(y|w) phi(w) in a case: token verification, whose value the dual point does not attain."""
+    return (draft if draft_binds else target) * above
+
+
+def block_keep(surplus: sympy.Expr, ratio: sympy.Expr) -> sympy.Expr:
+    """h = s / (s + 1 - c), the probability that block verification keeps a prefix after which it stops."""
+    return surplus / (surplus + 1 - ratio)
+
+
+def always_keep(surplus: sympy.Expr, ratio: sympy.Expr) -> sympy.Expr:
+    """h = 1 everywhere, as if every drafted prefix could stand."""
+    return sympy.Integer(1)
 
 
 def _conditionals(letter: str, length: int) -> dict[Node, sympy.Expr]:
@@ -41,7 +70,7 @@ def _product(conditional: dict[Node, sympy.Expr], node: Node) -> sympy.Expr:
     return sympy.Mul(*(conditional[node[:depth]] for depth in range(1, len(node) + 1)))
 
 
-def block_verification_is_optimal(length: int) -> Proof:
+def block_verification_is_optimal(length: int, accepted: Accepted = block_acceptance) -> Proof:
     """In every case the value of block verification equals the value of a dual point that is feasible by its form.
 
         primal   sum phi,  phi(wy) = Q(wy) if the draft constraint binds at wy, else p(y|w) phi(w)
@@ -54,23 +83,25 @@ def block_verification_is_optimal(length: int) -> Proof:
     """
     target, draft = _conditionals("p", length), _conditionals("q", length)
     nodes = sorted(target, key=len)
-    cases = failed = 0
+    cases, failed = 0, []
     for pattern in itertools.product((False, True), repeat=len(nodes)):
         draft_binds = dict(zip(nodes, pattern, strict=True))
         phi: dict[Node, sympy.Expr] = {(): sympy.Integer(1)}
         for node in nodes:
-            phi[node] = _product(draft, node) if draft_binds[node] else target[node] * phi[node[:-1]]
+            drafted = _product(draft, node)
+            phi[node] = accepted(draft_binds[node], phi[node[:-1]], target[node], draft[node], drafted)
         worth = {node: sympy.Integer(1) for node in [(), *nodes]}
         for node in reversed(nodes):
             if not draft_binds[node]:
                 worth[node[:-1]] += target[node] * worth[node]
         dual = worth[()] - 1 + sum(worth[node] * _product(draft, node) for node in nodes if draft_binds[node])
         cases += 1
-        failed += sympy.expand(sum(phi[node] for node in nodes) - dual) != 0
-    return Proof(cases, failed)
+        if sympy.expand(sum(phi[node] for node in nodes) - dual) != 0:
+            failed.append(_named(draft_binds))
+    return Proof(cases, tuple(failed))
 
 
-def block_verification_is_lossless(length: int) -> Proof:
+def block_verification_is_lossless(length: int, keep: Keep = block_keep) -> Proof:
     """In every case c(w) is the probability of keeping w given that it was drafted, and the stream is the target's.
 
     From the deepest nodes up, with c(wy) = min(1, c(w) p(y|w)/q(y|w)), s(w) = sum_y (c(w) p(y|w) - q(y|w))+ and
@@ -86,7 +117,7 @@ def block_verification_is_lossless(length: int) -> Proof:
     target, draft = _conditionals("p", length), _conditionals("q", length)
     nodes = sorted(target, key=len)
     inner = [(), *(node for node in nodes if len(node) < length)]
-    cases = failed = 0
+    cases, failed = 0, []
     for pattern in itertools.product((False, True), repeat=len(nodes)):
         draft_binds = dict(zip(nodes, pattern, strict=True))
         ratio: dict[Node, sympy.Expr] = {(): sympy.Integer(1)}
@@ -95,8 +126,14 @@ def block_verification_is_lossless(length: int) -> Proof:
         if any(not _possible(ratio[node], draft_binds[(*node, 0)], draft_binds[(*node, 1)]) for node in inner):
             continue
         cases += 1
-        failed += not all(_node_is_lossless(node, ratio, target, draft, draft_binds) for node in inner)
-    return Proof(cases, failed)
+        if not all(_node_is_lossless(node, ratio, target, draft, draft_binds, keep) for node in inner):
+            failed.append(_named(draft_binds))
+    return Proof(cases, tuple(failed))
+
+
+def _named(draft_binds: dict[Node, bool]) -> str:
+    bound = [str(node) for node, binds in draft_binds.items() if binds]
+    return f"the draft constraint binds at {', '.join(bound) or 'no node'}"
 
 
 def _possible(ratio: sympy.Expr, first: bool, second: bool) -> bool:
@@ -110,6 +147,7 @@ def _node_is_lossless(
     target: dict[Node, sympy.Expr],
     draft: dict[Node, sympy.Expr],
     draft_binds: dict[Node, bool],
+    keep: Keep = block_keep,
 ) -> bool:
     children = [(*node, 0), (*node, 1)]
     residual = {
@@ -118,9 +156,9 @@ def _node_is_lossless(
     }
     surplus = sum(residual.values())
     deeper = sum(draft[child] * ratio[child] for child in children)
-    keep = sympy.Integer(1) if node == () else surplus / (surplus + 1 - ratio[node])
-    identities = [deeper + (1 - deeper) * keep - ratio[node]]
+    kept = sympy.Integer(1) if node == () else keep(surplus, ratio[node])
+    identities = [deeper + (1 - deeper) * kept - ratio[node]]
     for child in children:
-        emitted = (1 - deeper) * keep * residual[child] / surplus if surplus != 0 else sympy.Integer(0)
+        emitted = (1 - deeper) * kept * residual[child] / surplus if surplus != 0 else sympy.Integer(0)
         identities.append(draft[child] * ratio[child] + emitted - ratio[node] * target[child])
     return all(sympy.simplify(identity) == 0 for identity in identities)

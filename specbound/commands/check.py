@@ -17,7 +17,7 @@ STYLE = {"holds": "green", "proved": "bold green", "refuted": "bold red", "undec
 
 
 @click.command(
-    short_help="Check the published claims of the field.",
+    short_help="Check claims of five papers and their baselines.",
     epilog="""\b
     Example:
       specbound check --only BV
@@ -30,7 +30,9 @@ STYLE = {"holds": "green", "proved": "bold green", "refuted": "bold red", "undec
 @click.option("--record", is_flag=True, help="Write the findings into the ledger's record (for developers).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bool, as_json: bool) -> int:
-    """Check the published claims of the field, each on the evidence it names.
+    """Check claims of five papers and of their baselines, readings of them, and this project's own claims.
+
+    Each on the evidence it names, paper by paper, this project's own last; a reading is marked as one.
 
     Exit code 1 if a finding differs from the one recorded in the ledger.
     """
@@ -90,13 +92,19 @@ def _print_table(findings: list[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="published claims", show_lines=True)
+    table = Table(title="claims, paper by paper", show_lines=True)
     table.add_column("id", overflow="fold")
     table.add_column("verdict")
     table.add_column("claim, and what was found", ratio=1)
     table.add_column("s", justify="right")
+    shown = ""
     for finding in findings:
+        if finding.paper != shown:
+            shown = finding.paper
+            table.add_row("", "", Text(shown, "bold"), "")
         story = Text(finding.claim)
+        if finding.kind == "reading":
+            story.append(" (a reading)", style="italic")
         story.append(f"\n{finding.evidence}", style="dim")
         if finding.counterexample:
             story.append(f"\ncounterexample: {finding.counterexample}", style="red")

@@ -22,7 +22,7 @@ FINDING_FIELDS: Fields = dict.fromkeys(("id", "source", "claim", "tested", "verd
 FINDING_FIELDS |= {"counterexample": (str, type(None)), "recorded": (bool,)}
 DECODING_FIELDS: Fields = {"method": (str,), "tokens_per_second": (int, float), "speedup": (int, float)}
 LARGEST = 1e12
-OPTIONAL_FIELDS: Fields = {"block_efficiency": (int, float)}
+OPTIONAL_FIELDS: Fields = {"block_efficiency": (int, float), "paper": (str,), "kind": (str,)}
 CURVE_LENGTHS, CURVE_PATHS = range(1, 5), range(1, 5)
 FIXED_LENGTH, FIXED_PATHS = 3, 2
 
@@ -179,7 +179,7 @@ def _curves(progress: Progress) -> Section:
 
 def _gaps(progress: Progress, random_count: int, contexts: int) -> list[Section]:
     """Fractions of the optimum on random trees and on trees of the shipped pair, and one such tree drawn."""
-    from specbound.proofs_checks.claims.ledger import random_instances
+    from specbound.proofs_checks.claims.instances import random_instances
     from specbound.report import gaps_section, tree_section
     from specbound.theory import single_path
 

@@ -34,6 +34,7 @@ def name_of(value):
     return getattr(getattr(value, "verify", value), "__name__", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("animal", zoo.BROKEN, ids=name_of)
 def test_every_broken_verifier_is_found_at_its_position_and_its_cause_named(animal):
     report = audit(animal.verify, **SMALL, paths=range(1, animal.paths + 1), cases=24 * animal.paths)
@@ -94,6 +95,7 @@ def test_a_stateful_verifier_is_followed_over_several_calls():
     assert sound.verdict == "lossless"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_forty_instances_of_four_sizes_show_what_only_the_largest_size_can(seed):
     report = audit(zoo.duplicates_skipped, range(2, 4), range(1, 2), range(1, 3), cases=40, seed=seed)
@@ -105,6 +107,7 @@ def test_the_zoo_is_large_enough_and_speaks_for_itself():
     assert {animal.position for animal in zoo.BROKEN} == {1, 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in registry.names() if name != "table"])
 def test_registered_verifiers_are_what_they_declare(name):
     stateful = registry.get(name).stateful
@@ -141,6 +144,7 @@ def test_a_biased_mode_of_transformers_is_caught():
     assert (report.verdict, report.position) == ("not lossless", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verifier, kind, words",
     [

@@ -72,6 +72,7 @@ def test_an_exception_is_told_with_its_place_and_the_process_lives_on(sandbox):
     assert sandbox.call("echo") == ("hello",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what, kind, words",
     [

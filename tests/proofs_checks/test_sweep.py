@@ -42,6 +42,8 @@ from specbound.theory.known_values import known_values
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
+pytestmark = pytest.mark.slow
+
 VERIFIERS = """
 import os, pathlib, signal, time
 from specbound.runtime import registry

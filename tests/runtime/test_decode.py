@@ -76,6 +76,7 @@ def loop_distance(pair: tuple[PreTrainedModel, PreTrainedModel], new: int, **set
     return max(distance(law, want) for law, want in zip(laws, wanted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verifier", "paths", "length", "new"), list(loop_cases()))
 def test_the_whole_loop_has_the_law_of_the_target(pair, verifier, paths, length, new):
     rows = 1 if verifier in ALONE and paths > 1 else 4096
@@ -231,6 +232,7 @@ def test_the_exact_law_of_the_loop_rejects_corrupt_caches(pair, monkeypatch, met
 # ---- greedy ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verifier", LOSSLESS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_output_is_the_greedy_output_of_the_target(verifier, family):
@@ -301,6 +303,7 @@ def plain_law(
     return law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
 def test_every_setting_gives_the_law_of_plain_sampling_in_transformers(settings, monkeypatch):
     models = tiny("llama", 6, vocab=4), tiny("llama", 7, vocab=4)

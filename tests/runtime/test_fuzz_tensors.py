@@ -21,6 +21,8 @@ from specbound.runtime.verdict import ROW_TOLERANCE, Batch, Verdict, validate_ro
 from tests.support.fuzzing import attempt, case, fuzz
 from tests.support.tiny_models import tiny
 
+pytestmark = pytest.mark.fuzz
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.complex64]
 DTYPES += [torch.float8_e4m3fn, torch.uint8]
 ENTRIES = [float("nan"), float("inf"), -float("inf"), -1e-3, -1e-30, 5e-324, 1e-45, 1e-300, 0.0, 1.0, 2.0, 1e300]

@@ -27,6 +27,8 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import entries, get, names
 
+pytestmark = pytest.mark.kernels
+
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS.parent / "benchmarks" / "kernels.py"
 WITH_KERNEL = [entry.name for entry in entries() if entry.kernel]

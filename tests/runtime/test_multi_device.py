@@ -24,6 +24,8 @@ from tests.support import together
 from tests.support.devices import Placed, devices, put
 from tests.support.tiny_models import HiddenLength, distance, target_law, tiny
 
+pytestmark = pytest.mark.devices
+
 accelerate = pytest.importorskip("accelerate", reason="device maps and shared prompts want accelerate (multi-device)")
 ROOT = Path(__file__).parents[2]
 

@@ -80,6 +80,7 @@ EDGES = edge_trees()
 # ---------------------------------------------------------------- declared facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_the_emitted_law_is_the_target_law_at_the_edges_and_on_random_trees(name):
     for label, tree in {**EDGES, **RANDOM}.items():
@@ -167,6 +168,7 @@ def test_acceptance_lengths_are_the_reference_values(name, paths):
         assert abs(kept_by(name, label, paths) - float(F(value))) < tolerance, label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paths", [1, 2, 3])
 @pytest.mark.parametrize("name", MANY)
 def test_no_stateless_lossless_verifier_exceeds_the_lossless_optimum(name, paths):

@@ -22,6 +22,8 @@ from specbound.runtime.verifiers import get, verify
 
 from .test_verifiers import best_path_unskewed
 
+pytestmark = pytest.mark.slow
+
 BINS, ALPHA, CHUNK = 8, 1e-9, 128
 
 

@@ -424,6 +424,7 @@ def test_an_interrupted_decoding_prints_what_it_has_and_exits_with_130(run, monk
     assert 0 < data["outputs"][0]["tokens"] < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [PUBLISHED, ("solve", "--mdp", "examples/stopping.json"), ("verifiers",)])
 def test_a_narrow_terminal_cuts_no_cell_of_a_table(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")
@@ -439,6 +440,7 @@ def test_progress_leaves_no_trace_where_standard_error_is_a_file(run):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_output_that_the_encoding_lacks_is_escaped_and_input_it_lacks_is_refused():
     command = [sys.executable, "-c", "from specbound.cli import main; main()", "decode", "--max-new-tokens", "1"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

@@ -10,6 +10,8 @@ from specbound import cli
 from specbound.commands import demo
 from specbound.proofs_checks.laws import law
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(capsys):

@@ -17,6 +17,8 @@ import yaml
 import specbound
 from specbound.cli import cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "docs" / "tools"
 

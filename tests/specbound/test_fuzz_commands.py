@@ -29,6 +29,8 @@ from tests.support.fuzzing import case, fuzz
 from tests.support.saved_files import CERTIFICATES, STOPPING, TABLES
 from tests.support.tiny_models import tiny
 
+pytestmark = pytest.mark.fuzz
+
 ODD = ["", "0", "-1", "1", "2", "3", "nan", "inf", "1e-320", "1e309", "x", "²", "١", " 2 ", "2.5", "9" * 5000, "\udce9"]
 ODD += [
     "1,2",

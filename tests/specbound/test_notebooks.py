@@ -13,6 +13,8 @@ import pytest
 
 from .test_docs import tool
 
+pytestmark = pytest.mark.slow
+
 notebooks = tool("notebooks")
 FILES = sorted(notebooks.FOLDER.glob("*.ipynb"))
 

@@ -117,6 +117,7 @@ def test_the_page_loads_nothing_from_elsewhere():
     assert "<script" not in text
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(tmp_path, capsys):
     findings, out = tmp_path / "check.json", tmp_path / "out.html"
     findings.write_text(json.dumps({"findings": [FINDING]}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,8 @@ from specbound.theory.solution import CertificateError
 from specbound.theory.stopping import StoppingInstance, solve_report
 from tests.support.fuzzing import almost, attempt, case, fuzz, odd_values, one_of, some_trees
 from tests.support.saved_files import CERTIFICATES, STOPPING, TABLES, solved
+
+pytestmark = pytest.mark.fuzz
 
 
 def checked_tree(tree: PrefixTree) -> None:

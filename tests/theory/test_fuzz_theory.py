@@ -30,6 +30,8 @@ from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError, certify
 from tests.support.fuzzing import NUMBERS, TEXTS, attempt, case, fuzz, rows, some_trees
 
+pytestmark = pytest.mark.fuzz
+
 PATHS = st.sampled_from([1, 2, 2, 3, 8, 64, 0, -1, 1.5, None, True, 10**6])
 ODD_ENTRIES = [math.nan, math.inf, -math.inf, -1e-3, -1e-320, 5e-324, 0.0, 2.0, 1e300]
 OBJECTIVES = st.sampled_from(["lossless", "block-transport", "token", "", None])

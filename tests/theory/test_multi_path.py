@@ -73,6 +73,7 @@ def test_the_excess_over_a_tangent_is_the_mass_above_its_line():
     assert Profile.of(work, np.array([0.5, 0.3])).excess(tangents) == pytest.approx(0.0, abs=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: "V{} L{} K{} seed{}".format(*case))
 def test_the_reference_table_is_reproduced(case):
     vocab, length, paths, seed = case
@@ -84,6 +85,7 @@ def test_the_reference_table_is_reproduced(case):
         assert solution.gap <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MIDDLE, ids=lambda case: "V{} L{} K{}".format(*case))
 def test_thousands_of_nodes_are_solved_to_the_certified_intervals(case):
     vocab, length, paths = case
