@@ -75,7 +75,7 @@ def sizes_run(sizes: Collection[Size]) -> str:
 def _pairs(pairs: Collection[tuple[int, int]]) -> str:
     vocabs, paths = (sorted(set(values)) for values in zip(*pairs, strict=True))
     if len(set(pairs)) == len(vocabs) * len(paths):
-        return f"{'every ' * (len(set(pairs)) > 1)}V {_range(vocabs)}, K {_range(paths)}"
+        return f"{'every ' * (len(vocabs) > 1 and len(paths) > 1)}V {_range(vocabs)}, K {_range(paths)}"
     return "V/K " + ", ".join(f"{vocab}/{count}" for vocab, count in sorted(set(pairs)))
 
 
