@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from specbound.theory import stopping
-from specbound.theory.contexts import Number
+from specbound.theory.numbers import Number
 from specbound.theory.stopping import StoppingInstance
 from specbound.theory.stopping.rounds import Rule, continues, drafted_states
 
@@ -145,7 +145,7 @@ def other_deltas(instance: StoppingInstance, gamma: Sequence[Number]) -> str:
 def thresholds_per_context(rule_of: Callable[[StoppingInstance], Rule], deep: bool) -> Outcome:
     count = 0
     for verifier in ("token", "block"):
-        for instance in random_problems(150 if deep else 30, verifier):  # type: ignore[arg-type]
+        for instance in random_problems(150 if deep else 30, verifier):
             rule = rule_of(instance)
             count += 1
             stopped: dict[tuple[int, int], Number] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from specbound.runtime.verifiers.table import table_verifier
@@ -67,7 +67,7 @@ def never_below(better: Value, worse: Value, cases: Iterable[Case]) -> Outcome:
     return Outcome("holds", f"never below by more than {FALL:.0e}, {sizes_run(run)}")
 
 
-def from_rows(rows: dict[Prefix, tuple[Row, Row]], otherwise: tuple[Row, Row], length: int) -> PrefixTree:
+def from_rows(rows: Mapping[Prefix, tuple[Row, Row]], otherwise: tuple[Row, Row], length: int) -> PrefixTree:
     """A tree of (target, draft) rows by prefix, and one pair of rows for all other prefixes."""
     return PrefixTree.from_conditionals(
         lambda prefix: rows.get(prefix, otherwise)[0],
@@ -260,7 +260,7 @@ def key_race_realises_its_profile(verifier: Subject, deep: bool) -> Outcome:
     return lossless(verifier, many_path_cases(deep), kept=known_values.key_race)
 
 
-def optimal_selection(tree: PrefixTree, paths: int) -> Array:
+def optimal_selection(tree: PrefixTree, paths: int) -> Array | None:
     """The law of the selected path in the certified lossless optimum."""
     return multi_path.lossless_optimum(tree, paths).kappa
 
@@ -281,7 +281,7 @@ def greedy_selection(tree: PrefixTree, paths: int) -> Array:
     subject=optimal_selection,
     control=greedy_selection,
 )
-def table_attains_the_optimum(selected: Callable[[PrefixTree, int], Array], deep: bool) -> Outcome:
+def table_attains_the_optimum(selected: Callable[[PrefixTree, int], Array | None], deep: bool) -> Outcome:
     worst_law = worst_value = 0.0
     sizes = []
     for tree, paths in itertools.product(random_instances(40 if deep else 8, 3, 2), (2, 3)):
