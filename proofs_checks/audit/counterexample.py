@@ -5,87 +5,109 @@ Letters: V vocabulary size, L draft length, K paths.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from specbound.theory import block_transport, multi_path, single_path
 from specbound.theory.prefix_tree import PrefixTree
 
 from ..laws.deviation import Deviation, as_fractions, distance, find_deviation, marginal
 from ..laws.instances import Instance
+from ..laws.judge import UNDECIDED, Evidence, optimum
 from .laboratory import Broken, Laboratory
-from .mistakes import MISTAKES
+from .mistakes import MISTAKES, Mistake
 from .report import Breakdown, Case, Counterexample
 from .sampled import Sampled
-from .shrink import Shrunk, rows_of, shrink
-from .subject import Evidence
+from .shrink import Shrunk, rows_of, simplest
 
+Compared = tuple[PrefixTree, int, Evidence]
 SAME_LAW = 1e-9
 COMPARED = 2
 STORY_GAP = 1e-3
+FATAL = ("hang", "crash", "exit", "memory", "open files", "changed")
 
 
-def optimum(tree: PrefixTree, paths: int, stateful: bool = False) -> float:
-    """The largest acceptance length of a lossless verifier: the lossless optimum, or, for one that may change the
-    target of later positions, the block-transport optimum."""
-    if paths == 1:
-        return float((block_transport if stateful else single_path).optimum(tree).value)
-    solver = multi_path.transport_optimum if stateful else multi_path.lossless_optimum
-    return float(solver(tree.as_float(), paths).value)
+@dataclass(frozen=True)
+class Explained:
+    """Why an audit failed: the smallest counterexample, likely causes, and breakdowns met while looking for it."""
+
+    counterexample: Counterexample | None = None
+    causes: tuple[str, ...] = ()
+    breakdowns: tuple[Breakdown, ...] = ()
 
 
-def explain(lab: Laboratory, failed: list[Case], tolerance: float) -> tuple[Counterexample, tuple[str, ...]]:
+def explain(lab: Laboratory, failed: list[Case], stateful: bool, tolerance: float) -> Explained:
+    """Shrink the failing case of largest excess at the first wrong position, and look for its cause.
+
+    If the code breaks down on a smaller instance, or answers otherwise than before, that is part of what is found.
+    """
     first = min(case.deviation.position for case in failed if case.deviation)
     start = max(
         (case for case in failed if case.deviation and case.deviation.position == first),
         key=lambda case: case.deviation.excess if case.deviation else 0.0,
     )
     assert start.deviation is not None
-    gap = min(STORY_GAP, start.deviation.excess / 10)
+    assert start.evidence is not None
+    search = _Failing(lab, stateful, tolerance, first, min(STORY_GAP, start.deviation.excess / 10))
+    tree, paths = start.instance.tree, start.instance.paths
+    if search.fails(tree, paths):
+        found = simplest(tree, paths, search.fails)
+        search.fails(found.tree, found.paths)
+        evidence, deviation = search.last
+    else:
+        again = "asked again about an instance on which it went wrong, the code answers otherwise"
+        search.breakdowns.setdefault("changed", Breakdown("changed", again, *start.instance.size))
+        found, evidence, deviation = Shrunk(tree, paths, 1), start.evidence, start.deviation
+    causes = () if stateful else likely_causes([(found.tree, found.paths, evidence), *_largest(failed)])
+    story = _counterexample(lab, found, evidence, deviation, causes)
+    return Explained(story, causes, tuple(search.breakdowns.values()))
 
-    def fails(tree: PrefixTree, paths: int) -> bool:
-        try:
-            evidence = lab.evidence(tree, paths)
-        except Broken:
+
+class _Failing:
+    """The check that shrinking asks: does the same failure remain? It keeps the last failure, and what broke down."""
+
+    def __init__(self, lab: Laboratory, stateful: bool, tolerance: float, position: int, gap: float) -> None:
+        self.lab, self.stateful, self.tolerance, self.position, self.gap = lab, stateful, tolerance, position, gap
+        self.breakdowns: dict[str, Breakdown] = {}
+        self.last: tuple[Evidence, Deviation]
+
+    def fails(self, tree: PrefixTree, paths: int) -> bool:
+        if self.breakdowns.keys() & set(FATAL):
             return False
-        deviation = find_deviation(evidence.blocks, evidence.wanted, tolerance)
-        return (
-            deviation is not None
-            and deviation.excess >= gap
-            and deviation.position == (first if lab.stateful else min(first, tree.length + 1))
-        )
-
-    found = shrink(start.instance.tree, start.instance.paths, fails)
-    evidence = lab.evidence(found.tree, found.paths)
-    deviation = find_deviation(evidence.blocks, evidence.wanted, tolerance)
-    assert deviation is not None
-    others = sorted(
-        failed, key=lambda case: (case.instance.tree.size * case.instance.paths, -case.instance.tree.length)
-    )
-    compared = [(found.tree, found.paths), *((case.instance.tree, case.instance.paths) for case in others[-COMPARED:])]
-    causes = () if lab.stateful else likely_causes(lab, compared)
-    return _counterexample(lab, found, evidence, deviation, causes), causes
+        try:
+            evidence = self.lab.evidence(tree, paths, self.stateful)
+        except Broken as error:
+            if error.kind not in UNDECIDED:
+                size = tree.vocab, tree.length, paths
+                said = f"{error}, on an instance made from one where its law is wrong"
+                self.breakdowns.setdefault(error.kind, Breakdown(error.kind, said, *size))
+            return False
+        deviation = find_deviation(evidence.blocks, evidence.wanted, self.tolerance)
+        wanted = self.position if self.stateful else min(self.position, tree.length + 1)
+        if deviation is None or deviation.excess < self.gap or deviation.position != wanted:
+            return False
+        self.last = evidence, deviation
+        return True
 
 
-def likely_causes(lab: Laboratory, compared: list[tuple[PrefixTree, int]]) -> tuple[str, ...]:
+def _largest(failed: list[Case]) -> list[Compared]:
+    """The largest failing cases."""
+    order = sorted(failed, key=lambda case: (case.instance.tree.size * case.instance.paths, -case.instance.tree.length))
+    return [(case.instance.tree, case.instance.paths, case.evidence) for case in order[-COMPARED:] if case.evidence]
+
+
+def likely_causes(compared: list[Compared]) -> tuple[str, ...]:
     """The known mistakes whose law equals the code's on every instance given.
 
     Those of many paths are compared only if one of the instances has more than one, the others only if none has.
     """
-    laws = [lab.evidence(tree, paths).blocks for tree, paths in compared]
 
-    def explains(law: Callable[[PrefixTree, int], dict[Any, float]], single: bool) -> bool:
-        if single != all(paths == 1 for _, paths in compared):
+    def explains(mistake: Mistake) -> bool:
+        if (mistake.paths == "single") != all(paths == 1 for _, paths, _ in compared):
             return False
-        return all(distance(law(*case), blocks) < SAME_LAW for case, blocks in zip(compared, laws, strict=True))
+        laws = ((mistake.law(tree, paths).blocks, found.blocks) for tree, paths, found in compared)
+        return all(distance(known, blocks) < SAME_LAW for known, blocks in laws)
 
-    causes = [
-        mistake.cause
-        for mistake in MISTAKES.values()
-        if explains(lambda tree, paths, m=mistake: m.law(tree, paths).blocks, mistake.paths == "single")  # type: ignore[misc]
-    ]
-    return tuple(causes)
+    return tuple(mistake.cause for mistake in MISTAKES.values() if explains(mistake))
 
 
 def _counterexample(
@@ -95,13 +117,13 @@ def _counterexample(
     law = as_fractions(evidence.blocks)
     emitted = None if law is None else Fraction(marginal(law, deviation.position)[block])
     exact = marginal(found.tree.target_law(), deviation.position).get(block, 0)
-    wanted = Fraction(exact) if len(evidence.wanted) and _one_call(found.tree, evidence) else None
+    wanted = None if evidence.stateful else Fraction(exact)
     if wanted is None:
         law = as_fractions(evidence.wanted)
         wanted = None if law is None else Fraction(marginal(law, deviation.position).get(block, 0))
     story = (
         _setting(found.tree, found.paths),
-        _enumerated(found, evidence, lab.stateful),
+        _enumerated(found, evidence),
         _place(found.tree, deviation),
         _wrong(deviation, emitted, wanted),
         _why(causes, lab.declared),
@@ -115,10 +137,6 @@ def _why(causes: tuple[str, ...], declared: bool | None) -> str:
     if declared is False:
         return "The verifier is declared lossy, and this shows how."
     return "Likely cause: unknown; no known mistake has this law on every case compared."
-
-
-def _one_call(tree: PrefixTree, evidence: Evidence) -> bool:
-    return max(map(len, evidence.wanted)) <= tree.length + 1
 
 
 def _row(row: tuple[Fraction, ...]) -> str:
@@ -139,11 +157,11 @@ def _setting(tree: PrefixTree, paths: int) -> str:
     return head + "; ".join(lines) + "."
 
 
-def _enumerated(found: Shrunk, evidence: Evidence, stateful: bool) -> str:
-    best = optimum(found.tree, found.paths, stateful)
+def _enumerated(found: Shrunk, evidence: Evidence) -> str:
+    best = optimum(found.tree, found.paths, evidence.stateful).value
     return (
         f"All {evidence.outcomes} outcomes of drafts and random choices: {evidence.acceptance_length:.6g} tokens "
-        f"accepted per call, the {'block-transport' if stateful else 'lossless'} optimum is {best:.6g}."
+        f"accepted per call, the {'block-transport' if evidence.stateful else 'lossless'} optimum is {best:.6g}."
     )
 
 
@@ -165,22 +183,30 @@ def _wrong(deviation: Deviation, emitted: Fraction | None, wanted: Fraction | No
     return f"It emits {block} with probability {got} where the target has {right}: {excess} too much."
 
 
-def smallest_breakdown(lab: Laboratory, breakdown: Breakdown, case: Instance) -> Counterexample:
-    """The smallest instance on which the code raises, or returns nonsense, in the same way."""
+def smallest_breakdown(lab: Laboratory, breakdown: Breakdown, case: Instance, stateful: bool) -> Counterexample:
+    """The smallest instance on which the code raises, or returns nonsense, in the same way; the one on which it did if
+    it does not do so again."""
+
+    fatal = False
 
     def breaks(tree: PrefixTree, paths: int) -> bool:
+        nonlocal fatal
+        if fatal:
+            return False
         try:
-            lab.evidence(tree, paths, thorough=True)
+            lab.evidence(tree, paths, stateful, thorough=True)
         except Broken as error:
+            fatal = error.kind in FATAL
             return error.kind == breakdown.kind
         return False
 
-    found = shrink(case.tree, case.paths, breaks, max_trials=60)
+    again = breaks(case.tree, case.paths)
+    found = simplest(case.tree, case.paths, breaks, max_trials=60) if again else Shrunk(case.tree, case.paths, 1)
     story = (
         _setting(found.tree, found.paths),
         f"On this instance the code breaks down: {breakdown.kind}.",
         breakdown.message,
-        f"{found.trials} instances were tried to find it.",
+        f"{found.trials} instances were tried to find it." if again else "Asked again, it did not break down.",
         "There is no law to compare with the target's.",
     )
     return Counterexample(found.tree.to_json(), found.paths, None, None, None, story, found.trials)

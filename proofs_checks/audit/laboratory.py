@@ -10,14 +10,20 @@ from typing import Any
 
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
-from ..laws.replay import InvalidResult
-from .foreign.lazy import NotExact
+from ..laws.judge import Evidence
 from .foreign.sandbox import Died, Raised, Sandbox, message_of
-from .subject import Evidence, load, subject_of
+from .subject import load, subject_of
+
+KINDS = {
+    "NotExact": "not exact",
+    "TooLarge": "too large",
+    "Stateful": "stateful",
+    "InvalidResult": "invalid result",
+}
 
 
 class Broken(Exception):
-    """A breakdown on one instance."""
+    """There is no law on an instance; `kind` as in `report.Breakdown`."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -32,17 +38,17 @@ class Laboratory:
     paths: str
     declared: bool | None
     stateful: bool
-    ask: Callable[[PrefixTree, int, bool], Evidence]
+    ask: Callable[[PrefixTree, int, bool, bool], Evidence]
     draw: Callable[..., dict[Prefix, int]]
 
-    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = False) -> Evidence:
+    def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = False) -> Evidence:
         """The exact law on one instance (see `Subject.evidence`).
 
         Raises:
             Broken: if the code gives none.
         """
         with _breakdowns():
-            return self.ask(tree, paths, thorough)
+            return self.ask(tree, paths, stateful, thorough)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Counts of emitted blocks (see `Subject.sample`).
@@ -62,15 +68,13 @@ def _breakdowns() -> Iterator[None]:
     except Died as error:
         raise Broken(error.kind, str(error)) from None
     except Raised as error:
-        kind = {"NotExact": "not exact", "InvalidResult": "invalid result"}.get(error.name, "exception")
+        kind = KINDS.get(error.name, "exception")
         what = f"{error.name}: {error} ({error.line})" if kind == "exception" else str(error)
         raise Broken(kind, what) from None
-    except NotExact as error:
-        raise Broken("not exact", str(error)) from None
-    except InvalidResult as error:
-        raise Broken("invalid result", str(error)) from None
     except Exception as error:
-        raise Broken("exception", f"{type(error).__name__}: {message_of(error)}") from error
+        name, said = type(error).__name__, message_of(error)
+        kind = KINDS.get(name, "exception")
+        raise Broken(kind, f"{name}: {said}" if kind == "exception" else said) from error
 
 
 @contextlib.contextmanager

@@ -13,14 +13,17 @@ from rich.text import Text
 
 from ..laws.deviation import Deviation
 from ..laws.instances import Instance
+from ..laws.judge import EXIT_CODES, Evidence, lossless
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """The code gave no law at all.
+    """There is no law, or none that can be right.
 
     Attributes:
-        kind: "hang", "crash", "exit", "memory", "open files", "exception", "invalid result" or "not exact".
+        kind: what the code did ("hang", "crash", "exit", "memory", "open files", "exception", "invalid result"), or why
+            nothing is decided ("not exact": its randomness cannot be enumerated; "stateful": it returns a carry, and is
+            sampled; "contradiction": it keeps more than any lossless verifier and seems lossless).
         message: what happened.
         vocab, length, paths: size of the instance it happened on.
     """
@@ -34,12 +37,21 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Case:
-    """One instance and what was found on it; `deviation` is None if the law is the target's."""
+    """One instance and what was found on it; `deviation` is None if the law is the target's.
+
+    `evidence` holds the laws themselves, if they are exact.
+    """
 
     instance: Instance
     deviation: Deviation | None
     acceptance_length: float
     optimum: float
+    evidence: Evidence | None = None
+
+    @property
+    def total_variation(self) -> float:
+        """Of the deviation; 0 if there is none."""
+        return self.deviation.total_variation if self.deviation else 0.0
 
 
 @dataclass(frozen=True)
@@ -71,16 +83,17 @@ class AuditReport:
     Attributes:
         target: what was audited; way: "replay", "interception" or "sampled".
         verdict: "lossless" (exact), "not rejected" (sampled), "not lossless", "broken" (it crashed, hung, ...) or
-            "undecided" (cannot be audited exactly).
+            "undecided" (nothing was looked at, or it cannot be audited exactly).
         declared: what a registered verifier declares about itself, None if nothing.
         cases: number of instances audited; skipped: sizes that were too large to enumerate.
         worst: the deviation of largest total variation; position: the first wrong position over all cases.
         optimum: what the acceptance is compared with: "lossless", or "block-transport" for a verifier that changes
             the target of later positions.
         acceptance: mean and smallest ratio to that optimum, and the largest excess over it.
-        breakdowns: crashes and the like.
+        breakdowns: crashes and the like, those met on the way to the counterexample included.
         counterexample: the minimal one; causes: known mistakes whose law equals the code's on every case compared.
         limits: what the audit does not say.
+        advice: if it is undecided, what to change so that it can be decided.
         seconds: time taken.
     """
 
@@ -100,18 +113,19 @@ class AuditReport:
     counterexample: Counterexample | None
     causes: tuple[str, ...]
     limits: str
+    advice: str | None
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lossless(self) -> bool | None:
         """True if no case showed a deviation or a breakdown; None if that is not decided (also: sampled)."""
-        return {"lossless": True, "not lossless": False, "broken": False}.get(self.verdict)
+        return lossless(self.verdict)
 
     @property
     def exit_code(self) -> int:
-        """0 lossless or not rejected, 1 not lossless or broken, 2 if the code cannot be audited this way."""
-        return {"lossless": 0, "not rejected": 0, "undecided": 2}.get(self.verdict, 1)
+        """0 lossless or not rejected, 1 not lossless or broken, 3 undecided."""
+        return EXIT_CODES.get(self.verdict, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; fractions as strings."""
@@ -143,6 +157,7 @@ class AuditReport:
             "counterexample": counterexample,
             "causes": list(self.causes),
             "limits": self.limits,
+            "advice": self.advice,
             "seconds": self.seconds,
             **self.details,
         }
@@ -178,6 +193,8 @@ def report_text(report: AuditReport) -> Text:
             text.append(f"  {line}\n")
     if report.skipped:
         text.append(f"Too large to enumerate, some or all instances of {', '.join(report.skipped)}.\n")
+    if report.advice is not None:
+        text.append("To decide it: ", "bold yellow").append(f"{report.advice}\n")
     return text.append(report.limits, "dim")
 
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from specbound.runtime.device import check_device
 
 from ..laws.deviation import find_deviation
 from ..laws.instances import Instance, instances
-from .counterexample import explain, optimum, sampled_counterexample, smallest_breakdown
+from ..laws.judge import contradiction, optimum, verdict
+from .counterexample import Explained, explain, sampled_counterexample, smallest_breakdown
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
-from .report import AuditReport, Breakdown, Case, Counterexample, report_text
+from .report import AuditReport, Breakdown, Case, report_text
 from .sampled import LOOKS, Sampled, plan, sample_law
 
 __all__ = ["AuditReport", "audit", "report_text"]
@@ -75,34 +77,37 @@ def audit(
     with laboratory(target, seconds, memory) as lab:
         counts = _path_counts(lab, paths)
         wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed))
-        possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if lab.stateful else lab.way]]
-        skipped = sorted({case.size for case in wanted} - {case.size for case in possible})
-        found, breakdowns = _examine(lab, possible, tolerance, tell)
-        failed = [case for case in found if case.deviation is not None]
-        counterexample: Counterexample | None = None
-        causes: tuple[str, ...] = ()
+        looked = _examine(lab, wanted, lab.stateful, tolerance, tell)
+        if looked.stateful and not lab.stateful:
+            looked = _examine(lab, wanted, True, tolerance, tell)
+        failed = [case for case in looked.found if case.deviation is not None]
+        troubles = [breakdown for breakdown, _ in looked.breakdowns]
+        explained = Explained()
         if failed:
-            counterexample, causes = explain(lab, failed, tolerance)
-        elif breakdowns and breakdowns[0][0].kind in ("exception", "invalid result"):
-            counterexample = smallest_breakdown(lab, *breakdowns[0])
+            explained = explain(lab, failed, looked.stateful, tolerance)
+        elif troubles and troubles[0].kind in ("exception", "invalid result"):
+            explained = Explained(smallest_breakdown(lab, *looked.breakdowns[0], looked.stateful))
+    troubles += explained.breakdowns
+    word = verdict([case.total_variation for case in looked.found], [trouble.kind for trouble in troubles], tolerance)
     deviations = [case.deviation for case in failed if case.deviation is not None]
     return AuditReport(
         target=target if isinstance(target, str) else _name(target),
         way=lab.way,
-        verdict=_verdict(failed, [breakdown for breakdown, _ in breakdowns]),
+        verdict=word,
         declared=lab.declared,
-        optimum="block-transport" if lab.stateful else "lossless",
-        cases=len(found),
-        skipped=tuple(f"V={v} L={ell} K={k}" for v, ell, k in skipped),
+        optimum="block-transport" if looked.stateful else "lossless",
+        cases=len(looked.found),
+        skipped=tuple(f"V={v} L={ell} K={k}" for v, ell, k in dict.fromkeys(looked.skipped)),
         tolerance=tolerance,
         largest_total_variation=max((deviation.total_variation for deviation in deviations), default=0.0),
         worst=max(deviations, key=lambda deviation: deviation.total_variation, default=None),
         position=min((deviation.position for deviation in deviations), default=None),
-        acceptance=_acceptance(found),
-        breakdowns=tuple(breakdown for breakdown, _ in breakdowns),
-        counterexample=counterexample,
-        causes=causes,
-        limits=_limits(lab, found, tolerance),
+        acceptance={} if any(trouble.kind == "contradiction" for trouble in troubles) else _acceptance(looked.found),
+        breakdowns=tuple(troubles),
+        counterexample=explained.counterexample,
+        causes=explained.causes,
+        limits=_limits(lab, looked.found, tolerance),
+        advice=_advice(troubles, looked.skipped) if word == "undecided" else None,
         seconds=time.perf_counter() - started,
     )
 
@@ -140,17 +145,18 @@ def _audit_sampled(
             except Broken as error:
                 breakdowns.append(Breakdown(error.kind, str(error), *case.size))
                 break
-            best = optimum(case.tree, case.paths)
+            best = optimum(case.tree, case.paths).value
             results.append((Case(case, found.deviation, found.acceptance_length, best), found))
             if found.deviation is not None:
                 break
     failed = [(case, found) for case, found in results if case.deviation is not None]
     worst = failed[0][0].deviation if failed else None
     draws = [found.draws for _, found in results]
+    word = verdict([float(case.deviation is not None) for case, _ in results], [t.kind for t in breakdowns], 0.5)
     return AuditReport(
         target=target if isinstance(target, str) else _name(target),
         way="sampled",
-        verdict=_verdict([case for case, _ in failed], breakdowns, "not rejected"),
+        verdict="not rejected" if word == "lossless" else word,
         declared=lab.declared,
         optimum="lossless",
         cases=len(results),
@@ -164,6 +170,7 @@ def _audit_sampled(
         counterexample=sampled_counterexample(*failed[0]) if failed else None,
         causes=(),
         limits=_unseen(rates, results),
+        advice=_advice(breakdowns, []) if word == "undecided" else None,
         seconds=time.perf_counter() - started,
         details={"resolution": rates[0], "false_alarm": rates[1], "miss": rates[2], "draws": draws, "device": device},
     )
@@ -205,31 +212,57 @@ def _silent(done: int, total: int) -> None:
     """Progress that nobody wants to see."""
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What was found on the instances: cases, breakdowns with their instances, sizes too large, any carry."""
+
+    found: list[Case]
+    breakdowns: list[tuple[Breakdown, Instance]]
+    skipped: list[tuple[int, int, int]]
+    stateful: bool
+
+
 def _examine(
-    lab: Laboratory, cases: list[Instance], tolerance: float, progress: Callable[[int, int], None]
-) -> tuple[list[Case], list[tuple[Breakdown, Instance]]]:
-    found: list[Case] = []
-    breakdowns: list[tuple[Breakdown, Instance]] = []
-    for number, case in enumerate(cases):
-        progress(number, len(cases))
+    lab: Laboratory, wanted: list[Instance], stateful: bool, tolerance: float, progress: Callable[[int, int], None]
+) -> Looked:
+    """Look at the instances one by one; stop at a hang or a crash, or where a first carry shows that it is stateful."""
+    possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if stateful else lab.way]]
+    looked = Looked([], [], sorted({case.size for case in wanted} - {case.size for case in possible}), stateful)
+    for number, case in enumerate(possible):
+        progress(number, len(possible))
         try:
-            evidence = lab.evidence(case.tree, case.paths, thorough=True)
+            evidence = lab.evidence(case.tree, case.paths, stateful, thorough=True)
         except Broken as error:
-            breakdowns.append((Breakdown(error.kind, str(error), *case.size), case))
-            if error.kind not in ("exception", "invalid result") or len(breakdowns) >= MAX_BREAKDOWNS:
+            if error.kind == "too large":
+                looked.skipped.append(case.size)
+                continue
+            looked.breakdowns.append((Breakdown(error.kind, str(error), *case.size), case))
+            if error.kind not in ("exception", "invalid result") or len(looked.breakdowns) >= MAX_BREAKDOWNS:
                 break
             continue
+        if evidence.stateful and not stateful:
+            return replace(looked, stateful=True)
         deviation = find_deviation(evidence.blocks, evidence.wanted, tolerance)
-        found.append(Case(case, deviation, evidence.acceptance_length, optimum(case.tree, case.paths, lab.stateful)))
-    return found, breakdowns
+        best = optimum(case.tree, case.paths, stateful)
+        looked.found.append(Case(case, deviation, evidence.acceptance_length, best.value, evidence))
+        if deviation is None and (odd := contradiction(evidence.acceptance_length, best.bound)):
+            looked.breakdowns.append((Breakdown("contradiction", odd, *case.size), case))
+            break
+    return looked
 
 
-def _verdict(failed: list[Case], breakdowns: list[Breakdown], passed: str = "lossless") -> str:
-    if failed:
-        return "not lossless"
-    if not breakdowns:
-        return passed
-    return "undecided" if all(breakdown.kind == "not exact" for breakdown in breakdowns) else "broken"
+def _advice(troubles: list[Breakdown], skipped: list[tuple[int, int, int]]) -> str:
+    """What to change so that the audit can decide."""
+    kinds = {trouble.kind for trouble in troubles}
+    if "contradiction" in kinds:
+        return "return what the verifier keeps between calls as its carry, so that several calls can be followed."
+    if "stateful" in kinds:
+        return "leave out --resolution: a verifier that returns a carry is audited exactly, over several calls."
+    if "not exact" in kinds:
+        return "sample it (--resolution 0.05), or let it take its random numbers from what can be intercepted."
+    if skipped or "too large" in kinds:
+        return "take instances small enough to enumerate (--vocab, --length, --paths), or sample (--resolution 0.05)."
+    return "look at one instance at least."
 
 
 def _acceptance(found: list[Case]) -> dict[str, float]:

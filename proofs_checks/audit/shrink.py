@@ -82,18 +82,24 @@ class Shrunk:
 
 
 def shrink(tree: PrefixTree, paths: int, fails: Fails, max_trials: int = MAX_TRIALS) -> Shrunk:
-    """The simplest instance found on which `fails(tree, paths)` still holds; exact fractions.
-
-    Args:
-        tree, paths: a failing case with a full V-ary tree.
-        fails: the check; called with trees of Fractions, at most `max_trials` times in each of the four phases
-            (smaller sizes, textbook instances, all rows rounded alike, simpler rows).
+    """The simplest instance found on which `fails(tree, paths)` still holds; exact fractions (see `simplest`).
 
     Raises:
         ValueError: if the case itself does not fail.
     """
     if not fails(tree, paths):
         raise ValueError("the case to shrink does not fail")
+    return simplest(tree, paths, fails, max_trials)
+
+
+def simplest(tree: PrefixTree, paths: int, fails: Fails, max_trials: int = MAX_TRIALS) -> Shrunk:
+    """The simplest instance found, from a case that is known to fail.
+
+    Args:
+        tree, paths: a failing case with a full V-ary tree.
+        fails: the check; called with trees of Fractions, at most `max_trials` times in each of the four phases
+            (smaller sizes, textbook instances, all rows rounded alike, simpler rows).
+    """
     search = _Search(fails, max_trials)
     rows = rows_of(tree)
     rows, paths = search.smaller(rows, paths)

@@ -22,34 +22,17 @@ import torch
 from specbound.runtime import registry
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch
-from specbound.theory.contexts import ContextModel, ModelPair, Prefix
+from specbound.theory.contexts import Prefix
 from specbound.theory.prefix_tree import PrefixTree
 
-from ..laws.law import batch_of, exact_law
-from ..laws.replay import InvalidResult, Verify, replay
-from ..laws.stream import stream_law
+from ..laws import judge
+from ..laws.judge import Evidence
+from ..laws.law import batch_of
+from ..laws.replay import InvalidResult, Stateful, Verify, replay
 from .foreign.adapters import KNOWN, Foreign, call_of, foreign, foreign_law
 from .foreign.sandbox import alive
 
-MORE_TOKENS = 2
 BATCH = 8192
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """An exact law of a subject next to the target's.
-
-    Attributes:
-        blocks: law of the first tokens emitted (L+1 for one call; more for a stateful verifier, over several calls).
-        wanted: the target's law of the same.
-        acceptance_length: expected tokens per call, the correction excluded (of the first call).
-        outcomes: number of outcomes enumerated.
-    """
-
-    blocks: dict[Prefix, float]
-    wanted: dict[Prefix, float]
-    acceptance_length: float
-    outcomes: int
 
 
 class Subject(Protocol):
@@ -60,8 +43,12 @@ class Subject(Protocol):
     lossless: bool | None
     stateful: bool
 
-    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = True) -> Evidence:
-        """Its exact law on an instance; `thorough` also looks for requests that influence each other."""
+    def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
+        """Its exact law on an instance, over several calls if it is `stateful` or returns a carry.
+
+        Args:
+            thorough: also look for requests that influence each other.
+        """
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Counts of the blocks emitted in `count` calls on drafts drawn from the draft law."""
@@ -69,44 +56,40 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class TensorSubject:
-    """A verifier written against `Draws`; `lossless` is what it declares, None if nothing."""
+    """A verifier written against `Draws`; `lossless` and `stateful` are what it declares, None and False if nothing."""
 
     verify: Verify
     paths: Literal["single", "many"]
     lossless: bool | None
-    stateful: bool
+    stateful: bool = False
     way: Literal["replay", "interception"] = "replay"
 
-    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = True) -> Evidence:
-        """Exact law by replay; for a stateful verifier that of the first L+2 tokens, call after call.
+    def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
+        """Exact law by replay (see `judge.evidence`).
 
         Raises:
             InvalidResult: if a request's verdict depends on the other requests of its batch.
-            ValueError: see `exact_law`.
+            ValueError: see `judge.evidence`.
         """
-        law = exact_law(self.verify, tree, paths)
+        found = judge.evidence(self.verify, tree, paths, stateful)
         if thorough:
             _check_alone(self.verify, tree.as_float(), paths)
-        if not self.stateful:
-            return Evidence(law.blocks, tree.target_law(), law.acceptance_length, law.outcomes)
-        pair, tokens = looped_pair(tree), tree.length + MORE_TOKENS
-        stream = stream_law(self.verify, pair, tree.length, tokens, paths)
-        return Evidence(stream.tokens, pair.target_law(tokens), law.acceptance_length, law.outcomes)
+        return found
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Run in batches with a generator on the device, as in production; the drafts are drawn on the CPU.
 
         Raises:
-            ValueError: for a stateful verifier, whose later calls one sampled call says nothing about.
+            Stateful: it returns a carry, and one sampled call says nothing about the calls after it.
         """
-        if self.stateful:
-            raise ValueError("the sampled audit looks at one call; a stateful verifier wants the exact audit")
         generator = torch.Generator(device).manual_seed(seed)
         counts: Counter[Prefix] = Counter()
         for leaves in _drafts(tree, paths, count, seed):
             batch = batch_of(tree, leaves)
             moved = Batch(batch.tokens.to(device), batch.draft_probs.to(device), batch.target_probs.to(device))
             verdict = self.verify(moved, Draws(generator))
+            if verdict.carry is not None:
+                raise Stateful("it returns a carry, and the sampled audit looks at one call; audit it exactly")
             winner = batch.tokens.numpy()[np.arange(len(leaves)), verdict.path.cpu().numpy()]
             for path, kept, token in zip(
                 winner.tolist(), verdict.accepted.tolist(), verdict.token.tolist(), strict=True
@@ -129,10 +112,11 @@ class ForeignSubject:
         """ "single" if it takes one drafted path."""
         return self.code.paths
 
-    def evidence(self, tree: PrefixTree, paths: int, thorough: bool = True) -> Evidence:
+    def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
         """Exact law by interception (see `foreign_law`)."""
         law = foreign_law(self.code, tree, paths)
-        return Evidence(law.blocks, tree.target_law(), law.acceptance_length, law.outcomes)
+        wanted = {block: float(probability) for block, probability in tree.target_law().items()}
+        return Evidence(law.blocks, wanted, law.acceptance_length, law.outcomes, False)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Call it once per draft with its own randomness; the global generators are seeded first."""
@@ -155,19 +139,6 @@ def _drafts(tree: PrefixTree, paths: int, count: int, seed: int) -> Iterator[np.
     for first in range(0, count, BATCH):
         size = min(BATCH, count - first)
         yield rng.choice(len(law), size=(size, paths), p=law / law.sum()) + tree.leaves.start
-
-
-def looped_pair(tree: PrefixTree) -> ModelPair:
-    """The tree as two models for an endless stream: below depth L it continues at depth 1 with the same token."""
-    tree = tree.as_float()
-    inner = tree.leaves.start
-    follow = np.zeros((inner, tree.vocab), dtype=np.int64)
-    child = np.zeros((tree.size, tree.vocab), dtype=np.int64)
-    child[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
-    again = child[0] if tree.length > 1 else np.zeros(tree.vocab, dtype=np.int64)
-    follow[:] = np.where(child[:inner] < inner, child[:inner], again)
-    target, draft = (ContextModel(tree.rows(law)[:inner], follow) for law in (tree.target, tree.draft))
-    return ModelPair(target, draft)
 
 
 def _check_alone(verify: Verify, tree: PrefixTree, paths: int) -> None:
@@ -236,7 +207,7 @@ def subject_of(found: Any) -> TensorSubject | ForeignSubject:
     if not callable(found):
         raise ValueError(f"the target is {found!r}; want a function or a Foreign adapter")
     if _takes_draws(found):
-        return TensorSubject(found, "many", None, _keeps_state(found))
+        return TensorSubject(found, "many", None)
     return ForeignSubject(foreign(found))
 
 
@@ -247,15 +218,6 @@ def _registered(verifier: registry.Verifier) -> TensorSubject:
 def _takes_draws(function: Callable[..., Any]) -> bool:
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     return len(required) == 2 and required[0].endswith("batch") and required[1].endswith("draws")
-
-
-def _keeps_state(verify: Verify) -> bool:
-    """True if the verifier returns a carry; it is asked on the smallest instance."""
-    tree = PrefixTree.iid([0.5, 0.5], [0.25, 0.75], 2)
-    try:
-        return any(outcome.carry is not None for outcome in replay(verify, batch_of(tree, np.array([[3]]))))
-    except Exception:
-        return False
 
 
 def serve(target: str) -> Callable[..., Any]:

@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,21 +18,24 @@ from specbound.runtime.verdict import Batch
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 from specbound.theory.solution import check_paths
 
-from .replay import NUMBERS_PER_PASS, Verify, function_of, replay
+from .replay import NUMBERS_PER_PASS, TooLarge, Verify, function_of, replay
 
 MAX_DRAFTS = 2_000_000
 
 
 @dataclass(frozen=True)
 class Law:
-    """Exact law of one call of a verifier, its emitted block continued from the target.
+    """Exact law of one call of a verifier.
 
     Attributes:
-        blocks: law of the first L+1 tokens: block -> probability (shorter where the tree ends early).
+        blocks: law of the first L+1 tokens, the emitted block continued from the target: block -> probability (shorter
+            where the tree ends early). For a stateful verifier, whose later tokens no single call decides, the law of
+            the emitted tokens alone.
         accepted: Pr(at least i tokens kept) for i = 0..L.
         kept: prefix -> Pr(the kept prefix passes through it), the phi of theory, root excluded.
         mass: total probability of all replayed outcomes; 1 up to rounding.
         outcomes: number of outcomes replayed.
+        stateful: True if the verifier returned a carry for any of them.
     """
 
     blocks: dict[Prefix, float]
@@ -41,6 +43,7 @@ class Law:
     kept: dict[Prefix, float]
     mass: float
     outcomes: int
+    stateful: bool = False
 
     @property
     def acceptance_length(self) -> float:
@@ -48,7 +51,16 @@ class Law:
         return sum(self.accepted[1:])
 
     def total_variation(self, other: dict[Prefix, float]) -> float:
-        """Total variation distance of the block law to another, e.g. `tree.target_law()`; in [0, 1]."""
+        """Total variation distance of the block law to another, e.g. `tree.target_law()`; in [0, 1].
+
+        Raises:
+            ValueError: for a stateful verifier: the distance of one call says nothing about its stream.
+        """
+        if self.stateful:
+            raise ValueError(
+                "this is one call of a stateful verifier, which says nothing about its stream; judge it by "
+                "proofs_checks.laws.judge.evidence, which follows several calls"
+            )
         blocks = self.blocks.keys() | other.keys()
         return 0.5 * sum(abs(self.blocks.get(block, 0.0) - float(other.get(block, 0.0))) for block in blocks)
 
@@ -56,9 +68,8 @@ class Law:
 def exact_law(verifier: str | Verify | registry.Verifier, tree: PrefixTree, paths: int = 1) -> Law:
     """Run one call of a verifier through every K-tuple of drafts of the tree and every random outcome.
 
-    Behind the emitted token the block is continued to L+1 tokens: from the target's conditionals, or, for a stateful
-    verifier, from the law that its carry puts in their place (the carry must offer `select`, `laws` and `advance`
-    as `runtime.carry.Layers` does). Several calls of a stateful verifier: see `stream_law`.
+    Behind the emitted token the block is continued from the target to L+1 tokens. A stateful verifier needs several
+    calls: `stream_law`, and `judge.evidence`, which asks for whichever is right.
 
     Args:
         verifier: a registered name, a `Verifier`, or a function `verify(batch, draws) -> Verdict`.
@@ -66,8 +77,8 @@ def exact_law(verifier: str | Verify | registry.Verifier, tree: PrefixTree, path
         paths: K.
 
     Raises:
-        ValueError: if the enumeration would need more than 2e6 K-tuples of drafts, or the verifier asks an ill-posed
-            question.
+        TooLarge: (a ValueError) if the enumeration would need more than 2e6 K-tuples of drafts.
+        ValueError: if the verifier asks an ill-posed question.
         InvalidResult: (a ValueError) if it returns no verdict, or one that is out of range.
     """
     verify = function_of(verifier)
@@ -75,9 +86,8 @@ def exact_law(verifier: str | Verify | registry.Verifier, tree: PrefixTree, path
     check_paths(paths)
     drafted = np.flatnonzero(tree.draft_joint[tree.leaves] > 0) + tree.leaves.start
     if paths * math.log(len(drafted)) > math.log(MAX_DRAFTS) or len(drafted) ** paths > MAX_DRAFTS:
-        raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
+        raise TooLarge(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
     emitted = np.zeros((tree.size, tree.vocab))
-    modified = np.zeros(tree.size)
     stateful = False
     count = 0
     nodes = ancestors(tree)
@@ -89,10 +99,8 @@ def exact_law(verifier: str | Verify | registry.Verifier, tree: PrefixTree, path
             chance = weight[outcome.row] * outcome.probability
             np.add.at(emitted, (kept, outcome.token), chance)
             count += len(kept)
-            if outcome.carry is not None:
-                stateful = True
-                _follow_carry(tree, kept, outcome.token, chance, outcome.carry, modified)
-    return _law(tree, emitted, modified if stateful else _continued(tree, emitted), count)
+            stateful = stateful or outcome.carry is not None
+    return _law(tree, emitted, stateful, count)
 
 
 def ancestors(tree: PrefixTree) -> np.ndarray:
@@ -123,51 +131,34 @@ def _chunks(items: Iterator[tuple[int, ...]], numbers: int) -> Iterator[list[tup
         yield chunk
 
 
-def _continued(tree: PrefixTree, emitted: np.ndarray) -> np.ndarray:
-    """[n] Pr(a correction was emitted, and the stream passes through the node after it), following the target."""
+def _law(tree: PrefixTree, emitted: np.ndarray, stateful: bool, outcomes: int) -> Law:
+    """From Pr(kept prefix = node, next token = y) [n, V] to the law of the call."""
+    kept = emitted.sum(axis=1)
+    for level in reversed(tree.levels[1:]):
+        np.add.at(kept, tree.parent[level], kept[level])
+    accepted = tuple(float(kept[level].sum()) for level in tree.levels)
+    passes = {tree.prefix(node): float(kept[node]) for node in range(1, tree.size)}
+    blocks = _as_blocks(tree, emitted) if stateful else _continued_blocks(tree, emitted)
+    return Law(blocks, accepted, passes, float(emitted.sum()), outcomes, stateful)
+
+
+def _as_blocks(tree: PrefixTree, emitted: np.ndarray) -> dict[Prefix, float]:
+    """Pr(prefix of the node, then y), positive ones only."""
+    return {(*tree.prefix(w), int(y)): float(emitted[w, y]) for w, y in zip(*np.nonzero(emitted), strict=True)}
+
+
+def _continued_blocks(tree: PrefixTree, emitted: np.ndarray) -> dict[Prefix, float]:
+    """The law of L+1 tokens if the target continues behind the emitted token."""
     continued = np.zeros(tree.size)
     for level in tree.levels[1:]:
         parent, token = tree.parent[level], tree.token[level]
         continued[level] = continued[parent] * tree.target[level] + emitted[parent, token]
-    return continued
-
-
-def _follow_carry(
-    tree: PrefixTree, kept: np.ndarray, token: np.ndarray, chance: np.ndarray, carry: Any, continued: np.ndarray
-) -> None:
-    """Add to `continued` [n] what the outcomes pass on, following the law that each outcome's carry leaves in force."""
-    child = np.full((tree.size, tree.vocab), -1)
-    child[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
-    target, draft = (torch.as_tensor(tree.rows(conditional)) for conditional in (tree.target, tree.draft))
-    device = carry.select([]).numbers().device
-    nodes = child[kept, token]
-    rows = np.flatnonzero(nodes >= 0)
-    nodes, chance, carry = nodes[rows], chance[rows], carry.select(rows)
-    while len(nodes):
-        np.add.at(continued, nodes, chance)
-        draft_row = draft[nodes].to(device)
-        laws = carry.laws(target[nodes].to(device), draft_row)
-        rows, tokens = np.nonzero((child[nodes] >= 0) & (laws[-1].cpu().numpy() > 0))
-        chance = chance[rows] * laws[-1].cpu().numpy()[rows, tokens]
-        carry = carry.select(rows).advance(
-            torch.as_tensor(tokens, device=device), [law[rows] for law in laws], draft_row[rows]
-        )
-        nodes = child[nodes[rows], tokens]
-
-
-def _law(tree: PrefixTree, emitted: np.ndarray, continued: np.ndarray, outcomes: int) -> Law:
-    """From Pr(kept prefix = node, next token = y) [n, V] and what follows it to the law of blocks."""
-    kept = emitted.sum(axis=1)
-    for level in reversed(tree.levels[1:]):
-        np.add.at(kept, tree.parent[level], kept[level])
     inside = np.zeros_like(emitted, dtype=bool)
     inside[tree.parent[1:], tree.token[1:]] = True
     final = np.where(inside, 0.0, emitted)
     final[tree.leaves] += continued[tree.leaves, None] * tree.bonus
-    blocks = {(*tree.prefix(w), int(y)): float(final[w, y]) for w, y in zip(*np.nonzero(final), strict=True)}
+    blocks = _as_blocks(tree, final)
     for node in range(tree.size - len(tree.bonus)):
         if tree.children[node].start == tree.children[node].stop and continued[node] > 0:
             blocks[tree.prefix(node)] = float(continued[node])
-    accepted = tuple(float(kept[level].sum()) for level in tree.levels)
-    passes = {tree.prefix(node): float(kept[node]) for node in range(1, tree.size)}
-    return Law(blocks, accepted, passes, float(emitted.sum()), outcomes)
+    return blocks

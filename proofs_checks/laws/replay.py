@@ -29,10 +29,25 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 NUMBERS_PER_PASS = 20_000_000
 NEGLIGIBLE = 1e-15
 LOST = 1e-9
+CARRY = ("select", "joined", "numbers")
 
 
 class InvalidResult(ValueError):
     """A verifier returned something else than it should."""
+
+
+class TooLarge(ValueError):
+    """There are more outcomes than are enumerated.
+
+    Attributes:
+        acceptance_length: of the first call of a stateful verifier, if only the calls after it are too many.
+    """
+
+    acceptance_length: float | None = None
+
+
+class Stateful(ValueError):
+    """A verifier returned a carry where only one call is looked at."""
 
 
 class ReplayDraws(Draws):
@@ -151,7 +166,7 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
         verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows], carry), draws)
         limits = {"path": paths, "accepted": length + 1, "token": vocab}
         path, accepted, token = (_read(verdict, name, limit, len(rows)) for name, limit in limits.items())
-        yield Outcomes(np.array(rows), path, accepted, token, draws.weight, getattr(verdict, "carry", None))
+        yield Outcomes(np.array(rows), path, accepted, token, draws.weight, _read_carry(verdict, len(rows)))
         np.add.at(total, rows, draws.weight)
         pending += [(rows[row], decisions) for row, decisions in draws.alternatives]
     if not (abs(total - 1) <= LOST).all():
@@ -178,6 +193,26 @@ def _read(verdict: Any, name: str, limit: int, rows: int) -> np.ndarray:
     if (numbers < 0).any() or (numbers >= limit).any():
         raise InvalidResult(f"the verdict's {name} is {numbers}; want {rows} values in 0..{limit - 1}")
     return numbers
+
+
+def _read_carry(verdict: Any, rows: int) -> Any:
+    """The carry of a verdict, None if there is none.
+
+    Raises:
+        InvalidResult: it is not the state of these requests.
+    """
+    carry = getattr(verdict, "carry", None)
+    if carry is None:
+        return None
+    if missing := [name for name in CARRY if not callable(getattr(carry, name, None))]:
+        raise InvalidResult(
+            f"the verdict's carry is {_shown(carry)}, without {missing[0]}(); want a carry as in runtime.carry"
+        )
+    numbers = carry.numbers()
+    if not isinstance(numbers, Tensor) or numbers.ndim != 2 or len(numbers) != rows:
+        found = tuple(numbers.shape) if isinstance(numbers, Tensor) else _shown(numbers)
+        raise InvalidResult(f"numbers() of the verdict's carry gives {found}; want a tensor of shape ({rows}, any)")
+    return carry
 
 
 def _shown(value: Any) -> str:

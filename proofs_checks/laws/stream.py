@@ -22,10 +22,11 @@ from specbound.runtime.verdict import Batch
 from specbound.theory.contexts import ModelPair, Prefix
 from specbound.theory.numbers import Number
 
-from .replay import Verify, function_of, replay
+from .replay import TooLarge, Verify, function_of, replay
 
 ROWS_PER_PASS = 200_000
 MAX_TUPLES = 200_000
+MAX_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def stream_law(
         paths: K.
 
     Raises:
-        ValueError: N below 1, too many K-tuples of drafts, or a pair that is not known far enough.
+        TooLarge: (a ValueError) too many K-tuples of drafts, or of them and streams.
+        ValueError: N below 1, or a pair that is not known far enough.
     """
     if tokens < 1:
         raise ValueError(f"tokens is {tokens}; want at least 1")
@@ -85,18 +87,19 @@ def stream_law(
     pair = pair.as_float()
     law: dict[Prefix, float] = {}
     calls, most, call = 0.0, 1, 0
-    streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
-    while streams.prefix:
-        calls += float(streams.mass.sum())
+    going = [_Streams([()], np.array([pair.start]), np.ones(1), None)]
+    while going:
         merged = _Merged()
-        for row, block, context, mass, carry in _one_call(verify, pair, streams, _length_of(length, call), paths):
-            prefixes = [(streams.prefix[r] + tuple(b))[:tokens] for r, b in zip(row.tolist(), block, strict=True)]
-            going = np.array([len(prefix) < tokens for prefix in prefixes])
-            for prefix, chance in zip(itertools.compress(prefixes, ~going), mass[~going], strict=True):
-                law[prefix] = law.get(prefix, 0.0) + float(chance)
-            merged.add(list(itertools.compress(prefixes, going)), context, mass, carry, np.flatnonzero(going))
-        streams = merged.streams()
-        most, call = max(most, len(streams.prefix)), call + 1
+        for streams in going:
+            calls += float(streams.mass.sum())
+            for row, block, context, mass, carry in _one_call(verify, pair, streams, _length_of(length, call), paths):
+                prefixes = [(streams.prefix[r] + tuple(b))[:tokens] for r, b in zip(row.tolist(), block, strict=True)]
+                short = np.array([len(prefix) < tokens for prefix in prefixes])
+                for prefix, chance in zip(itertools.compress(prefixes, ~short), mass[~short], strict=True):
+                    law[prefix] = law.get(prefix, 0.0) + float(chance)
+                merged.add(list(itertools.compress(prefixes, short)), context, mass, carry, np.flatnonzero(short))
+        going = merged.streams()
+        most, call = max(most, sum(len(streams.prefix) for streams in going)), call + 1
     return StreamLaw(law, sum(law.values()), calls, most)
 
 
@@ -111,15 +114,16 @@ def expected_tokens(
     verify = function_of(verifier)
     pair = pair.as_float()
     totals: list[float] = []
-    streams = _Streams([()], np.array([pair.start]), np.ones(1), None)
+    going = [_Streams([()], np.array([pair.start]), np.ones(1), None)]
     for call in range(calls):
         merged = _Merged()
         emitted = 0.0
-        for _, block, context, mass, carry in _one_call(verify, pair, streams, _length_of(length, call), paths):
-            emitted += float(mass @ np.array([len(tokens) for tokens in block]))
-            merged.add([()] * len(mass), context, mass, carry, np.arange(len(mass)))
+        for streams in going:
+            for _, block, context, mass, carry in _one_call(verify, pair, streams, _length_of(length, call), paths):
+                emitted += float(mass @ np.array([len(tokens) for tokens in block]))
+                merged.add([()] * len(mass), context, mass, carry, np.arange(len(mass)))
         totals.append(emitted + (totals[-1] if totals else 0.0))
-        streams = merged.streams()
+        going = merged.streams()
     return totals
 
 
@@ -128,20 +132,22 @@ def _length_of(length: int | Sequence[int], call: int) -> int:
 
 
 class _Merged:
-    """Collects streams; equal (prefix, context, carry) become one. The carry is compared to 12 significant digits."""
+    """Collects streams; equal (prefix, context, carry) become one. The carry is compared to 12 significant digits.
+
+    A verifier may return a carry for some batches and None for others: streams with and without one are kept apart.
+    """
 
     def __init__(self) -> None:
-        self.place: dict[tuple[Prefix, int, bytes], int] = {}
+        self.place: dict[tuple[Prefix, int, bytes | None], int] = {}
         self.mass: list[float] = []
         self.carries: list[Any] = []
 
     def add(self, prefixes: list[Prefix], context: np.ndarray, mass: np.ndarray, carry: Any, rows: np.ndarray) -> None:
         """Add the outcomes `rows`, whose prefixes are given."""
-        numbers = np.zeros((len(mass), 0)) if carry is None else carry.numbers().cpu().numpy()
-        keys = _significant(numbers)
+        keys = None if carry is None else _significant(carry.numbers().cpu().numpy())
         fresh: list[int] = []
         for prefix, row in zip(prefixes, rows.tolist(), strict=True):
-            key = (prefix, int(context[row]), keys[row].tobytes())
+            key = (prefix, int(context[row]), None if keys is None else keys[row].tobytes())
             if key not in self.place:
                 self.place[key] = len(self.mass)
                 self.mass.append(0.0)
@@ -150,11 +156,17 @@ class _Merged:
         if carry is not None and fresh:
             self.carries.append(carry.select(fresh))
 
-    def streams(self) -> _Streams:
-        """What was collected."""
-        carry = type(self.carries[0]).joined(self.carries) if self.carries else None
-        context = np.array([context for _, context, _ in self.place], dtype=np.int64)
-        return _Streams([prefix for prefix, _, _ in self.place], context, np.array(self.mass), carry)
+    def streams(self) -> list[_Streams]:
+        """What was collected: streams without a carry, and streams with one."""
+        groups = []
+        for carried in (False, True):
+            keys = [key for key in self.place if (key[2] is not None) == carried]
+            if keys:
+                carry = type(self.carries[0]).joined(self.carries) if carried else None
+                context = np.array([context for _, context, _ in keys], dtype=np.int64)
+                mass = np.array([self.mass[self.place[key]] for key in keys])
+                groups.append(_Streams([prefix for prefix, _, _ in keys], context, mass, carry))
+        return groups
 
 
 def _significant(numbers: np.ndarray) -> np.ndarray:
@@ -167,9 +179,13 @@ def _one_call(
     verify: Verify, pair: ModelPair, streams: _Streams, length: int, paths: int
 ) -> Iterator[tuple[np.ndarray, list[list[int]], np.ndarray, np.ndarray, Any]]:
     """Every outcome of one call: rows of `streams`, emitted tokens, context behind them, probability, carry."""
+    drafts = pair.vocab**length
+    if drafts**paths > MAX_TUPLES or drafts**paths * len(streams.prefix) > MAX_ROWS:
+        raise TooLarge(
+            f"{drafts} drafts and {paths} paths, after {len(streams.prefix)} different beginnings of the stream, are "
+            "too many to enumerate; lower length or paths"
+        )
     blocks = np.array(list(itertools.product(range(pair.vocab), repeat=length)))
-    if len(blocks) ** paths > MAX_TUPLES:
-        raise ValueError(f"{len(blocks)} drafts and {paths} paths are too many to enumerate; lower length or paths")
     tuples = np.array(list(itertools.product(range(len(blocks)), repeat=paths)))
     per_pass = max(1, ROWS_PER_PASS // len(tuples))
     for first in range(0, len(streams.prefix), per_pass):

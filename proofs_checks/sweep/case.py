@@ -1,6 +1,7 @@
 """One case of a sweep: build its instance, then evaluate its method on it. This is what the worker processes run.
 
-    verifier                   exact law of the very code, by replay (or by interception for foreign scalar code)
+    verifier                   exact law of the very code, by replay (or by interception for foreign scalar code), over
+                               several calls if it is stateful: see `laws.judge`
     closed:NAME                acceptance length in closed form, `known_values`
     lossless-optimum, block-transport-optimum        certified, `multi_path`
 
@@ -27,16 +28,12 @@ from specbound.theory import multi_path
 from specbound.theory.known_values import known_values
 from specbound.theory.prefix_tree import Array, PrefixTree
 
-from ..audit.foreign.adapters import foreign_law
 from ..audit.run import TOLERANCE
-from ..audit.subject import TensorSubject
 from ..audit.subject import load as load_subject
-from ..laws.law import MAX_DRAFTS, exact_law
+from ..laws.judge import lossless, verdict
+from ..laws.law import MAX_DRAFTS
+from ..laws.replay import TooLarge
 from .design import CLOSED, OPTIMA, Case, Design
-
-
-class TooLarge(ValueError):
-    """A case beyond the size limit."""
 
 
 def serve(settings: str) -> Callable[[Mapping[str, Any] | None], dict[str, Any] | None]:
@@ -65,7 +62,8 @@ def serve(settings: str) -> Callable[[Mapping[str, Any] | None], dict[str, Any] 
             results = measure(tree, case.paths, case.method, design.tolerance)
         except TooLarge as error:
             return {"status": "too large", "error": str(error)}
-        if odd := [name for name, number in results.items() if not np.isfinite(number)]:
+        numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
+        if odd := [name for name, number in numbers.items() if not np.isfinite(number)]:
             raise ValueError(f"{odd[0]} is {results[odd[0]]}")
         return {"nodes": tree.size, **results, "seconds": time.perf_counter() - start, "status": "done"}
 
@@ -138,24 +136,29 @@ def measure(tree: PrefixTree, paths: int, method: str, tolerance: float) -> dict
         known = {value.name: value for value in known_values(tree, paths)}.get(method.removeprefix(CLOSED))
         if known is None:
             raise ValueError(f"{method} has no value at draft length {tree.length}")
-        return {"value": known.value, "lossless": registry.of_closed_form(known.name).lossless}
+        entry = registry.of_closed_form(known.name)
+        return {"value": known.value, "lossless": entry.lossless, "stateful": entry.stateful}
     subject = load_subject(method)
     count = 1 if subject.paths == "single" else paths
     tuples = int((tree.draft_joint[tree.leaves] > 0).sum()) ** count
     if tuples > MAX_DRAFTS:
         raise TooLarge(f"{tuples} sets of {count} drafts, more than {MAX_DRAFTS} to enumerate")
-    if isinstance(subject, TensorSubject):
-        law = exact_law(subject.verify, tree, count)
-    else:
-        law = foreign_law(subject.code, tree, count)
-    distance = law.total_variation(tree.target_law())
-    return {"value": law.acceptance_length, "total_variation": distance, "lossless": distance <= TOLERANCE}
+    try:
+        evidence = subject.evidence(tree, count, subject.stateful, thorough=False)
+    except TooLarge as error:
+        if error.acceptance_length is None:
+            raise
+        return {"value": error.acceptance_length, "verdict": "undecided", "stateful": True, "error": str(error)}
+    distance = evidence.total_variation
+    word = verdict([distance], [], TOLERANCE)
+    facts = {"total_variation": distance, "verdict": word, "lossless": lossless(word), "stateful": evidence.stateful}
+    return {"value": evidence.acceptance_length, **facts}
 
 
 def default_methods() -> tuple[str, ...]:
     """Both optima, and every registered verifier that is lossless."""
-    lossless = (entry.name for entry in registry.entries() if entry.lossless and not entry.needs)
-    return (*OPTIMA, *lossless)
+    runnable = (entry.name for entry in registry.entries() if entry.lossless and not entry.needs)
+    return (*OPTIMA, *runnable)
 
 
 def check_methods(methods: tuple[str, ...]) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
-from .design import Case
+from ..laws.judge import contradiction
+from .design import OPTIMA, Case
 
 Row = dict[str, Any]
 
@@ -42,11 +43,13 @@ COLUMNS = (
     Column("bound", "float64", "certified upper bound of an optimum"),
     Column("gap", "float64", "bound - value of an optimum"),
     Column("fraction", "float64", "value / value of lossless-optimum on the same instance and K (1 if both are 0)"),
-    Column("total_variation", "float64", "distance of the emitted law of L+1 tokens to the target's, in [0, 1]"),
-    Column("lossless", "bool", "laws: total_variation <= 1e-9; closed: as declared; optima: of their verifier"),
+    Column("total_variation", "float64", "distance of the emitted law to the target's, in [0, 1]: see `laws.judge`"),
+    Column("lossless", "bool", "laws: the verdict; closed: as declared; optima: of their verifier; none if undecided"),
+    Column("verdict", "string", "of a law: lossless (total_variation <= 1e-9), not lossless or undecided"),
+    Column("stateful", "bool", "it changes the target law of later positions, and is judged over several calls"),
     Column("seconds", "float64", "wall-clock time of the case; the only column that differs from run to run"),
     Column("status", "string", "done, too large, time limit, memory limit, died (its process did) or failed"),
-    Column("error", "string", "why there is no value"),
+    Column("error", "string", "why there is no value, or no verdict"),
 )
 _NOT_INSTANCE = ("number", "id", "instance_seed", "method")
 _INSTANCE = tuple(field.name for field in fields(Case) if field.name not in _NOT_INSTANCE)
@@ -58,16 +61,29 @@ def row_of(case: Case, **results: Any) -> Row:
 
 
 def with_fractions(rows: Sequence[Row]) -> list[Row]:
-    """The rows with `fraction` filled in where the lossless optimum of the same instance and K is among them."""
-    best = {instance_of(row): row["value"] for row in rows if row["method"] == "lossless-optimum"}
+    """The rows with `fraction` filled in where the lossless optimum of the same instance and K is among them.
+
+    A verifier with the verdict lossless that keeps more than the certified optimum contradicts it: it is undecided.
+    """
+    best = {(row["method"], *instance_of(row)): row for row in rows if row["method"] in OPTIMA}
+
+    def checked(row: Row) -> Row:
+        if row["verdict"] != "lossless":
+            return row
+        objective = "block-transport-optimum" if row["stateful"] else "lossless-optimum"
+        optimum = best.get((objective, *instance_of(row)))
+        if optimum is None or optimum["bound"] is None:
+            return row
+        odd = contradiction(row["value"], optimum["bound"])
+        return row | {"verdict": "undecided", "lossless": None, "error": odd} if odd else row
 
     def fraction(row: Row) -> float | None:
-        optimum = best.get(instance_of(row))
-        if row["value"] is None or optimum is None:
+        optimum = best.get(("lossless-optimum", *instance_of(row)))
+        if row["value"] is None or optimum is None or optimum["value"] is None or row["verdict"] == "undecided":
             return None
-        return row["value"] / optimum if optimum > 0 else 1.0
+        return row["value"] / optimum["value"] if optimum["value"] > 0 else 1.0
 
-    return [row | {"fraction": fraction(row)} for row in rows]
+    return [row | {"fraction": fraction(row)} for row in map(checked, rows)]
 
 
 def instance_of(row: Row) -> tuple[Any, ...]:
@@ -97,14 +113,17 @@ def _summary(group: Sequence[Row]) -> dict[str, Any]:
     def of(name: str) -> list[Any]:
         return [row[name] for row in group if row[name] is not None]
 
-    flags = of("lossless")
+    flags, words = of("lossless"), of("verdict")
+    word = next((word for word in ("not lossless", "undecided", "lossless") if word in words), None)
     return {
         "done": sum(row["status"] == "done" for row in group),
         "value": mean(of("value")),
         "fraction": mean(of("fraction")),
         "smallest_fraction": min(of("fraction"), default=None),
         "total_variation": max(of("total_variation"), default=None),
-        "lossless": all(flags) if flags else None,
+        "lossless": False if False in flags else None if "undecided" in words or not flags else True,
+        "verdict": word,
+        "undecided": words.count("undecided"),
         "seconds": mean(of("seconds")),
     }
 
@@ -129,7 +148,7 @@ def method_cells(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]
         def number(name: str, form: str) -> str:
             return "" if summary[name] is None else format(summary[name], form)
 
-        flag = {True: "yes", False: "no", None: ""}[summary["lossless"]]
+        flag = {True: "yes", False: "no", None: summary["verdict"] or ""}[summary["lossless"]]
         means = (number(name, ".4f") for name in ("value", "fraction", "smallest_fraction"))
         distance = number("total_variation", ".0e")
         done = f"{summary['done']}/{summary['cases']}"

@@ -34,7 +34,7 @@ def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bo
 
     Each on the evidence it names, paper by paper, this project's own last; a reading is marked as one.
 
-    Exit code 1 if a finding differs from the one recorded in the ledger.
+    Exit code 1 if a finding differs from the one recorded in the ledger, 3 if one is undecided.
     """
     if certificate is not None:
         if only or deep or record:
@@ -59,7 +59,10 @@ def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bo
     changed = [finding.id for finding in findings if not (finding.recorded or record)]
     if changed:
         click.echo(f"specbound: differs from the record: {', '.join(changed)}", err=True)
-    return 1 if changed else 0
+    undecided = [finding for finding in findings if finding.verdict == "undecided"]
+    for finding in undecided:
+        click.echo(f"specbound: undecided: {finding.id}: {finding.evidence}; --deep takes more instances", err=True)
+    return 1 if changed else 3 if undecided else 0
 
 
 def verify(file: str, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from specbound.files import read_text, write_text
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from specbound.proofs_checks.sweep.results import Row
     from specbound.report import Section
     from specbound.theory.prefix_tree import PrefixTree
 
@@ -61,19 +62,24 @@ def report(
     random_count: int,
     contexts: int,
     folder: str | None,
-) -> None:
+) -> int:
     """Write OUT, a self-contained HTML page: claims, curves, optimality gaps, a prefix tree, decoding results.
 
     With --sweep: the figures and the table of a sweep, finished or not, and what --findings and --decoding hold.
+    Exit code 3 if a verdict on the page is undecided.
     """
     from rich.progress import Progress
 
-    from specbound.report import decoding_section, page
+    from specbound.proofs_checks.sweep.results import by_method
+    from specbound.report import decoding_section, page, sweep_sections
 
     decoded = None if decoding is None else _read_json("--decoding", decoding, "decoding", DECODING_FIELDS)
     known = None if findings is None else _read_json("--findings", findings, "findings", FINDING_FIELDS)["findings"]
+    swept: list[str] = []
     if folder is not None:
-        known, sections = known or [], _sweep(context, folder)
+        known, rows, planned = known or [], *_sweep(context, folder)
+        sections = sweep_sections(rows, planned)
+        swept = [entry["method"] for entry in by_method(rows) if entry["undecided"]]
     else:
         with Progress(console=progress_console(), transient=True) as progress:
             known = _findings(progress) if known is None else known
@@ -82,10 +88,14 @@ def report(
         sections.append(decoding_section(decoded))
     write_text(out, page(known, sections))
     click.echo(f"wrote {out}")
+    undecided = [finding["id"] for finding in known if finding["verdict"] == "undecided"] + swept
+    if undecided:
+        click.echo(f"specbound: undecided: {', '.join(undecided)}; the page says why", err=True)
+    return 3 if undecided else 0
 
 
-def _sweep(context: click.Context, folder: str) -> list[Section]:
-    """The sections of a sweep.
+def _sweep(context: click.Context, folder: str) -> tuple[list[Row], int]:
+    """The rows of a sweep, and how many cases it has.
 
     Raises:
         ValueError: there is none in the folder, or an option says how to make what is left out.
@@ -94,7 +104,6 @@ def _sweep(context: click.Context, folder: str) -> list[Section]:
 
     from specbound.proofs_checks.sweep.design import cases
     from specbound.proofs_checks.sweep.store import read
-    from specbound.report import sweep_sections
 
     for name, option in (("random_count", "--random"), ("contexts", "--contexts")):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
@@ -102,7 +111,7 @@ def _sweep(context: click.Context, folder: str) -> list[Section]:
     design, rows = read(folder)
     if not rows:
         raise ValueError(f"--sweep {folder}: no case is finished yet")
-    return sweep_sections(rows, len(cases(design)))
+    return rows, len(cases(design))
 
 
 def _read_json(option: str, file: str, field: str, wanted: Fields) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def sweep(
     """Evaluate verifiers and optima on a grid, or a sample, of instances: one row per case, Parquet and CSV.
 
     A sweep that was stopped or killed goes on where it stopped when it is started again, with the same options or
-    with --out alone. Exit code 1 if a case has no value (its row says why), 130 after Ctrl-C.
+    with --out alone. Exit code 1 if a case has no value, 3 if all have one but a verdict is undecided (its row says
+    why), 130 after Ctrl-C.
     """
     from specbound.proofs_checks.sweep.design import cases
     from specbound.proofs_checks.sweep.store import Store
@@ -185,7 +186,16 @@ def sweep(
             err=True,
         )
         return INTERRUPTED
-    return 0 if facts["statuses"].get("done", 0) == facts["cases"] else 1
+    if facts["statuses"].get("done", 0) != facts["cases"]:
+        return 1
+    open_methods = [entry["method"] for entry in facts["methods"] if entry["undecided"]]
+    if open_methods:
+        click.echo(
+            f"specbound: undecided on some instances: {', '.join(open_methods)}; their rows say why, smaller --vocab, "
+            "--length or --paths decide them",
+            err=True,
+        )
+    return 3 if open_methods else 0
 
 
 def read_design_options(out: Path, options: dict[str, Any]) -> Design:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from specbound.proofs_checks.laws.judge import LOSSLESS_TOLERANCE, lossless_error
+from specbound.proofs_checks.laws.measured import measure
 from specbound.runtime.verdict import Verdict
 from specbound.runtime.verifiers import get, names
 
@@ -14,15 +14,17 @@ LOSSY = {"mjsd", "spectr-gbv-published", "hsd", "budgeted", "ensemble", "lenient
 LOSSY |= {"top-cascade", "entropy", "relaxed", "typical", "forgiving"}
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name != "table"])
-def test_a_verifier_is_measured_lossless_if_and_only_if_it_is(name):
-    found = lossless_error(get(name)) <= LOSSLESS_TOLERANCE
-    assert found == (name not in LOSSY)
+@pytest.mark.parametrize("name", names())
+def test_a_verifier_is_measured_lossless_if_and_only_if_it_declares_so(name):
+    assert measure(get(name)).lossless == get(name).lossless
+    assert get(name).lossless == (name not in LOSSY)
 
 
 def test_what_a_verifier_declares_does_not_enter():
     pretender = replace(get("spectr-gbv-published"), lossless=True)
-    assert lossless_error(pretender) == lossless_error(get("spectr-gbv-published")) > 1e-3
+    assert measure(pretender) == measure(get("spectr-gbv-published"))
+    assert measure(pretender).verdict == "not lossless"
+    assert measure(pretender).total_variation > 1e-3
 
 
 def test_one_tree_on_which_it_is_wrong_makes_a_verifier_lossy():
@@ -34,4 +36,4 @@ def test_one_tree_on_which_it_is_wrong_makes_a_verifier_lossy():
             return verdict
         return Verdict(verdict.path, verdict.accepted, verdict.token * 0)
 
-    assert lossless_error(replace(get("token"), verify=verify)) > 1e-3
+    assert measure(replace(get("token"), verify=verify)).total_variation > 1e-3

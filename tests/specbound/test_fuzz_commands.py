@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from specbound import cli, shipped_pair
 from specbound.commands import report as report_command
 from specbound.proofs_checks.claims import ledger
-from specbound.proofs_checks.laws import judge as measured
+from specbound.proofs_checks.laws import measured
 from specbound.runtime import models
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.fuzzing import case, fuzz
@@ -112,7 +112,7 @@ def small_world(module_patch):
         return original(target, draft, **options)
 
     module_patch.setattr(models, "load_pair", load_pair)
-    module_patch.setattr(measured, "lossless_error", functools.cache(measured.lossless_error))
+    module_patch.setattr(measured, "measure", functools.cache(measured.measure))
     module_patch.setattr(ledger, "write_record", lambda findings: None)
     run_ledger, cheap = ledger.run, ledger.select(["BV-example"])
     module_patch.setattr(ledger, "run", lambda entries, deep=False: run_ledger(cheap, deep))

@@ -67,6 +67,64 @@ def greedy_block_that_ignores_the_carry_it_is_given(batch, draws):
     return verify_greedy_block(Batch(batch.tokens, batch.draft_probs, batch.target_probs), draws)
 
 
+def greedy_block_that_forgets_its_carry_and_raises_below_three_tokens(batch, draws):
+    """A probe on two tokens finds neither a carry nor a law."""
+    if batch.shape[3] < 3:
+        raise RuntimeError("three tokens at least")
+    return greedy_block_that_ignores_the_carry_it_is_given(batch, draws)
+
+
+def greedy_block_that_carries_only_behind_a_rejection(batch, draws):
+    """It returns a carry where there is one to return, and reads none."""
+    verdict = greedy_block_that_ignores_the_carry_it_is_given(batch, draws)
+    full = bool((verdict.accepted == batch.shape[2]).all())
+    return Verdict(verdict.path, verdict.accepted, verdict.token, None if full else verdict.carry)
+
+
+def carries_nothing_of_use(batch, draws):
+    """Token verification with a carry that has none of the methods of one."""
+    verdict = correct_tensors(batch, draws)
+    return Verdict(verdict.path, verdict.accepted, verdict.token, {"calls": 1})
+
+
+def correction_from_the_target_row(batch, draws):
+    """Wrong on every instance where a drafted token can be rejected."""
+    verdict = correct_tensors(batch, draws)
+    row = batch.target_probs[torch.arange(len(verdict.accepted)), 0, verdict.accepted]
+    return Verdict(verdict.path, verdict.accepted, draws.choose(row))
+
+
+class Late:
+    """A verifier with a mistake that, once asked often enough, also does something else."""
+
+    def __init__(self, calls, then):
+        self.calls, self.then, self.asked = calls, then, 0
+
+    def __call__(self, batch, draws):
+        self.asked += 1
+        return self.then(batch, draws) if self.asked > self.calls else correction_from_the_target_row(batch, draws)
+
+
+def raises(batch, draws):
+    raise RuntimeError("late")
+
+
+def out_of_range(batch, draws):
+    verdict = correct_tensors(batch, draws)
+    return Verdict(verdict.path, verdict.accepted, verdict.token + batch.shape[3])
+
+
+def breaks_on_smaller_instances(batch, draws):
+    """Wrong on three tokens; on fewer it emits a token that is none."""
+    return out_of_range(batch, draws) if batch.shape[3] < 3 else correction_from_the_target_row(batch, draws)
+
+
+def hangs_on_smaller_instances(batch, draws):
+    while batch.shape[3] < 3:
+        time.sleep(0.01)
+    return correction_from_the_target_row(batch, draws)
+
+
 def token_cut_to_the_shortest_of_the_batch(batch, draws):
     tokens, draft_probs, target_probs = only_path(batch)
     kept = draws.accept_while(token_acceptance(tokens, draft_probs, target_probs))

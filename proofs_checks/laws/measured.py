@@ -1,0 +1,49 @@
+"""The facts that a registered verifier declares, measured on a fixed set of small trees by the judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from specbound.runtime.registry import Verifier
+from specbound.runtime.verifiers.table import table_verifier
+from specbound.theory import multi_path
+from specbound.theory.multi_path.verifier_table import verifier_table
+from specbound.theory.prefix_tree import PrefixTree
+
+from .judge import Judgement, combined, judge
+
+PATHS = 2
+MOST_FOLLOWED = 30
+
+
+def measure(verifier: Verifier) -> Judgement:
+    """The verdict on a registered verifier, with one path if it takes one, else with two.
+
+    A stateful one is followed over several calls, on the smaller of the trees (at most 30 K-tuples of drafts).
+    The one that needs a table, solved for one tree, is measured with the tables of the optima of these trees.
+    """
+    if verifier.needs:
+        return combined([judge(made, [(tree, PATHS)]) for made, tree in tables()])
+    paths = 1 if verifier.paths == "single" else PATHS
+    trees = measuring_trees()
+    if verifier.stateful:
+        trees = [tree for tree in trees if len(tree.bonus) ** paths <= MOST_FOLLOWED]
+    return judge(verifier, [(tree, paths) for tree in trees])
+
+
+def measuring_trees() -> list[PrefixTree]:
+    """Trees on which every known lossy verifier of several paths shows: V = 3, L = 1..2, zeros and ties among them."""
+    ties = PrefixTree.iid([0.5, 0.25, 0.25], [0.25, 0.25, 0.5], 2)
+    zeros = PrefixTree.markov(
+        [[0, 0.5, 0.5], [0.25, 0.75, 0], [1, 0, 0]], [[0.5, 0.5, 0], [0.2, 0.4, 0.4], [0, 0, 1]], 2
+    )
+    shapes = [(3, 1), (3, 2), (2, 2)]
+    return [ties, zeros, *(PrefixTree.random(v, d, seed, 1.0) for seed, (v, d) in enumerate(shapes * 2))]
+
+
+def tables() -> Iterator[tuple[Verifier, PrefixTree]]:
+    """Verifiers of the tables of lossless optima, each with the tree that its table is for."""
+    for tree in measuring_trees():
+        found = multi_path.lossless_optimum(tree.as_float(), PATHS)
+        yield table_verifier(json.loads(verifier_table(tree, PATHS, found.kappa, "lossless").to_json())), tree
