@@ -5,7 +5,8 @@
              a polynomial of degree K - 1 between interval ends, so Gauss-Legendre points integrate it exactly
     keep     walk up from the winning leaf, stopping at node w with probability stop(w)
     correct  draw the child of w by `correction`, or the bonus token after L tokens. In a block-transport table the
-             tokens that follow, down to depth L, come from `correction` at their own nodes: the verdict carries that
+             tokens that follow, down to depth L, come from `correction` at their own nodes: the verdict carries that,
+             and the next call verifies its drafts against these rows
 
 Letters: B requests, K paths, L draft length, V vocabulary, n nodes, M integration points.
 Source: the project's verifier tables; the upward walk is Block Verification, arXiv:2403.10444.
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..parts.single_path import at
+from ..parts.block_rule import block_ratios, block_thresholds
+from ..parts.single_path import at, emitted_row, row_at
 from ..registry import Verifier, get, register
 from ..verdict import Batch, Verdict
 
@@ -145,29 +147,69 @@ def verify_table(batch: Batch, draws: Draws) -> Verdict:
 def verify_with_table(table: Table, batch: Batch, draws: Draws) -> Verdict:
     """Select a path by score, keep what the upward walk leaves, draw the next token.
 
+    Requests with a carry are inside the block of an earlier call, whose later tokens follow the table's rows. Their
+    first path is verified against these rows by block verification, and no second table is opened on top.
+
     Raises:
-        ValueError: the batch has other K, L or V than the table, or a drafted token that its tree does not have (this
-            check waits for the device).
+        ValueError: the batch has other K, L or V than the table, a carry of something else, or a drafted token that its
+            tree does not have (this check waits for the device).
     """
     _, paths, length, vocab = batch.shape
     for letter, got, wanted in (("K", paths, table.paths), ("L", length, table.length), ("V", vocab, table.vocab)):
         if got != wanted:
             raise ValueError(f"draft_probs has {letter} = {got}; the table was made for {letter} = {wanted}")
     table = table.to(batch.tokens.device)
-    node = torch.zeros_like(batch.tokens[..., 0])
-    line = [node]
+    start = carried_place(table, batch)
+    fresh = start < 0
+    line = [start.clamp_min(0).unsqueeze(1).expand(-1, paths)]
     for token in batch.tokens.unbind(dim=2):
         line.append(torch.where(line[-1] >= 0, table.child[line[-1].clamp_min(0), token], -1))
-    if bool((line[-1] < 0).any()):
+    if bool((line[-1] < 0)[fresh].any()):
         raise ValueError("tokens has a drafted path that the table's tree does not contain; use drafts from that tree")
-    path = torch.zeros_like(node[:, 0])
+    path = torch.zeros_like(start)
     if paths > 1:
-        path = draws.choose(winning_law(table, line[-1]))
+        first = torch.eye(paths, dtype=torch.float64, device=path.device)[0]
+        path = draws.choose(torch.where(fresh[:, None], winning_law(table, line[-1].clamp_min(0)), first))
     nodes = torch.stack(line, dim=2)[torch.arange(len(path), device=path.device), path]
-    kept = draws.accept_last(table.stop[nodes[:, 1:]])
-    stopped = at(nodes, kept)
-    token = draws.choose(table.emitted[stopped])
-    return Verdict(path, kept, token, below(table, stopped, token) if table.modified else None)
+    stop, emitted = table.stop[nodes[:, 1:].clamp_min(0)], table.emitted[nodes.clamp_min(0)]
+    if batch.carry is None:
+        kept = draws.accept_last(stop)
+        token = draws.choose(row_at(emitted, kept))
+    else:
+        tokens, draft_probs, target_probs = (
+            rows[:, 0] for rows in (batch.tokens, batch.draft_probs, batch.target_probs)
+        )
+        draft_probs, target_probs = draft_probs.double(), in_force(table, nodes, target_probs.double())
+        ratios = block_ratios(tokens, draft_probs, target_probs)
+        blockwise = block_thresholds(ratios, draft_probs, target_probs)
+        kept = draws.accept_last(torch.where(fresh[:, None], stop, blockwise))
+        row = emitted_row(at(ratios, kept), kept, draft_probs, target_probs)
+        token = draws.choose(torch.where(fresh[:, None], row_at(emitted, kept), row))
+    return Verdict(path, kept, token, below(table, at(nodes, kept), token) if table.modified else None)
+
+
+def carried_place(table: Table, batch: Batch) -> Tensor:
+    """[B] node whose row is in force at the start of the batch, -1 where a new block begins.
+
+    Raises:
+        ValueError: carry is not the state of these requests.
+    """
+    if batch.carry is None:
+        return torch.full_like(batch.tokens[:, 0, 0], -1)
+    if not isinstance(batch.carry, Place) or not table.modified:
+        raise ValueError(f"carry is a {type(batch.carry).__name__}; want the carry of this verifier's last verdict")
+    if len(batch.carry.node) != len(batch.tokens):
+        raise ValueError(
+            f"carry is the state of {len(batch.carry.node)} requests, the batch has {len(batch.tokens)}; use "
+            "carry.select(rows)"
+        )
+    return batch.carry.node
+
+
+def in_force(table: Table, nodes: Tensor, target_probs: Tensor) -> Tensor:
+    """The rows [B, L+1, V] that hold at `nodes` [B, L+1]: the table's where its tree goes on, else the target's."""
+    inner = (nodes >= 0) & (table.child[nodes.clamp_min(0)] >= 0).any(dim=-1)
+    return torch.where(inner.unsqueeze(-1), table.emitted[nodes.clamp_min(0)], target_probs)
 
 
 def winning_law(table: Table, leaf: Tensor) -> Tensor:

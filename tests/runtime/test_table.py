@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from specbound.proofs_checks.laws.judge import Judgement, judge
 from specbound.proofs_checks.laws.law import batch_of, exact_law
+from specbound.proofs_checks.laws.stream import stream_law
+from specbound.runtime.carry import Layers
 from specbound.runtime.draws import Draws
 from specbound.runtime.verifiers import verify
 from specbound.runtime.verifiers.table import table_verifier
+from specbound.theory.contexts import ModelPair
 from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.strategies import PUBLISHED
@@ -20,6 +26,8 @@ TREES = {
     "V2 L3": PrefixTree.random(2, 3, seed=1),
     "V3 L2": PrefixTree.random(3, 2, seed=2),
     "V4 L1": PrefixTree.random(4, 1, seed=3),
+    "ties": PrefixTree.iid([0.5, 0.25, 0.25], [0.25, 0.25, 0.5], 1),
+    "zeros": PrefixTree.iid([0.0, 0.5, 0.5], [0.25, 0.5, 0.25], 1),
 }
 
 
@@ -46,10 +54,43 @@ def table_for(label: str, paths: int, objective: str, even: float = 0.0) -> dict
 def test_an_executed_table_emits_the_target_and_keeps_what_it_says(label, paths, even, objective):
     data = table_for(label, paths, objective, even)
     verifier = table_verifier(data)
-    law = exact_law(verifier.verify, TREES[label], paths)
-    assert law.total_variation(TREES[label].target_law()) < 1e-12
+    law = exact_law(verifier, TREES[label], paths)
     assert abs(law.acceptance_length - data["value"]) < 1e-10
-    assert verifier.stateful == (objective == "block-transport")
+    assert law.stateful == verifier.stateful == (objective == "block-transport")
+    if not law.stateful:
+        assert law.total_variation(TREES[label].target_law()) < 1e-12
+
+
+@pytest.mark.parametrize("even", [0.0, 0.5])
+@pytest.mark.parametrize("paths", [1, 2])
+@pytest.mark.parametrize("label", ["published", "ties", "zeros"])
+def test_a_block_transport_table_is_lossless_over_several_calls(label, paths, even):
+    """On iid trees, where the table's tree begins anew wherever a block ends."""
+    verifier = table_verifier(table_for(label, paths, "block-transport", even))
+    assert judge(verifier, [(TREES[label], paths)]) == Judgement("lossless", pytest.approx(0, abs=1e-12))
+
+
+def test_a_block_transport_table_that_does_not_read_its_carry_is_wrong_after_two_tokens():
+    """The optimum of the published example keeps min(P, Q); after its correction the plain target follows at once."""
+    verify = table_verifier(table_for("published", 1, "block-transport")).verify
+    pair = ModelPair.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3])
+
+    def forgetful(batch, draws):
+        return verify(replace(batch, carry=None), draws)
+
+    wrong, right = (stream_law(law, pair, 2, 2).total_variation(pair.target_law(2)) for law in (forgetful, verify))
+    assert wrong > 1e-2
+    assert right < 1e-12
+
+
+def test_a_carry_of_another_verifier_or_of_other_requests_is_refused():
+    verify = table_verifier(table_for("published", 1, "block-transport")).verify
+    batch = batch_of(PUBLISHED.as_float(), np.array([[3], [4]]))
+    carry = verify(batch, Draws()).carry
+    with pytest.raises(ValueError, match="carry is a Layers; want the carry of this verifier's last verdict"):
+        verify(replace(batch, carry=Layers.empty(2, 1, torch.float64, torch.device("cpu"))), Draws())
+    with pytest.raises(ValueError, match="the state of 1 requests, the batch has 2"):
+        verify(replace(batch, carry=carry.select([0])), Draws())
 
 
 def test_the_law_of_a_transport_table_is_wrong_without_its_carry():
