@@ -43,8 +43,7 @@ class Carry(Protocol):
       from one verdict to the next batch as it is;
     - the exact law of a stream (`proofs_checks.laws`) calls `numbers`, to merge streams whose futures are equal,
       `select`, and `joined`;
-    - the exact law of one call calls `numbers` for the device, `select`, `laws` and `advance`: behind the emitted
-      token it continues the block from the law that is in force.
+    - `laws` and `advance` are for the verifier that returned it, which reads with them what law is in force.
 
     None stands for the state of rows that have not been verified yet.
     """

@@ -1,4 +1,4 @@
-"""The `specbound` command: exit code 0 if all is well, 1 if a check fails, 2 for bad input."""
+"""The `specbound` command: exit code 0 if all is well, 1 if a check fails, 2 for bad input, 3 if undecided."""
 
 from __future__ import annotations
 

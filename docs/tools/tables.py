@@ -26,10 +26,10 @@ def verifiers() -> str:
     lines = ["| verifier | what it does | lossless: declared / measured | keeps, K = 1 / 2 |", "|---|---|---|---|"]
     for entry in entries:
         many = entry["paths"] == "many"
-        if entry["measured_lossless"] is None:
-            measured, kept = "needs a table", "the optimum of its table"
+        measured = "yes" if entry["measured_lossless"] else f"no, up to {entry['total_variation']:.3f} off"
+        if get(entry["name"]).needs:
+            kept = "the optimum of its table"
         else:
-            measured = "yes" if entry["measured_lossless"] else f"no, up to {entry['total_variation']:.3f} off"
             kept = " / ".join(_kept(entry["name"], paths) for paths in ((1, 2) if many else (1,)))
         name = f"`{entry['name']}`<br>{'K paths' if many else 'one path'}{', stateful' if entry['stateful'] else ''}"
         story = f"{entry['summary']}<br>*{_linked(entry['source'])}; {entry['cost']}*"

@@ -43,7 +43,14 @@ def measuring_trees() -> list[PrefixTree]:
 
 
 def tables() -> Iterator[tuple[Verifier, PrefixTree]]:
-    """Verifiers of the tables of lossless optima, each with the tree that its table is for."""
+    """Verifiers of the tables of optima, each with the tree that its table is for.
+
+    Those of block transport are stateful; they are followed on trees that begin anew, the same, where a block ends.
+    """
     for tree in measuring_trees():
         found = multi_path.lossless_optimum(tree.as_float(), PATHS)
         yield table_verifier(json.loads(verifier_table(tree, PATHS, found.kappa, "lossless").to_json())), tree
+    for rows in (([1 / 3, 2 / 3], [2 / 3, 1 / 3], 2), ([0.5, 0.25, 0.25], [0.25, 0.25, 0.5], 1)):
+        tree = PrefixTree.iid(*rows)
+        found = multi_path.transport_optimum(tree, PATHS)
+        yield table_verifier(json.loads(verifier_table(tree, PATHS, found.kappa, "block-transport").to_json())), tree

@@ -72,7 +72,7 @@ def with_fractions(rows: Sequence[Row]) -> list[Row]:
             return row
         objective = "block-transport-optimum" if row["stateful"] else "lossless-optimum"
         optimum = best.get((objective, *instance_of(row)))
-        if optimum is None or optimum["bound"] is None:
+        if optimum is None or None in (optimum["bound"], row["value"]):
             return row
         odd = contradiction(row["value"], optimum["bound"])
         return row | {"verdict": "undecided", "lossless": None, "error": odd} if odd else row

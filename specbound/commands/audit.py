@@ -75,7 +75,7 @@ def audit(
 
     Tensor verifiers are run through every answer of `Draws`, foreign scalar code through every outcome of its own
     calls of `random`, `numpy.random` and torch; both give exact laws. Code that can be called but not looked into is
-    sampled (--resolution). Exit code 1 if the law is not the target's.
+    sampled (--resolution). Exit code 1 if the law is not the target's or the code breaks down, 3 if that is undecided.
     """
     from rich.console import Console
 

@@ -16,6 +16,7 @@ from specbound.runtime.carry import Layers
 from specbound.runtime.draws import Draws
 from specbound.runtime.verifiers import verify
 from specbound.runtime.verifiers.table import table_verifier
+from specbound.theory import multi_path
 from specbound.theory.contexts import ModelPair
 from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import PrefixTree
@@ -70,16 +71,17 @@ def test_a_block_transport_table_is_lossless_over_several_calls(label, paths, ev
     assert judge(verifier, [(TREES[label], paths)]) == Judgement("lossless", pytest.approx(0, abs=1e-12))
 
 
-def test_a_block_transport_table_that_does_not_read_its_carry_is_wrong_after_two_tokens():
-    """The optimum of the published example keeps min(P, Q); after its correction the plain target follows at once."""
-    verify = table_verifier(table_for("published", 1, "block-transport")).verify
+def test_the_optimum_of_two_paths_is_one_27th_off_after_two_tokens_if_it_does_not_read_its_carry():
+    found = multi_path.transport_optimum(PUBLISHED.as_float(), 2)
+    table = verifier_table(PUBLISHED, 2, found.kappa, "block-transport")
+    verify = table_verifier(json.loads(table.to_json())).verify
     pair = ModelPair.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3])
 
     def forgetful(batch, draws):
         return verify(replace(batch, carry=None), draws)
 
-    wrong, right = (stream_law(law, pair, 2, 2).total_variation(pair.target_law(2)) for law in (forgetful, verify))
-    assert wrong > 1e-2
+    wrong, right = (stream_law(law, pair, 2, 2, 2).total_variation(pair.target_law(2)) for law in (forgetful, verify))
+    assert wrong == pytest.approx(1 / 27, abs=1e-12)
     assert right < 1e-12
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from specbound import cli
 from specbound.commands import demo
-from specbound.proofs_checks.laws import law
+from specbound.proofs_checks.laws import judge
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def test_the_demo_prints_its_tables(run):
 
 
 def test_the_demo_fails_when_a_verifier_is_not_lossless(run, monkeypatch):
-    monkeypatch.setattr(law.Law, "total_variation", lambda self, other: 1e-3)
+    monkeypatch.setattr(judge.Evidence, "total_variation", 1e-3)
     code, _ = run("--length", "2", "--top-k", "2")
     assert code == 1
 
