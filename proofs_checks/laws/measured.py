@@ -21,10 +21,12 @@ def measure(verifier: Verifier) -> Judgement:
     """The verdict on a registered verifier, with one path if it takes one, else with two.
 
     A stateful one is followed over several calls, on the smaller of the trees (at most 30 K-tuples of drafts).
-    The one that needs a table, solved for one tree, is measured with the tables of the optima of these trees.
+    `table` runs a table that was solved for one tree: it is measured with the tables of the optima of these trees.
     """
-    if verifier.needs:
+    if verifier.name == "table":
         return combined([judge(made, [(tree, PATHS)]) for made, tree in tables()])
+    if verifier.needs:
+        return Judgement("undecided", None, f"it needs {verifier.needs}; measure one that has it")
     paths = 1 if verifier.paths == "single" else PATHS
     trees = measuring_trees()
     if verifier.stateful:
