@@ -17,6 +17,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.theory.prefix_tree import Array, PrefixTree
 
+from ..laws import judge
 from ..laws.instances import instances
 from ..laws.law import Law, exact_law
 from .instances import Size, described, sizes_run
@@ -27,6 +28,7 @@ Subject = str | Verify
 Case = tuple[PrefixTree, int]
 Value = Callable[[PrefixTree, int], Fraction | float]
 LAW_TOLERANCE = 1e-12
+MOST_FOLLOWED = 9
 VALUE_TOLERANCE = 1e-10
 
 
@@ -57,15 +59,20 @@ def lossless(
 ) -> Outcome:
     """Does the subject emit the target's law on every case, and (if `kept` is given) keep the prefixes as theory says?
 
-    The exact law of the very code of the subject; the first case that fails is the counterexample.
+    The exact law of the very code of the subject; the first case that fails is the counterexample. A stateful subject
+    is followed over several calls on the cases with at most `MOST_FOLLOWED` sets of drafts, the others show what one
+    call keeps.
     """
     worst_law = worst_kept = 0.0
     run: list[Size] = []
+    followed: list[Size] = []
     for tree, paths in cases:
         law = exact_law(subject, tree, paths)
         run.append((tree.vocab, tree.length, paths))
         where = f"{described(tree)}, K={paths}"
-        worst_law = max(worst_law, law.total_variation(tree.target_law()))
+        if not law.stateful or len(tree.bonus) ** paths <= MOST_FOLLOWED:
+            worst_law = max(worst_law, judge.evidence(subject, tree, paths, law=law).total_variation)
+            followed += [run[-1]] if law.stateful else []
         if worst_law > LAW_TOLERANCE:
             return Outcome("refuted", f"case {len(run)}: total variation {worst_law:.6f} to the target's law", where)
         if kept is not None:
@@ -73,6 +80,8 @@ def lossless(
             if worst_kept > VALUE_TOLERANCE:
                 return Outcome("refuted", f"case {len(run)}: a kept probability is off by {worst_kept:.6f}", where)
     evidence = f"exact law of the production code, {sizes_run(run)}: total variation <= {worst_law:.0e}"
+    if followed:
+        evidence += f" over several calls, {sizes_run(followed)}"
     if kept is not None:
         evidence += f", kept probability of each prefix as in theory to {worst_kept:.0e}"
     return Outcome("holds", evidence)

@@ -306,7 +306,7 @@ def table_attains_the_optimum(selected: Callable[[PrefixTree, int], Array | None
     kind="own",
     source="specbound (own), construction C3, for the acceptance of [SpecTr-GBV]",
     statement="A race of path keys with the modified target law carried realises F exactly and is lossless.",
-    tested="runtime verifier `spectr-gbv`, exact law of one call continued by its carry",
+    tested="runtime verifier `spectr-gbv`, exact law of one call and of several, its carry passed on",
     subject="spectr-gbv",
     control="key-race",
 )

@@ -32,7 +32,7 @@ from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import Solution
 
 from .deviation import distance
-from .law import exact_law
+from .law import Law, exact_law
 from .replay import TooLarge, Verify, function_of
 from .stream import stream_law
 
@@ -69,19 +69,24 @@ class Evidence:
 
 
 def evidence(
-    verifier: str | Verify | registry.Verifier, tree: PrefixTree, paths: int = 1, stateful: bool = False
+    verifier: str | Verify | registry.Verifier,
+    tree: PrefixTree,
+    paths: int = 1,
+    stateful: bool = False,
+    law: Law | None = None,
 ) -> Evidence:
     """The exact law of a tensor verifier on an instance, over as many calls as it takes to judge it.
 
     Args:
         verifier: a registered name, an entry of the registry, or a function `verify(batch, draws)`.
         stateful: follow several calls although this instance may show no carry.
+        law: of one call, if it is known already.
 
     Raises:
         TooLarge: there are too many outcomes to enumerate.
         InvalidResult: it returned no verdict, or one that is out of range.
     """
-    law = exact_law(verifier, tree, paths)
+    law = law or exact_law(verifier, tree, paths)
     if not (law.stateful or stateful):
         wanted = {block: float(probability) for block, probability in tree.target_law().items()}
         return Evidence(law.blocks, wanted, law.acceptance_length, law.outcomes, False)
