@@ -8,8 +8,8 @@ its counterpart (amax for amin), it drops a clamp, or a condition is never met (
 names things or explains them is left alone (messages, docstrings, annotations, decorators, dim= and dtype=).
 
 First the tests of a file's suite (SUITES) run once on the unchanged code; that says how much CPU time each takes and
-which lines it reaches. Then, per mutant, the tests that reach its line run in a process of their own, the fastest first, as far as
---seconds goes; the mutant is killed when one fails, or when they take ten times as long as they should.
+which lines it reaches. Then, per mutant, the tests that reach its line run in a process of their own, the fastest
+first, as far as --seconds goes; the mutant is killed when one fails, or when they take ten times as long as they should.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ SUITES = (  # files, and the tests that answer for them: tests/FOLDER/test_NAME.
     ("theory/**/*.py", "theory/*"),
     (
         "runtime/draws.py runtime/carry.py runtime/parts/*.py runtime/verifiers/*.py",
-        "proofs_checks/law runtime/carry runtime/couplings runtime/draws runtime/greedy_block runtime/lifted runtime/lossy "
-        "runtime/mjsd runtime/single_path_verifiers runtime/spectr_gbv runtime/table runtime/two_level runtime/verdict "
+        "proofs_checks/law runtime/carry runtime/couplings runtime/draws runtime/greedy_block runtime/lifted "
+        "runtime/lossy runtime/mjsd runtime/single_path_verifiers runtime/spectr_gbv runtime/table runtime/two_level runtime/verdict "
         "runtime/verifier_pieces runtime/verifiers",
     ),
     (
         "proofs_checks/laws/*.py",
         "proofs_checks/drafted_trees proofs_checks/drafting proofs_checks/hidden_state proofs_checks/instances "
-        "proofs_checks/judge proofs_checks/law proofs_checks/measured proofs_checks/model_trees proofs_checks/prediction "
-        "proofs_checks/stream_law",
+        "proofs_checks/judge proofs_checks/law proofs_checks/measured proofs_checks/model_trees "
+        "proofs_checks/prediction proofs_checks/stream_law",
     ),
     ("proofs_checks/claims/*.py", "proofs_checks/claims proofs_checks/ledger proofs_checks/symbolic"),
 )
