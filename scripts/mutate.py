@@ -9,7 +9,7 @@ names things or explains them is left alone (messages, docstrings, annotations, 
 
 First the tests of a file's suite (SUITES) run once on the unchanged code; that says how much CPU time each takes and
 which lines it reaches. Then, per mutant, the tests that reach its line run in a process of their own, the fastest
-first, as far as --seconds goes; the mutant is killed when one fails, or when they take ten times as long as they should.
+first, as far as --seconds goes; the mutant is killed when one fails, or when they take ten times their time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SUITES = (  # files, and the tests that answer for them: tests/FOLDER/test_NAME.
     (
         "runtime/draws.py runtime/carry.py runtime/parts/*.py runtime/verifiers/*.py",
         "proofs_checks/law runtime/carry runtime/couplings runtime/draws runtime/greedy_block runtime/lifted "
-        "runtime/lossy runtime/mjsd runtime/single_path_verifiers runtime/spectr_gbv runtime/table runtime/two_level runtime/verdict "
-        "runtime/verifier_pieces runtime/verifiers",
+        "runtime/lossy runtime/mjsd runtime/single_path_verifiers runtime/spectr_gbv runtime/table runtime/two_level "
+        "runtime/verdict runtime/verifier_pieces runtime/verifiers",
     ),
     (
         "proofs_checks/laws/*.py",
