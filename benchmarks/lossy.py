@@ -3,8 +3,8 @@
     python benchmarks/lossy.py [--random 60] [--contexts 12] [--output benchmarks/results/lossy.json]
 
 Per tree and verifier: total variation of the exact law of one call to the target's, drafted tokens kept, the certified
-best of any verifier of that deviation, and the difference; means over the trees are stored. Random trees: V 2..4, L 2..4,
-rows Dirichlet with concentration 0.3, 1 and 3. Trees of the pair: L = 3, top-k 4, temperature 1, contexts inside the
+best of any verifier of that deviation, and the difference; means over the trees are stored. Random trees: V 2..4,
+L 2..4, rows Dirichlet with concentration 0.3, 1 and 3. Trees of the pair: L = 3, top-k 4, temperature 1, contexts inside the
 shipped prompts. `budgeted` stands in the list with several budgets.
 """
 
