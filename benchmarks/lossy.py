@@ -4,8 +4,8 @@
 
 Per tree and verifier: total variation of the exact law of one call to the target's, drafted tokens kept, the certified
 best of any verifier of that deviation, and the difference; means over the trees are stored. Random trees: V 2..4,
-L 2..4, rows Dirichlet with concentration 0.3, 1 and 3. Trees of the pair: L = 3, top-k 4, temperature 1, contexts inside the
-shipped prompts. `budgeted` stands in the list with several budgets.
+L 2..4, rows Dirichlet with concentration 0.3, 1 and 3. Trees of the pair: L = 3, top-k 4, temperature 1, contexts in
+the shipped prompts. `budgeted` stands in the list with several budgets.
 """
 
 from __future__ import annotations
