@@ -2,8 +2,9 @@
 
 A stateful verifier leaves behind its correction token a changed target law for some of the next positions, and says
 in `Verdict.carry` what it is; the next call gets it as `Batch.carry` and verifies against the changed law. `Carry` is
-all that decoding and the exact laws ask of it. Two carries implement it: `Layers` below, and the place in a verifier
-table (`runtime.verifiers.table.Place`).
+all that decoding and the exact laws of streams ask of it. Three carries implement it: `Layers` below, the place in a
+verifier table (`runtime.verifiers.table.Place`), and what running calls have offered (`runtime.verifiers.pooled`),
+which changes no law at all.
 
 Layers modify the target law of the next positions.
 
@@ -42,8 +43,7 @@ class Carry(Protocol):
     - decoding calls `select` when rows leave or restart, `joined` when rows come together, and else hands the carry
       from one verdict to the next batch as it is;
     - the exact law of a stream (`proofs_checks.laws`) calls `numbers`, to merge streams whose futures are equal,
-      `select`, and `joined`;
-    - `laws` and `advance` are for the verifier that returned it, which reads with them what law is in force.
+      `select`, and `joined`.
 
     None stands for the state of rows that have not been verified yet.
     """
@@ -63,22 +63,6 @@ class Carry(Protocol):
 
     def numbers(self) -> Tensor:
         """[B, N] float64: the state as plain numbers; requests with equal numbers have equal futures."""
-        ...
-
-    def laws(self, target_row: Tensor, draft_row: Tensor) -> list[Tensor]:
-        """Tensors [B, V]: first the target's row, last the law in force, and whatever `advance` needs between them.
-
-        Args:
-            target_row, draft_row [B, V]: both models' rows at the present node.
-        """
-        ...
-
-    def advance(self, token: Tensor, laws: Sequence[Tensor], draft_row: Tensor) -> Self:
-        """The state behind one more token that followed the law in force.
-
-        Args:
-            token [B]; laws, draft_row: `laws(...)` and the draft row at the node being left.
-        """
         ...
 
 

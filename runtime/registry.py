@@ -36,6 +36,7 @@ class Verifier:
         cost: operations per request in the letters K, L, V.
         drafts: what it wants of the drafted paths: "independent" ones, each drawn token by token from its draft rows;
             or "any", such as the best block of a beam search.
+        reads_after: True if it wants the draft's row after the whole path, `Batch.draft_after`.
         closed_form: the name of its exact value in `specbound.theory.known_values`, None if none is known.
         kernel: "module:function" in `specbound.runtime.kernels`, a fused version `function(batch, generator) ->
             Verdict` that takes its uniforms in the order of the tensor version's questions; None if there is none.
@@ -55,6 +56,7 @@ class Verifier:
     stateful: bool
     cost: str
     drafts: Drafts = "independent"
+    reads_after: bool = False
     closed_form: str | None = None
     kernel: str | None = None
     kept: Callable[[Batch], Tensor] | None = field(default=None, repr=False)
@@ -88,6 +90,7 @@ def register(
     stateful: bool = False,
     cost: str = "O(L V)",
     drafts: Drafts = "independent",
+    reads_after: bool = False,
     closed_form: str | None = None,
     kernel: str | None = None,
     kept: Callable[[Batch], Tensor] | None = None,
@@ -110,6 +113,7 @@ def register(
             stateful=stateful,
             cost=cost,
             drafts=drafts,
+            reads_after=reads_after,
             closed_form=closed_form,
             kernel=kernel,
             kept=kept,

@@ -5,6 +5,7 @@ B independent requests, K drafted paths, L drafted tokens per path, V vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ class Batch:
         draft_probs [B, K, L, V]: row i is the draft law from which token i of the path was drawn.
         target_probs [B, K, L+1, V]: the target law at the same places, and after the whole path.
         carry: what a stateful verifier returned for the same requests last time; None at the start.
+        draft_after [B, K, V]: the draft's row after each whole path, for verifiers that declare `reads_after`; or a
+            function that gives it, asked only if it is needed; or None.
 
     Probabilities may have any float dtype; arithmetic is in float32, or float64 if they are float64.
     """
@@ -33,6 +36,7 @@ class Batch:
     draft_probs: Tensor
     target_probs: Tensor
     carry: Carry | None = None
+    draft_after: Tensor | Callable[[], Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -38,6 +38,8 @@ def verifiers() -> str:
 
 
 def _kept(name: str, paths: int) -> str:
+    if get(name).reads_after:
+        return "[over many calls](many-calls.md)"
     return f"{exact_law(get(name).verify, EXAMPLE, paths).acceptance_length:.4f}"
 
 
@@ -58,18 +60,6 @@ def timings() -> str:
         times = [record["verdicts"][batch].get(name, {}).get("verdict_ms") for batch in batches]
         cells = ["" if time is None else f"{time:.2g}" for time in times]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def lossy() -> str:
-    """What lossy verifiers cost and waste, from the recorded benchmark."""
-    record = json.loads((ROOT / "benchmarks" / "results" / "lossy.json").read_text(encoding="utf-8"))
-    kinds = ("random", "shipped pair")
-    lines = ["| verifier | deviation | keeps | best possible | wasted | deviation, pair | keeps | best | wasted |"]
-    lines.append("|---|" + "---:|" * 8)
-    for rows in zip(*(record[kind]["verifiers"] for kind in kinds), strict=True):
-        cells = [f"{row[name]:.4f}" for row in rows for name in ("deviation", "kept", "best", "wasted")]
-        lines.append(f"| `{rows[0]['name']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -30,7 +30,16 @@ from specbound.theory.solution import CertificateError
 VerdictWord = Literal["holds", "proved", "refuted", "undecided"]
 Kind = Literal["stated", "reading", "code", "own"]
 Check = Callable[[Any, bool], "Outcome"]
-CHAPTERS = ("block_verification", "multi_path", "spectr_gbv", "joint_decoding", "draft_length", "baselines", "own")
+CHAPTERS = (
+    "block_verification",
+    "multi_path",
+    "spectr_gbv",
+    "joint_decoding",
+    "draft_length",
+    "baselines",
+    "own",
+    "many_calls",
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Letters: B requests, L draft length, K paths, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,8 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
         ValueError: if the probabilities of a row do not sum to 1: given the same answers it asked other questions.
     """
     requests, paths, length, vocab = batch.shape
+    if callable(batch.draft_after):
+        batch = replace(batch, draft_after=batch.draft_after())
     total = np.zeros(requests)
     pending: list[tuple[int, tuple[int, ...]]] = [(row, ()) for row in range(requests)]
     most = max(1, NUMBERS_PER_PASS // max(1, paths**2 * length * vocab))
@@ -163,7 +165,9 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
         rows = [row for row, _ in now]
         draws = ReplayDraws([decisions for _, decisions in now])
         carry = None if batch.carry is None else batch.carry.select(rows)
-        verdict = verify(Batch(batch.tokens[rows], batch.draft_probs[rows], batch.target_probs[rows], carry), draws)
+        after = batch.draft_after[rows] if isinstance(batch.draft_after, Tensor) else None
+        laws = (batch.draft_probs[rows], batch.target_probs[rows])
+        verdict = verify(Batch(batch.tokens[rows], *laws, carry, after), draws)
         limits = {"path": paths, "accepted": length + 1, "token": vocab}
         path, accepted, token = (_read(verdict, name, limit, len(rows)) for name, limit in limits.items())
         yield Outcomes(np.array(rows), path, accepted, token, draws.weight, _read_carry(verdict, len(rows)))

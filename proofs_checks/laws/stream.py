@@ -201,6 +201,7 @@ def _one_call(
             torch.as_tensor(pair.draft.rows[contexts[..., :-1]]),
             torch.as_tensor(pair.target.rows[contexts]),
             carry,
+            torch.as_tensor(_rows_after(pair, contexts[..., -1])),
         )
         for outcome in replay(verify, batch):
             kept, winner = outcome.accepted, tokens[outcome.row, outcome.path]
@@ -209,6 +210,12 @@ def _one_call(
             ]
             behind = pair.successor[contexts[outcome.row, outcome.path, kept], outcome.token]
             yield rows[stream[outcome.row]], block, behind, weight[outcome.row] * outcome.probability, outcome.carry
+
+
+def _rows_after(pair: ModelPair, contexts: np.ndarray) -> np.ndarray:
+    """The draft's rows in `contexts`; uniform where the pair is not known, which only concerns tokens beyond N."""
+    rows: np.ndarray = pair.draft.rows[contexts]
+    return np.where(rows.sum(axis=-1, keepdims=True) > 0, rows, 1 / pair.vocab)
 
 
 def _walk(pair: ModelPair, start: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,6 +62,7 @@ class Decoding:
         vocab = max(vocabulary(target), vocabulary(method.draft))
         self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.rows.padding, self.device)
         self.carry: Carry | None = None
+        self.row_after: RowAfter | None = None
         self.records: list[dict[str, Any]] = []
         self.verification: kernels.Implementation = "tensor"
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -134,10 +135,13 @@ class Decoding:
         self._commit(starts, accepted, drafts.tokens.shape[2])
         self.records.append(
             {"start": starts, "drafted": drafts.lengths, "accepted": accepted, "path": path}
-            | {"emitted": emitted, "active": active}
+            | {"emitted": emitted, "active": active, "rows_after": self._asked}
         )
         for part, before, after in zip(("draft", "target", "verify"), clock[:-1], clock[1:], strict=True):
             self.seconds[part] += after - before
+        if self.row_after is not None:
+            self.seconds["draft"] += self.row_after.seconds
+            self.seconds["verify"] -= self.row_after.seconds
 
     def _draft(self, starts: list[int]) -> Drafts:
         """Drafts of every row, after the known tokens the draft has not read (two after a block kept whole)."""
@@ -193,7 +197,11 @@ class Decoding:
         lengths = torch.tensor(drafts.lengths, device=self.device) if uneven else None
         if lengths is not None:
             target_probs = pad_rows(target_probs, lengths, self.rows.done)
-        batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry)
+        self.row_after = RowAfter(self, drafts.tokens) if self.facts.reads_after else None
+        after: RowAfter | Tensor | None = self.row_after
+        if self.row_after is not None and self.agreed is not own:
+            after = self.row_after()  # processes that share a model must make the same passes
+        batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry, after)
         self.verification = kernels.implementation(self.facts, batch, self.draws)
         verdict = kernels.verify(self.facts, batch, self.draws)
         self.carry = verdict.carry
@@ -221,15 +229,21 @@ class Decoding:
         return len(block)
 
     def _commit(self, starts: list[int], accepted: list[int], length: int) -> None:
-        """Commit what was kept: the target holds all but the last token, the draft one fewer after a full block."""
+        """Commit what was kept: the target holds all but the last token, the draft one fewer after a full block.
+
+        Unless the draft has read the whole block, for the row after it.
+        """
         now = self.rows.known
+        read = length - 1 + self._asked
         self.target.forget_tail([count - 1 for count in now])
         self.draft.forget_tail(
-            [
-                min(count - 1, start + min(kept, length - 1))
-                for count, start, kept in zip(now, starts, accepted, strict=True)
-            ]
+            [min(count - 1, start + min(kept, read)) for count, start, kept in zip(now, starts, accepted, strict=True)]
         )
+
+    @property
+    def _asked(self) -> bool:
+        """Whether the verifier asked for the draft's row after the whole path in this call."""
+        return self.row_after is not None and self.row_after.asked
 
     def _statistics(self, interrupted: bool) -> Statistics:
         def column(name: str, kind: torch.dtype) -> Tensor:
@@ -247,7 +261,28 @@ class Decoding:
             seconds=self.seconds,
             interrupted=interrupted,
             verification=self.verification,
+            rows_after=sum(record["rows_after"] for record in self.records),
         )
+
+
+class RowAfter:
+    """The draft's row [B, 1, V] after each whole path: one more pass of the draft, made when a verifier asks for it.
+
+    Attributes:
+        asked: whether it was; seconds: what that took.
+    """
+
+    def __init__(self, decoding: Decoding, tokens: Tensor) -> None:
+        self.decoding, self.tokens = decoding, tokens
+        self.asked, self.seconds = False, 0.0
+
+    def __call__(self) -> Tensor:
+        """Feed the last drafted tokens [B] behind the others."""
+        began, self.asked = time.perf_counter(), True
+        logits = self.decoding.draft.read(self.tokens[:, 0, -1:], last=1).to(self.decoding.device)
+        law = self.decoding.sampler.next_laws(logits, self.decoding._known(), self.tokens)
+        self.seconds = time.perf_counter() - began
+        return law
 
 
 def _block(tokens: Tensor, verdict: Verdict) -> Tensor:

@@ -25,6 +25,7 @@ class Statistics:
             "verify" and "overhead" (everything else).
         interrupted: generation was stopped by KeyboardInterrupt.
         verification: what verified, "kernels" or "tensor" (see `specbound.runtime.kernels`).
+        rows_after: further passes of the draft, for verifiers that ask for its row after the whole path.
     """
 
     start: Tensor
@@ -37,6 +38,7 @@ class Statistics:
     seconds: dict[str, float]
     interrupted: bool = False
     verification: str = "tensor"
+    rows_after: int = 0
 
     @property
     def calls(self) -> int:

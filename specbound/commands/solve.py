@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.draft_length import solve_draft_length
-from specbound.commands.frontier import draw_frontier, lossy_results, read_deviation
 from specbound.commands.instance import OutputFile, given_options, instance_options, print_json, read_instance
 from specbound.commands.terminal import print_table
 from specbound.files import replacing, write_text
@@ -43,10 +42,6 @@ OBJECTIVES = ("lossless", "block-transport", "all")
 @click.option("--certificate", type=OutputFile(), help="Write the certificate of the (lossless) optimum, JSON.")
 @click.option("--emit", type=OutputFile(), help="Write the optimal (lossless) verifier as a table, JSON.")
 @click.option("--plot", type=OutputFile(PICTURES), help="Draw the tree and the values against K and L (png, svg, pdf).")
-@click.option(
-    "--deviation", metavar="NUMBER", help="Also the best acceptance length at that total variation, e.g. 1/9."
-)
-@click.option("--frontier", type=OutputFile(PICTURES), help="Draw acceptance against deviation (png, svg, pdf).")
 @click.option("--mdp", "mdp_file", type=click.Path(dir_okay=False), help="Solve a draft-length problem instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -59,8 +54,6 @@ def solve(
     emit: str | None,
     certificate: str | None,
     plot: str | None,
-    deviation: str | None,
-    frontier: str | None,
     mdp_file: str | None,
     as_json: bool,
     **options: Any,
@@ -78,21 +71,16 @@ def solve(
         raise ValueError(f"--tolerance is {tolerance}; want a small positive number, e.g. 1e-6")
     if options["random_vocab"] is None and (alone := {"--seed", "--concentration"} & {*given_options(context)}):
         raise ValueError(f"{min(alone)} belongs to --random; leave it out")
-    allowed = None if deviation is None else read_deviation(deviation)
     description, tree = read_instance(**options)
     optima = certified_optima(tree, paths, objective, tolerance)
     wanted = optima["block-transport" if objective == "block-transport" else "lossless"]
     results = [*known_results(tree, paths, objective), *map(optimum_result, optima.values())]
-    if allowed is not None:
-        results += lossy_results(tree, paths, allowed, tolerance)
     if emit is not None:
         write_text(emit, verifier_file(tree, wanted))
     if certificate is not None:
         write_text(certificate, certificate_file(tree, wanted))
     if plot is not None:
         draw(tree, wanted, results, objective, tolerance, Path(plot))
-    if frontier is not None:
-        draw_frontier(tree, paths, Path(frontier))
     description |= {"paths": paths}
     if as_json:
         print_json({"instance": description, "results": results})

@@ -18,10 +18,12 @@ from specbound.runtime import registry
 from specbound.runtime.acceptance_head import AcceptanceHead
 from specbound.runtime.cache import CachedModel
 from specbound.runtime.decode import Generation, generate, loop, pad_rows, perplexity, speculative
+from specbound.runtime.draws import Draws
 from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength
 from specbound.runtime.models import load_pair
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.mjsd import mjsd
+from specbound.runtime.verifiers.pooled import Offers
 from tests.support.tiny_models import (
     EXACT,
     FAMILIES,
@@ -534,3 +536,43 @@ def test_models_of_different_dtypes_decode_together(models):
     ids = torch.tensor([[4, 5]])
     greedy = generate(target, draft, ids, do_sample=False, max_new_tokens=20)
     assert greedy.sequences.tolist() == target.generate(ids, do_sample=False, max_new_tokens=20).tolist()
+
+
+# ---- verifiers that read the draft's row after the whole path ------------------------------------------------------
+
+
+def test_the_row_after_the_path_is_the_draft_s_and_costs_one_pass_where_it_is_asked(models):
+    seen: list[tuple[Batch, list[int]]] = []
+    output = generate(
+        *models, torch.tensor([[1, 2, 3], [4, 5, 6]]), verifier="pooled", length=2, generator=seeded(0),
+        max_new_tokens=16, on_call=lambda batch, _, starts: seen.append((batch, starts)), **EXACT,
+    )  # fmt: skip
+    asked = [entry for entry in seen if entry[0].draft_after.asked]
+    assert output.statistics.rows_after == len(asked)
+    assert 0 < len(asked) <= len(seen)
+    again = generate(
+        *models, torch.tensor([[1, 2, 3], [4, 5, 6]]), verifier="block", length=2, generator=seeded(0),
+        max_new_tokens=16, **EXACT,
+    )  # fmt: skip
+    assert again.statistics.rows_after == 0
+
+
+def test_the_exact_law_of_the_loop_rejects_a_row_before_the_path_s_end(pair, monkeypatch):
+    class Early(loop.RowAfter):
+        def __call__(self) -> Tensor:
+            return super().__call__().flip(-1)
+
+    monkeypatch.setattr(loop, "RowAfter", Early)
+    assert loop_distance(pair, 4, verifier="pooled", length=1) > 1e-3
+
+
+def test_a_row_that_starts_again_takes_an_empty_carry_along():
+    first, draws = registry.get("pooled"), Draws(seeded(3))
+    tokens = torch.zeros(2, 1, 1, dtype=torch.int64)
+    draft, target = torch.tensor([0.6, 0.4]).expand(2, 1, 1, 2), torch.tensor([0.4, 0.6]).expand(2, 1, 2, 2)
+    batch = Batch(tokens, draft, target, None, draft[:, :, 0])
+    carry = first.verify(batch, draws).carry
+    restarted = Offers.joined([carry.select([0]), Offers.none(1, 1, carry.offered.dtype, carry.offered.device)])
+    assert torch.equal(restarted.starting[1:], torch.ones(1))
+    assert torch.equal(restarted.select([0]).numbers(), carry.select([0]).numbers())
+    assert first.verify(replace(batch, carry=restarted), draws).accepted.shape == (2,)

@@ -7,6 +7,8 @@ from specbound.runtime import registry
 from specbound.runtime.carry import Carry, Layers
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch
+from specbound.runtime.verifiers.pooled import Offers
+from specbound.runtime.verifiers.pooled_phases import Phases
 from specbound.runtime.verifiers.table import Place
 
 
@@ -45,8 +47,8 @@ def test_unknown_settings_are_refused():
         registry.get("mjsd").configured(threshold=2)
 
 
-@pytest.mark.parametrize("carry", [Layers, Place])
+@pytest.mark.parametrize("carry", [Layers, Place, Offers, Phases])
 def test_carries_have_all_that_the_protocol_asks(carry):
     asked = [name for name in vars(Carry) if not name.startswith("_")]
-    assert sorted(asked) == ["advance", "joined", "laws", "numbers", "select"]
+    assert sorted(asked) == ["joined", "numbers", "select"]
     assert all(callable(getattr(carry, name)) for name in asked)
