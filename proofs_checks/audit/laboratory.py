@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from specbound.theory.prefix_tree import Prefix, PrefixTree
@@ -19,6 +18,7 @@ KINDS = {
     "TooLarge": "too large",
     "Stateful": "stateful",
     "InvalidResult": "invalid result",
+    "OutlivesCall": "invalid result",
 }
 
 
@@ -32,14 +32,13 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Where the laws of the target are computed: in this process, or in a sandbox."""
+    """Where the target is run: in this process, or in a sandbox; `call(request, ...)` asks its subject."""
 
     way: str
     paths: str
     declared: bool | None
     stateful: bool
-    ask: Callable[[PrefixTree, int, bool, bool], Evidence]
-    draw: Callable[..., dict[Prefix, int]]
+    call: Callable[..., Any]
 
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = False) -> Evidence:
         """The exact law on one instance (see `Subject.evidence`).
@@ -48,7 +47,7 @@ class Laboratory:
             Broken: if the code gives none.
         """
         with _breakdowns():
-            return self.ask(tree, paths, stateful, thorough)
+            return self.call("evidence", tree, paths, stateful, thorough)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Counts of emitted blocks (see `Subject.sample`).
@@ -57,7 +56,16 @@ class Laboratory:
             Broken: if the code breaks down.
         """
         with _breakdowns():
-            return self.draw(tree.as_float(), paths, count, seed, device)
+            return self.call("sample", tree.as_float(), paths, count, seed, device)
+
+    def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
+        """Counts of the first tokens of streams (see `Subject.stream`).
+
+        Raises:
+            Broken: if the code breaks down.
+        """
+        with _breakdowns():
+            return self.call("stream", tree.as_float(), paths, count, seed, tokens)
 
 
 @contextlib.contextmanager
@@ -89,9 +97,8 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
     """
     if not isinstance(target, str) or ":" not in target:
         subject = load(target) if isinstance(target, str) else subject_of(target)
-        yield Laboratory(
-            subject.way, subject.paths, subject.lossless, subject.stateful, subject.evidence, subject.sample
-        )
+        facts = subject.way, subject.paths, subject.lossless, subject.stateful
+        yield Laboratory(*facts, lambda request, *arguments: getattr(subject, request)(*arguments))
         return
     with Sandbox(
         "specbound.proofs_checks.audit.subject:serve", target, seconds, memory, records=(Evidence,)
@@ -103,8 +110,7 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
         except Died as error:
             yield _fatal(error)
             return
-        ask, draw = (partial(sandbox.call, request) for request in ("evidence", "sample"))
-        yield Laboratory(way, paths, declared, stateful, ask, draw)
+        yield Laboratory(way, paths, declared, stateful, sandbox.call)
 
 
 def _fatal(error: Died) -> Laboratory:
@@ -113,4 +119,4 @@ def _fatal(error: Died) -> Laboratory:
     def died(*_: Any) -> Any:
         raise error
 
-    return Laboratory("replay", "single", None, False, died, died)
+    return Laboratory("replay", "single", None, False, died)

@@ -19,10 +19,11 @@ from specbound.runtime.device import check_device
 
 from ..laws.deviation import find_deviation
 from ..laws.instances import Instance, instances
-from ..laws.judge import contradiction, optimum, verdict
+from ..laws.judge import VOID, contradiction, optimum, verdict
 from .counterexample import Explained, explain, sampled_counterexample, smallest_breakdown
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
+from .reality import CALLS, continued, disagreement
 from .report import AuditReport, Breakdown, Case, report_text
 from .sampled import LOOKS, Sampled, plan, sample_law
 
@@ -82,10 +83,14 @@ def audit(
             looked = _examine(lab, wanted, True, tolerance, tell)
         failed = [case for case in looked.found if case.deviation is not None]
         troubles = [breakdown for breakdown, _ in looked.breakdowns]
+        real = _held_against_reality(lab, looked, seed)
+        troubles += real
+        if any(trouble.kind == VOID for trouble in real):
+            failed = []
         explained = Explained()
         if failed:
             explained = explain(lab, failed, looked.stateful, tolerance)
-        elif troubles and troubles[0].kind in ("exception", "invalid result"):
+        elif looked.breakdowns and troubles[0].kind in ("exception", "invalid result"):
             explained = Explained(smallest_breakdown(lab, *looked.breakdowns[0], looked.stateful))
     troubles += explained.breakdowns
     word = verdict([case.total_variation for case in looked.found], [trouble.kind for trouble in troubles], tolerance)
@@ -251,9 +256,39 @@ def _examine(
     return looked
 
 
+def _held_against_reality(lab: Laboratory, looked: Looked, seed: int) -> list[Breakdown]:
+    """Compare exact laws with real calls, on the case of most outcomes and the one that is furthest off."""
+    cases = [case for case in looked.found if case.evidence is not None]
+    chosen = {id(case): case for case in (max(cases, key=_outcomes), max(cases, key=_distance))} if cases else {}
+    for case in chosen.values():
+        tree, paths, evidence = case.instance.tree, case.instance.paths, case.evidence
+        assert evidence is not None
+        try:
+            if evidence.stateful:
+                tokens = max(map(len, evidence.wanted))
+                seen = lab.stream(tree, paths, CALLS, seed, tokens)
+            else:
+                seen = continued(tree, lab.sample(tree, paths, CALLS, seed, "cpu"), seed)
+        except Broken as error:
+            return [Breakdown(error.kind, f"{error} (in real calls)", *case.instance.size)]
+        if odd := disagreement(evidence.blocks, seen):
+            return [Breakdown(VOID, str(odd), *case.instance.size)]
+    return []
+
+
+def _outcomes(case: Case) -> int:
+    return case.evidence.outcomes if case.evidence else 0
+
+
+def _distance(case: Case) -> float:
+    return case.total_variation
+
+
 def _advice(troubles: list[Breakdown], skipped: list[tuple[int, int, int]]) -> str:
     """What to change so that the audit can decide."""
     kinds = {trouble.kind for trouble in troubles}
+    if VOID in kinds:
+        return "take all random numbers from the draws, or from generators that can be intercepted; or sample it."
     if "contradiction" in kinds:
         return "return what the verifier keeps between calls as its carry, so that several calls can be followed."
     if "stateful" in kinds:

@@ -7,11 +7,12 @@ say what they take (both audited by interception).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Protocol
@@ -21,16 +22,18 @@ import torch
 
 from specbound.runtime import registry
 from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch
+from specbound.runtime.verdict import Batch, Verdict
 from specbound.theory.contexts import Prefix
 from specbound.theory.prefix_tree import PrefixTree
 
 from ..laws import judge
 from ..laws.judge import Evidence
 from ..laws.law import batch_of
-from ..laws.replay import InvalidResult, Stateful, Verify, replay
+from ..laws.replay import Stateful, Verify, replay
 from .foreign.adapters import KNOWN, Foreign, call_of, foreign, foreign_law
 from .foreign.sandbox import alive
+from .hidden_state import look_for_state, only_its_draws
+from .reality import real_streams
 
 BATCH = 8192
 
@@ -51,7 +54,10 @@ class Subject(Protocol):
         """
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
-        """Counts of the blocks emitted in `count` calls on drafts drawn from the draft law."""
+        """Counts of the blocks emitted in `count` real calls on drafts drawn from the draft law."""
+
+    def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
+        """Counts of the first tokens of `count` real streams, call after call, the carry passed on."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,18 @@ class TensorSubject:
         """Exact law by replay (see `judge.evidence`).
 
         Raises:
-            InvalidResult: if a request's verdict depends on the other requests of its batch.
+            OutlivesCall: if a request's verdict depends on what was asked before it, or beside it in a batch.
+            NotExact: if it takes random numbers from elsewhere than its draws.
             ValueError: see `judge.evidence`.
         """
-        found = judge.evidence(self.verify, tree, paths, stateful)
-        if thorough:
-            _check_alone(self.verify, tree.as_float(), paths)
-        return found
+        if not thorough:
+            return judge.evidence(self.verify, tree, paths, stateful)
+
+        def verify(batch: Batch, draws: Draws) -> Verdict:
+            return only_its_draws(lambda: self.verify(batch, draws))
+
+        _look_for_state(verify, tree.as_float(), paths)
+        return judge.evidence(verify, tree, paths, stateful)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Run in batches with a generator on the device, as in production; the drafts are drawn on the CPU.
@@ -96,6 +107,10 @@ class TensorSubject:
             ):
                 counts[(*path[:kept], token)] += 1
         return dict(counts)
+
+    def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
+        """Real streams of different requests in one batch, on the two models of `judge.looped_pair`."""
+        return real_streams(self.verify, judge.looped_pair(tree), tree.length, paths, count, seed, tokens)
 
 
 @dataclass(frozen=True)
@@ -119,17 +134,34 @@ class ForeignSubject:
         return Evidence(law.blocks, wanted, law.acceptance_length, law.outcomes, False)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
-        """Call it once per draft with its own randomness; the global generators are seeded first."""
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the code under audit may use it
-        torch.manual_seed(seed)
+        """Call it once per draft with its own randomness; the global generators are seeded first, and put back."""
         counts: Counter[Prefix] = Counter()
         call = cache(lambda *leaves: call_of(tree, leaves))
-        for leaves in _drafts(tree, paths, count, seed):
-            for row in leaves.tolist():
-                alive()
-                counts[self.code(call(*row))] += 1
+        with _seeded(seed):
+            for leaves in _drafts(tree, paths, count, seed):
+                for row in leaves.tolist():
+                    alive()
+                    counts[self.code(call(*row))] += 1
         return dict(counts)
+
+    def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
+        """Not asked: foreign code returns no carry."""
+        raise Stateful("foreign code returns no carry; its calls are independent")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global generators of Python, NumPy and torch, seeded; afterwards as they were."""
+    python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the code under audit may use it
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(torch_cpu)
 
 
 def _drafts(tree: PrefixTree, paths: int, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -141,28 +173,27 @@ def _drafts(tree: PrefixTree, paths: int, count: int, seed: int) -> Iterator[np.
         yield rng.choice(len(law), size=(size, paths), p=law / law.sum()) + tree.leaves.start
 
 
-def _check_alone(verify: Verify, tree: PrefixTree, paths: int) -> None:
-    """Compare the law of single requests in a batch and alone."""
+def _look_for_state(verify: Verify, tree: PrefixTree, paths: int) -> None:
+    """Compare the laws of three requests alone, in batches and in several orders (see `hidden_state`)."""
     drafted = np.flatnonzero(tree.draft_joint[tree.leaves] > 0) + tree.leaves.start
-    leaves = np.stack([drafted[[0] * paths], drafted[[-1] * paths]])
-    together = _verdicts(verify, batch_of(tree, leaves))
-    for row in range(len(leaves)):
-        alone = _verdicts(verify, batch_of(tree, leaves[row : row + 1]))
-        mine = {key[1:]: value for key, value in together.items() if key[0] == row}
-        other = {key[1:]: value for key, value in alone.items()}
-        if any(abs(mine.get(key, 0.0) - other.get(key, 0.0)) > 1e-9 for key in mine.keys() | other.keys()):
-            raise InvalidResult("the verdict of a request depends on the other requests in its batch")
+    leaves = np.stack([drafted[[place] * paths] for place in (0, -1, len(drafted) // 2)])
+
+    def ask(requests: Sequence[int]) -> list[dict[Hashable, float]]:
+        return _verdicts(verify, batch_of(tree, leaves[list(requests)]))
+
+    look_for_state(ask, len(leaves))
 
 
-def _verdicts(verify: Verify, batch: Any) -> dict[tuple[int, ...], float]:
-    law: dict[tuple[int, ...], float] = {}
+def _verdicts(verify: Verify, batch: Batch) -> list[dict[Hashable, float]]:
+    """The exact law of the verdict of each request."""
+    laws: list[dict[Hashable, float]] = [{} for _ in batch.tokens]
     for outcome in replay(verify, batch):
         for row, *verdict, chance in zip(
             outcome.row, outcome.path, outcome.accepted, outcome.token, outcome.probability, strict=True
         ):
-            key = (int(row), *(int(value) for value in verdict))
-            law[key] = law.get(key, 0.0) + float(chance)
-    return law
+            key = tuple(int(value) for value in verdict)
+            laws[row][key] = laws[row].get(key, 0.0) + float(chance)
+    return laws
 
 
 # ---------------------------------------------------------------------- targets
@@ -227,6 +258,6 @@ def serve(target: str) -> Callable[..., Any]:
     def answer(request: str, *arguments: Any) -> Any:
         if request == "facts":
             return subject.way, subject.paths, subject.lossless, subject.stateful
-        return subject.sample(*arguments) if request == "sample" else subject.evidence(*arguments)
+        return getattr(subject, request)(*arguments)
 
     return answer

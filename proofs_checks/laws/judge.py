@@ -42,6 +42,7 @@ LOSSLESS_TOLERANCE = 1e-12
 CONSISTENT = 1e-9
 NOTHING = "no instance was looked at; give at least one"
 UNDECIDED = ("not exact", "too large", "stateful", "contradiction")
+VOID = "disagrees"
 EXIT_CODES: dict[str, int] = {"lossless": 0, "not lossless": 1, "broken": 1, "undecided": 3}
 
 
@@ -140,7 +141,12 @@ def contradiction(acceptance_length: float, bound: float) -> str | None:
 
 
 def verdict(total_variations: Collection[float], troubles: Collection[str], tolerance: float) -> Word:
-    """The verdict on instances with these distances, and with these kinds of trouble where there is no distance."""
+    """The verdict on instances with these distances, and with these kinds of trouble where there is no distance.
+
+    Exact laws that real calls disagree with decide nothing.
+    """
+    if VOID in troubles:
+        return "undecided"
     if any(not value <= tolerance for value in total_variations):
         return "not lossless"
     if any(kind not in UNDECIDED for kind in troubles):

@@ -177,7 +177,7 @@ def replay(verify: Verify, batch: Batch) -> Iterator[Outcomes]:
         worst = total[np.argmax(abs(total - 1))]
         raise ValueError(
             f"the outcomes of one request have probability {worst:.12g} in all: after the same answers the verifier "
-            "asked other questions than before"
+            "asked other questions than before; it depends on earlier calls, or on the other rows of its batch"
         )
 
 
