@@ -8,7 +8,8 @@ after the same logits processors. Everything random is asked of one `Draws`. Any
 calls gives the law of the target for a lossless verifier: a call's later rows only need to be laws of the prefix.
 
 Read in this order: `entry` (what users call), `settings` (what transformers' settings are honoured), `method` (the
-decoding method that transformers calls, and its checks), `loop` (one generation), `rows` (the text so far),
+decoding method that transformers calls, and its checks), `loop` (one generation), `sources` (where its drafts come
+from), `tree_loop` (its call where the draft is a tree), `rows` (the text so far),
 `short_rows` (rows whose drafts are shorter than others), `results`.
 """
 

@@ -12,9 +12,12 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ..drafting.given import GivenTokens
+from ..drafting.tree import TreeDraft
 from ..draws import Draws
 from ..lengths import LengthPolicy
 from ..registry import Verifier
+from ..tree_registry import TreeVerifier
 from .method import Method, OnCall
 from .results import Generation
 from .settings import check_arguments, check_prompt, check_settings, take_stop_strings
@@ -22,10 +25,10 @@ from .settings import check_arguments, check_prompt, check_settings, take_stop_s
 
 def generate(
     target: PreTrainedModel,
-    draft: PreTrainedModel,
+    draft: PreTrainedModel | GivenTokens | TreeDraft | None,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
-    verifier: str | Verifier | None = None,
+    verifier: str | Verifier | TreeVerifier | None = None,
     paths: int = 1,
     length: int | LengthPolicy = 8,
     generation_config: GenerationConfig | None = None,
@@ -40,6 +43,9 @@ def generate(
     """Decode with a draft; settings are those of `target.generate`, which prepares them.
 
     Args:
+        draft: a model; a model and the shape of its tree (`TreeDraft`, with a verifier of trees); tokens given without
+            a model (`drafting.given`: prompt look-up, transformers' candidate generators); or None for
+            `prompt_lookup_num_tokens` or `assistant_early_exit` among the settings.
         input_ids [B, n] int64; attention_mask [B, n]: 0 on padding, wherever it stands.
         verifier: a name of the registry, or an entry of your own, such as `get("mjsd").configured(threshold=0.1)`;
             None for the registry's default for so many paths.
@@ -80,8 +86,8 @@ def generate(
 
 
 def speculative(
-    draft: PreTrainedModel,
-    verifier: str | Verifier | None = None,
+    draft: PreTrainedModel | GivenTokens | TreeDraft | None = None,
+    verifier: str | Verifier | TreeVerifier | None = None,
     paths: int = 1,
     length: int | LengthPolicy = 8,
     generator: torch.Generator | Draws | None = None,

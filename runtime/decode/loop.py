@@ -1,13 +1,14 @@
 """One generation: prefill, then call after call until every row is done.
 
 _prefill     feed the prompts
-_call        _draft -> _score -> _verify -> _keep -> _count_in -> _commit
+_call        source.draft -> _score -> _verify -> keep the path -> _count_in -> commit
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from .. import kernels
 from ..cache import CachedModel
 from ..carry import Carry
-from ..drafting import Context, Drafts, draft_beam, draft_paths
+from ..drafting.paths import Drafts
 from ..draws import Draws
 from ..models import context_limit, input_device, vocabulary
 from ..processes import agreement, check_same_request, own
@@ -27,11 +28,31 @@ from ..verdict import Batch, Verdict
 from .results import Generation, Statistics
 from .rows import Rows
 from .short_rows import pad_rows
+from .sources import Source
 
 if TYPE_CHECKING:
     from .method import Method
 
 PARTS = ("prefill", "draft", "target", "verify", "overhead")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call found.
+
+    Attributes:
+        block [B, m]: each row's kept tokens and the one after them; what follows is void.
+        emitted: the same as lists, without what is void.
+        path: the winning path of each row.
+        drafted: tokens drafted for each row (per path).
+        commit: to be called with the numbers of known tokens, once the block is counted in.
+    """
+
+    block: Tensor
+    emitted: list[list[int]]
+    path: list[int]
+    drafted: list[int]
+    commit: Callable[[list[int]], None]
 
 
 class Decoding:
@@ -47,28 +68,29 @@ class Decoding:
         stopping_criteria: StoppingCriteriaList,
         config: GenerationConfig,
     ) -> None:
-        self.method, self.facts, self.policy = method, method.facts, method.policy
+        self.method, self.policy = method, method.policy
         self.device = input_device(target)
         self.draws = method.generator if isinstance(method.generator, Draws) else Draws(method.generator)
-        self.agreed = agreement(target, method.draft)
-        ahead = self.policy.maximum + 1
+        self.agreed = agreement(target, *method.models)
+        ahead = method.longest + 1
         self.rows = Rows(input_ids, attention_mask, stopping_criteria, config, self.device, ahead)
-        self._check_context(target, method.draft)
+        self._check_context(target)
         self.rows.check_tokens(vocabulary(target))
         if self.agreed is not own:
             self._check_same_request()
         self.target = CachedModel(target, self.rows.count)
-        self.draft = CachedModel(method.draft, self.rows.count, self.policy.needs_hidden)
-        vocab = max(vocabulary(target), vocabulary(method.draft))
+        vocab = max(vocabulary(model) for model in (target, *method.models))
         self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.rows.padding, self.device)
+        self.source: Source = method.source(self.rows.count, self.sampler, self.draws, self.agreed)
         self.carry: Carry | None = None
         self.row_after: RowAfter | None = None
         self.records: list[dict[str, Any]] = []
         self.verification: kernels.Implementation = "tensor"
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.since = time.perf_counter()
 
-    def _check_context(self, target: PreTrainedModel, draft: PreTrainedModel) -> None:
-        for name, model in (("target", target), ("draft", draft)):
+    def _check_context(self, target: PreTrainedModel) -> None:
+        for name, model in zip(("target", "draft"), (target, *self.method.models), strict=False):
             limit = context_limit(model)
             if limit is not None and self.rows.limit - min(self.rows.padding) > limit:
                 raise ValueError(
@@ -78,7 +100,7 @@ class Decoding:
 
     def _check_same_request(self) -> None:
         rows, prompts = self.rows, self.rows.ids[:, : self.rows.columns].tolist()
-        settings = (self.facts.name, self.method.paths, type(self.policy).__name__, self.policy.maximum)
+        settings = (self.method.name, self.method.paths, type(self.policy).__name__, self.policy.maximum)
         request = (prompts, rows.padding, rows.limit, sorted(rows.eos)), (*settings, self.method.beams)
         check_same_request(repr(request), self.device)
 
@@ -107,52 +129,62 @@ class Decoding:
         """
         known = self.rows.known
         longest, even = max(known) - 1, min(known) == max(known)
-        models = [] if even and self.method.paths == 1 else [self.target] if even else [self.target, self.draft]
-        for model in models:
+        models = (
+            [] if even and not self.method.branches else [self.target] if even else [self.target, self.source.model]
+        )
+        for model in filter(None, models):
             if longest:
                 model.read(self.rows.prompts(longest), last=1)
             model.forget_tail([count - 1 for count in known])
 
     def _call(self) -> None:
         """Draft, one target pass, verify, keep."""
-        clock = [time.perf_counter()]
         starts = self.rows.known
-        drafts = self._draft(starts)
-        clock.append(time.perf_counter())
+        self.since = time.perf_counter()
+        call = self._one_call(starts)
+        active = [not done for done in self.rows.done]
+        self.rows.write(call.block)
+        emitted = [self._count_in(row, block) for row, block in enumerate(call.emitted)]
+        self.target.forget_tail([count - 1 for count in self.rows.known])
+        call.commit(self.rows.known)
+        accepted = [len(block) - 1 for block in call.emitted]
+        self.records.append(
+            {"start": starts, "drafted": call.drafted, "accepted": accepted, "path": call.path}
+            | {"emitted": emitted, "active": active, "rows_after": self._asked}
+        )
+
+    def tick(self, part: str) -> None:
+        """Count the time since the last tick as that of `part`."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self.since
+        self.since = now
+
+    def _one_call(self, starts: list[int]) -> Call:
+        drafts = self.source.draft(self.rows, starts, self._draft_lengths())
+        self.tick("draft")
         target_probs, slots = self._score(starts, drafts.tokens)
-        clock.append(time.perf_counter())
+        self.tick("target")
         batch, verdict = self._verify(drafts, target_probs)
         block = _block(drafts.tokens, verdict)
         host = torch.cat([block, verdict.accepted[:, None], verdict.path[:, None]], dim=1).tolist()
-        accepted, path = [row[-2] for row in host], [row[-1] for row in host]
-        clock.append(time.perf_counter())
+        self.tick("verify")
         if self.method.on_call is not None:
             self.method.on_call(batch, verdict, starts)
-        self._keep(verdict, slots, drafts.slots)
-        active = [not done for done in self.rows.done]
-        self.rows.write(block)
-        emitted = [self._count_in(row, host[row][: accepted[row] + 1]) for row in range(self.rows.count)]
-        self._commit(starts, accepted, drafts.tokens.shape[2])
-        self.records.append(
-            {"start": starts, "drafted": drafts.lengths, "accepted": accepted, "path": path}
-            | {"emitted": emitted, "active": active, "rows_after": self._asked}
-        )
-        for part, before, after in zip(("draft", "target", "verify"), clock[:-1], clock[1:], strict=True):
-            self.seconds[part] += after - before
         if self.row_after is not None:
             self.seconds["draft"] += self.row_after.seconds
             self.seconds["verify"] -= self.row_after.seconds
-
-    def _draft(self, starts: list[int]) -> Drafts:
-        """Drafts of every row, after the known tokens the draft has not read (two after a block kept whole)."""
-        recent = self._unread(self.draft, starts)
-        context = Context(self._known(), recent, torch.tensor(starts, device=self.device) - 1)
-        lengths, policy = self._draft_lengths(), self.policy
-        if self.method.beams:
-            drafts = draft_beam(self.draft, self.sampler, context, self.method.beams, policy.maximum, self.agreed)
-            return replace(drafts, lengths=lengths)
-        paths = self.method.paths
-        return draft_paths(self.draft, self.sampler, self.draws, context, paths, lengths, policy, self.agreed)
+        if self.method.paths > 1:
+            row = torch.arange(self.rows.count, device=self.device)
+            self.target.keep_path(slots[row, verdict.path])
+        self.source.keep(drafts, verdict.path)
+        accepted, read = [row[-2] for row in host], drafts.tokens.shape[2] - 1 + self._asked
+        return Call(
+            block,
+            [row[: kept + 1] for row, kept in zip(host, accepted, strict=True)],
+            [row[-1] for row in host],
+            drafts.lengths,
+            lambda known: self.source.commit(known, starts, accepted, read),
+        )
 
     def _draft_lengths(self) -> list[int]:
         """Each row's largest draft length: L, less where the row's end is nearer, 0 once it is done.
@@ -160,17 +192,11 @@ class Decoding:
         A stateful verifier wants the same L in every call, and so does a beam search.
         """
         longest = self.policy.maximum
-        shortest = longest if self.facts.stateful or self.method.beams else 1
+        shortest = longest if self.method.facts.stateful or self.method.beams else 1
         return [
             0 if done else max(shortest, min(longest, self.rows.limit - end - 1))
             for end, done in zip(self.rows.end, self.rows.done, strict=True)
         ]
-
-    def _unread(self, model: CachedModel, starts: list[int]) -> Tensor:
-        """Known tokens [B, n] the model has not read, n that of the row with most; others read some again."""
-        count = max(start - base for start, base in zip(starts, model.base, strict=True))
-        model.forget_tail([start - count for start in starts])
-        return self.rows.last(count)
 
     def _known(self) -> list[Tensor]:
         """Each row's text, if a logits processor reads it."""
@@ -178,7 +204,7 @@ class Decoding:
 
     def _score(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail."""
-        known = self._unread(self.target, starts)
+        known = self.rows.unread(self.target, starts)
         rows, paths, length = tokens.shape
         if paths == 1:
             slots = torch.arange(length + 1, device=self.device).expand(rows, 1, -1)
@@ -197,27 +223,20 @@ class Decoding:
         lengths = torch.tensor(drafts.lengths, device=self.device) if uneven else None
         if lengths is not None:
             target_probs = pad_rows(target_probs, lengths, self.rows.done)
-        self.row_after = RowAfter(self, drafts.tokens) if self.facts.reads_after else None
+        facts = self.method.facts
+        self.row_after = RowAfter(self, drafts.tokens) if facts.reads_after else None
         after: RowAfter | Tensor | None = self.row_after
         if self.row_after is not None and self.agreed is not own:
             after = self.row_after()  # processes that share a model must make the same passes
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry, after)
-        self.verification = kernels.implementation(self.facts, batch, self.draws)
-        verdict = kernels.verify(self.facts, batch, self.draws)
+        self.verification = kernels.implementation(facts, batch, self.draws)
+        verdict = kernels.verify(facts, batch, self.draws)
         self.carry = verdict.carry
         path, accepted, token = (self.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
         verdict = replace(verdict, path=path, accepted=accepted, token=token)
         if lengths is not None:
             verdict = replace(verdict, accepted=verdict.accepted.minimum(lengths))
         return batch, verdict
-
-    def _keep(self, verdict: Verdict, slots: Tensor, draft_slots: Tensor) -> None:
-        """Bring the winning path to the front of both models' tails (a single sampled path already is)."""
-        row = torch.arange(self.rows.count, device=self.device)
-        if self.method.paths > 1:
-            self.target.keep_path(slots[row, verdict.path])
-        if (self.method.paths > 1 or self.method.beams) and draft_slots.shape[2]:
-            self.draft.keep_path(draft_slots[row, verdict.path])
 
     def _count_in(self, row: int, block: list[int]) -> int:
         """Count the row's block as text, and stream it; the number of tokens that count."""
@@ -227,18 +246,6 @@ class Decoding:
         if self.method.streamer is not None:
             self.method.streamer.put(torch.tensor(block))
         return len(block)
-
-    def _commit(self, starts: list[int], accepted: list[int], length: int) -> None:
-        """Commit what was kept: the target holds all but the last token, the draft one fewer after a full block.
-
-        Unless the draft has read the whole block, for the row after it.
-        """
-        now = self.rows.known
-        read = length - 1 + self._asked
-        self.target.forget_tail([count - 1 for count in now])
-        self.draft.forget_tail(
-            [min(count - 1, start + min(kept, read)) for count, start, kept in zip(now, starts, accepted, strict=True)]
-        )
 
     @property
     def _asked(self) -> bool:
@@ -279,7 +286,8 @@ class RowAfter:
     def __call__(self) -> Tensor:
         """Feed the last drafted tokens [B] behind the others."""
         began, self.asked = time.perf_counter(), True
-        logits = self.decoding.draft.read(self.tokens[:, 0, -1:], last=1).to(self.decoding.device)
+        assert self.decoding.source.model is not None
+        logits = self.decoding.source.model.read(self.tokens[:, 0, -1:], last=1).to(self.decoding.device)
         law = self.decoding.sampler.next_laws(logits, self.decoding._known(), self.tokens)
         self.seconds = time.perf_counter() - began
         return law

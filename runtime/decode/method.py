@@ -11,15 +11,23 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from .. import registry
+from .. import registry, tree_registry
+from ..drafting.early_exit import early_exit
+from ..drafting.given import GivenTokens, PromptLookup
+from ..drafting.tree import TreeDraft
 from ..draws import Draws
 from ..lengths import AcceptanceHeadLength, FixedLength, LengthPolicy
 from ..models import check_pair
+from ..processes import Agreed
 from ..registry import Verifier
+from ..sampling import Sampler
+from ..tree_registry import TreeVerifier
 from ..verdict import Batch, Verdict
 from .loop import Decoding
 from .results import Generation
 from .settings import check_processors, check_settings
+from .sources import GivenSource, ModelSource, Source
+from .tree_loop import TreeDecoding
 
 OnCall = Callable[[Batch, Verdict, list[int]], None]
 
@@ -32,8 +40,8 @@ class Method:
         greeted: the streamer has been given the prompt (by transformers).
     """
 
-    draft: PreTrainedModel
-    verifier: str | Verifier | None
+    draft: PreTrainedModel | GivenTokens | TreeDraft | None
+    verifier: str | Verifier | TreeVerifier | None
     paths: int
     length: int | LengthPolicy
     generator: torch.Generator | Draws | None
@@ -46,6 +54,9 @@ class Method:
         for name, least in (("paths", 1), ("beams", 0)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; want an integer of at least {least}")
+        if isinstance(self.draft, TreeDraft):
+            self._check_tree()
+            return
         if not isinstance(self.facts, Verifier):
             raise ValueError(f"verifier is {self.verifier!r}; want a name of the registry or an entry of it")
         if not hasattr(self.length, "should_stop") and (type(self.length) is not int or self.length < 1):
@@ -60,17 +71,90 @@ class Method:
                 f"length is {self.length}, which looks at drafted tokens: it wants one sampled path (paths=1, beams=0) "
                 f"and a stateless verifier; give a fixed length for {self.facts.name!r} with {self.paths} paths"
             )
-        if isinstance(self.policy, AcceptanceHeadLength):
+        one = self.paths == 1 and not self.beams and not self.policy.adaptive and not self.facts.stateful
+        if self.draft is not None and not self.models and not one:
+            raise ValueError(
+                f"draft is {self.draft!r}, which gives one path of tokens: it wants paths=1, beams=0, a fixed length "
+                f"and a stateless verifier, not {self.facts.name!r} with {self.paths} paths"
+            )
+        if isinstance(self.policy, AcceptanceHeadLength) and isinstance(self.draft, torch.nn.Module):
             width, wanted = self.draft.config.get_text_config().hidden_size, self.policy.head.hidden_size
             if width != wanted:
                 raise ValueError(f"the acceptance head wants a draft of width {wanted}; this one has {width}")
+
+    def _check_tree(self) -> None:
+        if not isinstance(self.tree_verifier, TreeVerifier):
+            raise ValueError(f"verifier is {self.verifier!r}; want a name of the tree registry or an entry of it")
+        if self.paths > 1 or self.beams:
+            raise ValueError(f"paths is {self.paths} and beams {self.beams}; a drafted tree wants 1 and 0")
+        if self.on_call is not None:
+            raise ValueError("on_call is given; it is told of drafted paths, not of trees")
+
+    @property
+    def tree_verifier(self) -> TreeVerifier | None:
+        """The entry of the tree registry, if a tree is drafted."""
+        if not isinstance(self.draft, TreeDraft):
+            return None
+        if self.verifier is None or isinstance(self.verifier, str):
+            return tree_registry.get(self.verifier or tree_registry.DEFAULT)
+        return self.verifier  # type: ignore[return-value]
+
+    @property
+    def name(self) -> str:
+        """The verifier's."""
+        tree_verifier = self.tree_verifier
+        return self.facts.name if tree_verifier is None else tree_verifier.name
+
+    @property
+    def branches(self) -> bool:
+        """Drafted tokens may have several continuations."""
+        return self.paths > 1 or isinstance(self.draft, TreeDraft)
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a draft, or levels of a tree."""
+        return self.draft.grow.length if isinstance(self.draft, TreeDraft) else self.policy.maximum
+
+    @property
+    def models(self) -> tuple[PreTrainedModel, ...]:
+        """The draft model, if there is one."""
+        draft = self.draft.model if isinstance(self.draft, TreeDraft) else self.draft
+        return (draft,) if isinstance(draft, torch.nn.Module) else ()
+
+    def source(self, rows: int, sampler: Sampler, draws: Draws, agreed: Agreed) -> Source:
+        """What drafts for so many rows."""
+        if self.models:
+            return ModelSource(self.models[0], rows, self.paths, self.beams, self.policy, sampler, draws, agreed)
+        assert not isinstance(self.draft, torch.nn.Module | TreeDraft | None)
+        return GivenSource(self.draft, sampler, agreed)
+
+    def as_set(self, target: PreTrainedModel, config: GenerationConfig) -> Method:
+        """The same, drafting as transformers' own settings say where no draft was given.
+
+        `prompt_lookup_num_tokens` (with `max_matching_ngram_size`) drafts by look-up, `assistant_early_exit` with the
+        target's first layers.
+
+        Raises:
+            ValueError: there is no draft, or more than one.
+        """
+        count, layers = config.prompt_lookup_num_tokens, config.assistant_early_exit
+        ways = {"draft": self.draft, "prompt_lookup_num_tokens": count, "assistant_early_exit": layers}
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{' and '.join(given) or 'nothing'} is given to draft with; give a draft, prompt_lookup_num_tokens or "
+                "assistant_early_exit"
+            )
+        if count is not None:
+            return replace(self, draft=PromptLookup(config.max_matching_ngram_size or 2), length=count)
+        return self if layers is None else replace(self, draft=early_exit(target, layers))
 
     @property
     def facts(self) -> Verifier:
         """The registry's entry."""
         if self.verifier is None:
             return registry.default(self.paths)
-        return registry.get(self.verifier) if isinstance(self.verifier, str) else self.verifier
+        return registry.get(self.verifier) if isinstance(self.verifier, str) else self.verifier  # type: ignore[return-value]
 
     @property
     def policy(self) -> LengthPolicy:
@@ -104,7 +188,9 @@ class Method:
             ValueError: models, settings or a prompt that cannot be used.
         """
         check_settings(vars(generation_config).items())
-        check_pair(model, self.draft)
+        method = self.as_set(model, generation_config)
+        for draft in method.models:
+            check_pair(model, draft)
         check_processors(logits_processor, len(input_ids) * self.paths)
         past_key_values, attention_mask = (model_kwargs.get(key) for key in ("past_key_values", "attention_mask"))
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
@@ -112,8 +198,9 @@ class Method:
         if self.streamer is not None and len(input_ids) != 1:
             raise ValueError(f"input_ids has {len(input_ids)} rows; a streamer wants 1")
         with torch.inference_mode():
-            decoding = Decoding(
-                self, model, input_ids, attention_mask, logits_processor, stopping_criteria, generation_config
+            kind = TreeDecoding if isinstance(method.draft, TreeDraft) else Decoding
+            decoding = kind(
+                method, model, input_ids, attention_mask, logits_processor, stopping_criteria, generation_config
             )
             output = decoding.run()
         output.sequences = output.sequences.clone()

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
+from ..cache import CachedModel
+
 
 class Rows:
     """Attributes:
@@ -76,6 +78,12 @@ class Rows:
         """[B, count]: the last known tokens of each row."""
         columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-count, 0, device=self.device)
         return self.ids.gather(1, columns)
+
+    def unread(self, model: CachedModel, starts: list[int]) -> Tensor:
+        """Known tokens [B, n] the model has not read, n that of the row with most; others read some again."""
+        count = max(start - base for start, base in zip(starts, model.base, strict=True))
+        model.forget_tail([start - count for start in starts])
+        return self.last(count)
 
     def write(self, block: Tensor) -> None:
         """Write each row's block [B, m] behind its text; `count_in` says how much of it counts."""

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..draws import Draws
 from ..verdict import arithmetic_dtype, validate_rows
@@ -168,8 +169,25 @@ class Drafter(Protocol):
     def children(self) -> Literal["sampled", "given", "mixed"]:
         """How the children of a node are chosen."""
 
+    @property
+    def length(self) -> int:
+        """L, the depth of the tree."""
+
     def __call__(self, read: Reader, draws: Draws, requests: int, device: torch.device) -> DraftedTree:
         """The drafted tree of each of B requests."""
+
+
+@dataclass(frozen=True)
+class TreeDraft:
+    """A draft for decoding: a model, and how its tree grows.
+
+    Attributes:
+        model: the draft model.
+        grow: the shape, such as `FixedShape((3, 2, 1))` or `Dynamic(length=5, beam=4, nodes=12)`.
+    """
+
+    model: PreTrainedModel
+    grow: Drafter
 
 
 def sprout(requests: int, device: torch.device, replacement: bool = False) -> DraftedTree:

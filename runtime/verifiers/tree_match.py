@@ -12,8 +12,15 @@ import torch
 
 from ..drafting.tree import ROOT, TreeBatch, TreeVerdict
 from ..draws import Draws
+from ..tree_registry import register_tree
 
 
+@register_tree(
+    "tree-match",
+    summary="draw from the target, keep the token if the tree has it",
+    source="SpecInfer, arXiv:2305.09781 (naive sampling)",
+    children="any",
+)
 def verify_tree_match(batch: TreeBatch, draws: Draws) -> TreeVerdict:
     """Walk down the tree on tokens drawn from the target."""
     tree = batch.tree

@@ -19,8 +19,14 @@ import torch
 
 from ..drafting.tree import ROOT, TreeBatch, TreeVerdict, offered
 from ..draws import Draws
+from ..tree_registry import register_tree
 
 
+@register_tree(
+    "tree-rejection",
+    summary="offer the children of each node in turn, recursive rejection",
+    source="SpecInfer, arXiv:2305.09781; Sequoia, arXiv:2402.12374; RSD, arXiv:2402.14160",
+)
 def verify_tree_rejection(batch: TreeBatch, draws: Draws) -> TreeVerdict:
     """Offer the nodes in order; those below a node that was not kept are passed over."""
     tree = batch.tree

@@ -20,8 +20,14 @@ from torch import Tensor
 
 from ..drafting.tree import ROOT, TreeBatch, TreeVerdict, offered
 from ..draws import Draws
+from ..tree_registry import register_tree
 
 
+@register_tree(
+    "tree-traversal",
+    summary="block verification on the tree, bottom up",
+    source="Traversal Verification, arXiv:2505.12398",
+)
 def verify_tree_traversal(batch: TreeBatch, draws: Draws) -> TreeVerdict:
     """Visit every tree depth first; keep the first node whose coin comes up, or the root."""
     tree = batch.tree

@@ -1,0 +1,73 @@
+"""The list of verifiers of drafted trees, beside the registry of those of drafted paths.
+
+What an entry declares is measured, as there: its exact law over drafting and verification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from .drafting.tree import TreeBatch, TreeVerdict
+from .draws import Draws
+
+VerifyTree = Callable[[TreeBatch, Draws], TreeVerdict]
+Children = Literal["any", "known"]
+DEFAULT = "tree-traversal"
+
+
+@dataclass(frozen=True)
+class TreeVerifier:
+    """A verification algorithm for drafted trees and the facts it declares.
+
+    Attributes:
+        name: how the command line and `get` call it.
+        verify: the algorithm, `verify(batch, draws) -> TreeVerdict`.
+        summary: one line for people.
+        source: paper, theorem or equation.
+        children: what it wants of the tree: "known" laws of sampled children, or "any" tree however it was chosen.
+        lossless: True if the emitted tokens have exactly the target's law.
+        cost: operations per request in the letters N (nodes), V.
+    """
+
+    name: str
+    verify: VerifyTree
+    summary: str
+    source: str
+    children: Children
+    lossless: bool
+    cost: str
+
+
+_VERIFIERS: dict[str, TreeVerifier] = {}
+
+
+def register_tree(
+    name: str, *, summary: str, source: str, children: Children = "known", lossless: bool = True, cost: str = "O(N V)"
+) -> Callable[[VerifyTree], VerifyTree]:
+    """Decorator that enters a verifier of trees under `name`; the facts are those of `TreeVerifier`."""
+
+    def enter(verify: VerifyTree) -> VerifyTree:
+        if name in _VERIFIERS:
+            raise ValueError(f"tree verifier {name!r} is registered twice; choose another name")
+        _VERIFIERS[name] = TreeVerifier(name, verify, summary, source, children, lossless, cost)
+        return verify
+
+    return enter
+
+
+def names() -> list[str]:
+    """Registered names, in the order of registration."""
+    return list(_VERIFIERS)
+
+
+def get(name: str) -> TreeVerifier:
+    """The entry of that name.
+
+    Raises:
+        ValueError: if there is none; the message lists those there are.
+    """
+    if name not in _VERIFIERS:
+        raise ValueError(f"tree verifier is {name!r}; known are {', '.join(_VERIFIERS)}")
+    return _VERIFIERS[name]

@@ -1,0 +1,229 @@
+"""Drafters in the decoder: trees, tokens given without a model, early exit, transformers' own settings."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import GenerationConfig
+from transformers.generation.candidate_generator import AssistedCandidateGenerator, PromptLookupCandidateGenerator
+
+from specbound import generate, speculative
+from specbound.runtime import tree_registry
+from specbound.runtime.drafting.dynamic import Dynamic
+from specbound.runtime.drafting.early_exit import early_exit
+from specbound.runtime.drafting.given import Candidates, PromptLookup
+from specbound.runtime.drafting.prompt_lookup import look_up
+from specbound.runtime.drafting.shapes import FixedShape
+from specbound.runtime.drafting.tree import TreeDraft, TreeVerdict
+from tests.runtime.test_decode import loop_distance
+from tests.support.tiny_models import EXACT, tiny
+
+TREES = [
+    FixedShape((2, 1)),
+    FixedShape((1, 2), "with replacement"),
+    FixedShape((2, 1), "top"),
+    FixedShape((2,), "one sampled, then top"),
+    Dynamic(2, 2, 3),
+]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny("llama", 0, vocab=2, layers=2), tiny("llama", 1, vocab=2)
+
+
+# ---------------------------------------------------------------------- trees
+
+
+@pytest.mark.parametrize("verifier", tree_registry.names())
+@pytest.mark.parametrize("shape", TREES, ids=repr)
+def test_the_whole_loop_with_a_drafted_tree_has_the_law_of_the_target(pair, shape, verifier):
+    models = pair[0], TreeDraft(pair[1], shape)
+    assert loop_distance(models, 3, verifier=verifier, rows_per_pass=64) < 1e-12
+
+
+def test_the_loop_rejects_a_verifier_that_keeps_every_child(pair):
+    def first_child(batch, draws):
+        token = draws.choose(batch.target_row(torch.zeros_like(batch.tree.tokens[:, 0])))
+        return TreeVerdict(torch.zeros_like(token), torch.ones_like(token), token)
+
+    wrong = replace(tree_registry.get("tree-match"), name="greedy", verify=first_child)
+    assert loop_distance((pair[0], TreeDraft(pair[1], FixedShape((2,)))), 3, verifier=wrong, rows_per_pass=64) > 1e-2
+
+
+@pytest.mark.parametrize("shape", [FixedShape((3, 2, 1)), FixedShape((2, 2), "top"), Dynamic(4, 3, 7)], ids=repr)
+def test_greedy_trees_of_padded_rows_decode_what_the_target_decodes_alone(shape):
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("qwen2", 3, vocab=11)
+    prompts = torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6], [0, 7, 8, 9]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
+    wanted = target.generate(prompts, attention_mask=mask, do_sample=False, max_new_tokens=12, pad_token_id=0)
+    found = generate(target, TreeDraft(draft, shape), prompts, mask, do_sample=False, max_new_tokens=12, pad_token_id=0)
+    assert found.sequences.equal(wanted)
+    assert found.statistics.block_efficiency > 1
+
+
+def test_the_law_at_every_node_is_that_of_a_plain_pass(pair):
+    batches = []
+
+    def watching(batch, draws):
+        batches.append(batch)
+        return tree_registry.get("tree-traversal").verify(batch, draws)
+
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("qwen2", 3, vocab=11)
+    entry = replace(tree_registry.get("tree-traversal"), verify=watching)
+    prompt = torch.tensor([[1, 2, 3]])
+    generator = torch.Generator().manual_seed(0)
+    found = generate(
+        target,
+        TreeDraft(draft, FixedShape((2, 2, 1))),
+        prompt,
+        verifier=entry,
+        generator=generator,
+        max_new_tokens=9,
+        **EXACT,
+    )
+    assert len(batches) > 1
+    for batch, start in zip(batches, found.statistics.start[:, 0].tolist(), strict=True):
+        for node in range(batch.tree.tokens.shape[1]):
+            line = batch.tree.tokens[0][batch.tree.sees[0, node]]
+            text = torch.cat([found.sequences[0, :start], line])[None]
+            law = target(text).logits[0, -1].double().softmax(dim=-1)
+            assert (batch.target_probs[0, node + 1] - law).abs().max() < 1e-5
+            if batch.tree.draft_probs[0, node + 1].sum() > 0:
+                law = draft(text).logits[0, -1].double().softmax(dim=-1)
+                assert (batch.tree.draft_probs[0, node + 1] - law).abs().max() < 1e-5
+
+
+def test_what_a_tree_cannot_honour_is_refused(pair):
+    tree, prompt = TreeDraft(pair[1], FixedShape((2,))), torch.tensor([[0, 1], [1, 1]])
+    for settings, text in (
+        ({"paths": 2}, "paths is 2"),
+        ({"verifier": "block"}, "tree verifier is 'block'; known are tree-match"),
+        ({"on_call": print}, "on_call is given"),
+        ({"repetition_penalty": 1.3}, "one by one"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            generate(pair[0], tree, prompt, max_new_tokens=2, **settings)
+    with pytest.raises(ValueError, match="verifier is 'tree-match'"):
+        generate(*pair, prompt, verifier="tree-match", max_new_tokens=2)
+
+
+def test_processors_that_read_the_tokens_see_the_path_of_a_node():
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("qwen2", 3, vocab=11)
+    settings = {"repetition_penalty": 1.5, "do_sample": False, "max_new_tokens": 14, "pad_token_id": 0}
+    prompt = torch.tensor([[1, 2, 3]])
+    wanted = target.generate(prompt, **settings)
+    assert generate(target, TreeDraft(draft, FixedShape((2, 1))), prompt, **settings).sequences.equal(wanted)
+
+
+# ---------------------------------------------------------------------- given tokens
+
+
+def test_look_up_finds_the_last_place_of_the_longest_end():
+    known = torch.tensor([1, 2, 3, 9, 2, 3, 4, 5, 2, 3])
+    assert look_up(known, 2).tolist() == [4, 5]
+    assert look_up(torch.tensor([1, 2, 3, 7, 2, 8, 1, 2]), 3, longest=2).tolist() == [3, 7, 2]
+    assert look_up(torch.tensor([1, 2, 3]), 3).tolist() == []
+    assert look_up(torch.tensor([5]), 3).tolist() == []
+    with pytest.raises(ValueError, match="length is 0"):
+        look_up(known, 0)
+
+
+class Repeat:
+    """Gives the last token again, as if looked up."""
+
+    def __call__(self, known, length):
+        return known[-1:].repeat(min(2, length)), None
+
+
+class Sampled:
+    """Draws tokens from a law of its own; `told` says which law it reports."""
+
+    def __init__(self, law, told):
+        self.law, self.told, self.generator = torch.tensor(law), told, torch.Generator().manual_seed(0)
+
+    def __call__(self, known, length):
+        tokens = torch.multinomial(self.law, length, replacement=True, generator=self.generator)
+        return tokens, None if self.told is None else torch.tensor(self.told).expand(length, -1)
+
+
+@pytest.mark.parametrize("verifier", ["token", "block"])
+@pytest.mark.parametrize("given", [Repeat(), PromptLookup(), PromptLookup(1)], ids=["repeat", "lookup 3", "lookup 1"])
+def test_the_whole_loop_with_given_tokens_has_the_law_of_the_target(pair, given, verifier):
+    assert loop_distance((pair[0], given), 4, verifier=verifier, length=3) < 1e-12
+
+
+def test_a_given_law_that_is_not_the_one_drawn_from_is_seen(pair):
+    class Certain:
+        def __call__(self, known, length):
+            return known.new_zeros(length), torch.tensor([[0.2, 0.8]]).expand(length, -1)
+
+    assert loop_distance((pair[0], Certain()), 3, verifier="block", length=2) > 1e-3
+
+
+def test_given_tokens_want_one_path_and_a_stateless_verifier(pair):
+    for settings in ({"paths": 2}, {"verifier": "greedy-block"}):
+        with pytest.raises(ValueError, match="gives one path of tokens"):
+            generate(pair[0], PromptLookup(), torch.tensor([[0, 1]]), max_new_tokens=2, **settings)
+    with pytest.raises(ValueError, match="longest is 0"):
+        PromptLookup(0)
+
+
+# ---------------------------------------------------------------------- transformers' own ways
+
+
+def test_candidate_generators_of_transformers_draft():
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("llama", 3, vocab=11)
+    prompt = torch.tensor([[1, 2, 3, 1, 2, 3, 1]])
+    settings = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    wanted = target.generate(prompt, **settings)
+    lookup = PromptLookupCandidateGenerator(
+        num_output_tokens=4, max_matching_ngram_size=2, max_length=99, vocab_size=11
+    )
+    assert generate(target, Candidates(lookup), prompt, **settings).sequences.equal(wanted)
+    config = GenerationConfig(do_sample=False, max_length=40, min_length=0, pad_token_id=0)
+    assisted = AssistedCandidateGenerator(prompt, draft, generation_config=config, model_kwargs={})
+    assert generate(target, Candidates(assisted), prompt, **settings).sequences.equal(wanted)
+
+
+def test_candidates_that_do_not_follow_the_text_are_refused(pair):
+    class Wrong:
+        def get_candidates(self, input_ids):
+            return input_ids[:, 1:], None
+
+    with pytest.raises(ValueError, match="Wrong gave candidates of shape"):
+        generate(pair[0], Candidates(Wrong()), torch.tensor([[0, 1]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("settings", [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}], ids=str)
+def test_settings_of_transformers_choose_the_drafter(settings):
+    target = tiny("llama", 2, vocab=11, layers=2)
+    prompt = torch.tensor([[1, 2, 3, 1, 2]])
+    plain = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    wanted = target.generate(prompt, **plain)
+    assert target.generate(prompt, custom_generate=speculative(), **plain, **settings).equal(wanted)
+    assert generate(target, None, prompt, **plain, **settings).sequences.equal(wanted)
+
+
+def test_two_drafts_or_none_are_refused(pair):
+    for draft, settings, text in (
+        (None, {}, "nothing is given to draft with"),
+        (pair[1], {"prompt_lookup_num_tokens": 3}, "draft and prompt_lookup_num_tokens is given"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            generate(pair[0], draft, torch.tensor([[0, 1]]), max_new_tokens=2, **settings)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_early_exit_is_the_target_without_its_last_layers(family):
+    target = tiny(family, 2, vocab=11, layers=3)
+    short = early_exit(target, 1)
+    ids = torch.tensor([[1, 2, 3]])
+    hidden = target(ids, output_hidden_states=True).hidden_states[1]
+    norm = next(part for name, part in target.base_model.named_children() if name in ("norm", "ln_f"))
+    assert (short(ids).logits - target.get_output_embeddings()(norm(hidden))).abs().max() < 1e-6
+    assert short.get_output_embeddings().weight is target.get_output_embeddings().weight
+    assert (target.config.num_hidden_layers, short.config.num_hidden_layers) == (3, 1)
+    for layers in (0, 3, 1.0):
+        with pytest.raises(ValueError, match="layers is"):
+            early_exit(target, layers)
