@@ -77,8 +77,8 @@ class Method:
                 f"draft is {self.draft!r}, which gives one path of tokens: it wants paths=1, beams=0, a fixed length "
                 f"and a stateless verifier, not {self.facts.name!r} with {self.paths} paths"
             )
-        if isinstance(self.policy, AcceptanceHeadLength) and isinstance(self.draft, torch.nn.Module):
-            width, wanted = self.draft.config.get_text_config().hidden_size, self.policy.head.hidden_size
+        if isinstance(self.policy, AcceptanceHeadLength) and self.models:
+            width, wanted = self.models[0].config.get_text_config().hidden_size, self.policy.head.hidden_size
             if width != wanted:
                 raise ValueError(f"the acceptance head wants a draft of width {wanted}; this one has {width}")
 
