@@ -7,14 +7,13 @@ several, any other tree         interior point, certified in float64     `multi_
 
 from __future__ import annotations
 
-from . import block_transport, single_path
-from .multi_path import lossless_optimum, transport_optimum
-from .multi_path.certificates import PathObjective, check_objective
-from .multi_path.exact import exact_optimum
+from . import block_transport, drafted_trees, single_path
+from .drafted_trees import MAX_EXACT_NODES, DraftedOptimum, Drafts, drafted_optimum
+from .json_objects import parse_json
+from .multi_path import certificates, lossless_optimum, transport_optimum
+from .multi_path.certificates import PathObjective, check_objective, verify_certificate
 from .prefix_tree import PrefixTree
 from .solution import Solution, check_paths
-
-MAX_EXACT_NODES = 100
 
 
 def certified_optimum(
@@ -33,8 +32,23 @@ def certified_optimum(
     check_objective(objective)
     if paths == 1:
         return single_path.optimum(tree) if objective == "lossless" else block_transport.optimum(tree)
+    if tree.exact and tree.size <= MAX_EXACT_NODES:
+        found = drafted_optimum(tree, Drafts("iid", (paths,)), objective, tolerance)
+        if found.exact is not None:
+            witnesses = found.kappa, found.potential
+            return verify_certificate(tree, paths, *witnesses, objective, solver=found.solver, seconds=found.seconds)
     solver = lossless_optimum if objective == "lossless" else transport_optimum
-    near = solver(tree, paths, tolerance)
-    if not (tree.exact and tree.size <= MAX_EXACT_NODES):
-        return near
-    return exact_optimum(tree, paths, objective, near) or near
+    return solver(tree, paths, tolerance)
+
+
+def certificate_from_json(text: str) -> tuple[PrefixTree, Solution | DraftedOptimum]:
+    """A certificate of either kind, read and verified (`multi_path.certificates`, `drafted_trees`).
+
+    Raises:
+        ValueError: naming the field and the fix.
+        CertificateError: the file claims more than its witnesses prove.
+    """
+    data = parse_json("the certificate", text)
+    if isinstance(data, dict) and data.get("format") == drafted_trees.FORMAT:
+        return drafted_trees.certificate_from_json(data)
+    return certificates.certificate_from_json(data)

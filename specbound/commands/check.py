@@ -67,8 +67,8 @@ def check(only: tuple[str, ...], deep: bool, certificate: str | None, record: bo
 
 def verify(file: str, as_json: bool) -> int:
     """Evaluate both bounds of a certificate from scratch; 1 if its witnesses do not prove what it claims."""
-    from specbound.theory.multi_path.certificates import certificate_from_json
-    from specbound.theory.solution import CertificateError
+    from specbound.theory.optima import certificate_from_json
+    from specbound.theory.solution import CertificateError, Solution
 
     text = read_text("--certificate", file)
     try:
@@ -78,13 +78,15 @@ def verify(file: str, as_json: bool) -> int:
         return 1
     except ValueError as error:
         raise ValueError(f"--certificate {file}: {error}") from None
-    facts: dict[str, Any] = {"objective": found.objective, "paths": found.paths, "nodes": tree.size}
+    drafted = {"paths": found.paths} if isinstance(found, Solution) else {"drafts": str(found.drafts)}
+    facts: dict[str, Any] = {"objective": found.objective} | drafted | {"nodes": tree.size}
     facts |= {"value": found.value, "bound": found.bound, "gap": found.gap, "verified": True}
+    what = f"{found.paths} paths" if isinstance(found, Solution) else f"drafts {found.drafts}"
     if as_json:
         print_json(facts)
     else:
         click.echo(
-            f"verified: the {found.objective} optimum of {found.paths} paths on {tree.size} nodes lies in "
+            f"verified: the {found.objective} optimum of {what} on {tree.size} nodes lies in "
             f"[{found.value:.9f}, {found.bound:.9f}]"
         )
     return 0

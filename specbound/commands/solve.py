@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specbound.commands.draft_length import solve_draft_length
+from specbound.commands.drafts import drafted_optima, write_files
 from specbound.commands.instance import OutputFile, given_options, instance_options, print_json, read_instance
 from specbound.commands.terminal import print_table
 from specbound.files import replacing, write_text
 
 if TYPE_CHECKING:
+    from specbound.theory.drafted_trees import DraftedOptimum
     from specbound.theory.prefix_tree import PrefixTree
     from specbound.theory.solution import Solution
 
@@ -42,6 +44,13 @@ OBJECTIVES = ("lossless", "block-transport", "all")
 @click.option("--certificate", type=OutputFile(), help="Write the certificate of the (lossless) optimum, JSON.")
 @click.option("--emit", type=OutputFile(), help="Write the optimal (lossless) verifier as a table, JSON.")
 @click.option("--plot", type=OutputFile(PICTURES), help="Draw the tree and the values against K and L (png, svg, pdf).")
+@click.option(
+    "--drafts",
+    "spec",
+    metavar="SPEC",
+    help="What is drafted instead of K independent paths: iid:K, without-replacement:W1,W2,.., top:W1,W2,.., "
+    "top-and-sampled:W1,W2,.. (children at each depth) or stem:L1,K.",
+)
 @click.option("--mdp", "mdp_file", type=click.Path(dir_okay=False), help="Solve a draft-length problem instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -54,6 +63,7 @@ def solve(
     emit: str | None,
     certificate: str | None,
     plot: str | None,
+    spec: str | None,
     mdp_file: str | None,
     as_json: bool,
     **options: Any,
@@ -72,6 +82,17 @@ def solve(
     if options["random_vocab"] is None and (alone := {"--seed", "--concentration"} & {*given_options(context)}):
         raise ValueError(f"{min(alone)} belongs to --random; leave it out")
     description, tree = read_instance(**options)
+    if spec is not None:
+        if alone := {"--paths", "--emit"} & {*given_options(context)}:
+            raise ValueError(f"{min(alone)} is about K independent paths; leave it out with --drafts")
+        objectives = asked(objective)
+        drafted = drafted_optima(tree, spec, objectives, tolerance)
+        best = drafted[objectives[0]]
+        known = known_results(tree, best.drafts.sizes[0], objective) if best.drafts.kind == "iid" else []
+        write_files(tree, best, tolerance, certificate, plot)
+        description |= {"drafts": str(best.drafts), "drafted_nodes": float(best.nodes)}
+        show(description, [*known, *map(optimum_result, drafted.values())], as_json)
+        return
     optima = certified_optima(tree, paths, objective, tolerance)
     wanted = optima["block-transport" if objective == "block-transport" else "lossless"]
     results = [*known_results(tree, paths, objective), *map(optimum_result, optima.values())]
@@ -81,7 +102,11 @@ def solve(
         write_text(certificate, certificate_file(tree, wanted))
     if plot is not None:
         draw(tree, wanted, results, objective, tolerance, Path(plot))
-    description |= {"paths": paths}
+    show(description | {"paths": paths}, results, as_json)
+
+
+def show(description: dict[str, Any], results: list[dict[str, Any]], as_json: bool) -> None:
+    """Print the results, for machines or for people."""
     if as_json:
         print_json({"instance": description, "results": results})
     else:
@@ -89,6 +114,11 @@ def solve(
 
 
 # ---------------------------------------------------------------------- instance -> solutions
+
+
+def asked(objective: str) -> tuple[str, ...]:
+    """The objectives that --objective names; lossless first."""
+    return OBJECTIVES[:-1] if objective == "all" else (objective,)
 
 
 def certified_optima(tree: PrefixTree, paths: int, objective: str, tolerance: float) -> dict[str, Solution]:
@@ -100,7 +130,7 @@ def certified_optima(tree: PrefixTree, paths: int, objective: str, tolerance: fl
     from specbound.theory.optima import certified_optimum
     from specbound.theory.solution import CertificateError
 
-    wanted: Any = OBJECTIVES[:-1] if objective == "all" else (objective,)
+    wanted: Any = asked(objective)
     try:
         return {name: certified_optimum(tree, paths, name, tolerance) for name in wanted}
     except CertificateError as error:
@@ -133,7 +163,7 @@ def known_results(tree: PrefixTree, paths: int, objective: str) -> list[dict[str
     ]
 
 
-def optimum_result(solution: Solution) -> dict[str, Any]:
+def optimum_result(solution: Solution | DraftedOptimum) -> dict[str, Any]:
     """The row of an optimum, which lies in [value, bound]."""
     later = "" if solution.lossless else "; later target laws modified"
     return {

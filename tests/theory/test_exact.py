@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from specbound.proofs_checks.laws.instances import random_tree
-from specbound.theory import single_path
-from specbound.theory.multi_path import exact, lossless_optimum
+from specbound.theory import drafted_trees, single_path
 from specbound.theory.multi_path.certificates import certificate_from_json, certificate_to_json
 from specbound.theory.optima import certified_optimum
 from specbound.theory.prefix_tree import PrefixTree
@@ -48,14 +47,13 @@ def test_fractions_and_floats_agree_and_both_bounds_meet_exactly(family, vocab, 
 
 
 def test_without_an_exact_vertex_the_answer_is_the_certified_float(monkeypatch):
-    monkeypatch.setattr(exact, "MAX_ROUNDS", 0)
+    monkeypatch.setattr(drafted_trees, "MAX_EXACT_WORK", 0)
     found = certified_optimum(PUBLISHED, 2)
     assert found.exact is None
     assert found.value <= 131 / 81 <= found.bound + 1e-15
-    near = lossless_optimum(PUBLISHED, 2)
     monkeypatch.undo()
-    monkeypatch.setattr(exact.Program, "in_fractions", lambda self, answer: None)
-    assert exact.exact_optimum(PUBLISHED, 2, "lossless", near) is None
+    monkeypatch.setattr(drafted_trees.lp.Program, "in_fractions", lambda self, answer: None)
+    assert certified_optimum(PUBLISHED, 2).exact is None
 
 
 def checked(data: dict, file: Path) -> tuple[int, str, str]:

@@ -183,13 +183,16 @@ def certificate_from_json(text: str | Mapping[str, Any]) -> tuple[PrefixTree, So
     tree = PrefixTree.from_json(data["tree"])
     kappa, potential = (read_numbers(data[name], name) for name in ("kappa", "potential"))
     found = verify_certificate(tree, data["paths"], kappa, potential, data["objective"])
-    proven: dict[str, Number] = {"value": found.value, "bound": found.bound}
-    if found.exact is not None:
-        proven = {"value": found.exact, "bound": found.exact}
-    for name, sign in (("value", 1), ("bound", -1)):
-        claim = read_number(data[name], name)
-        rounding = 0 if found.exact is not None and isinstance(claim, Fraction) else 1e-9 * (1 + tree.length)
-        if not sign * (claim - proven[name]) <= rounding:
-            status = f"the file claims {name} {float(claim):.12g}, its witnesses prove {float(proven[name]):.12g}"
-            raise CertificateError("certificate", status, "solve the instance again")
+    check_claims(data, found.value, found.bound, found.exact, tree.length)
     return tree, found
+
+
+def check_claims(data: Mapping[str, Any], value: float, bound: float, exact: Fraction | None, length: int) -> None:
+    """Raises CertificateError if a file claims a larger value or a smaller bound than was proved from it."""
+    proven: tuple[tuple[str, Number, int], ...] = (("value", value, 1), ("bound", bound, -1))
+    for name, number, sign in proven:
+        claim = read_number(data[name], name)
+        rounding = 0 if exact is not None and isinstance(claim, Fraction) else 1e-9 * (1 + length)
+        if not sign * (claim - (number if exact is None else exact)) <= rounding:
+            status = f"the file claims {name} {float(claim):.12g}, its witnesses prove {float(number):.12g}"
+            raise CertificateError("certificate", status, "solve the instance again")

@@ -43,7 +43,19 @@ def optimum(tree: PrefixTree, paths: int) -> Solution:
     """
     start = time.perf_counter()
     tree = tree.as_float()
-    drafts, weights = sources(tree, paths)
+    phi, bound = coupled(tree, *sources(tree, paths))
+    seconds = time.perf_counter() - start
+    return certify(tree, phi, bound, objective="lossless", paths=paths, solver="HiGHS, coupling", seconds=seconds)
+
+
+def coupled(tree: PrefixTree, drafts: Array, weights: Array) -> tuple[Array, float]:
+    """phi [n] of the best coupling with drafted sets of any law, and an upper bound on its value.
+
+    Args:
+        drafts [N, M]: leaves of each set, as indices of `bonus`, repeated where a set has fewer; weights [N]: its law.
+    Raises:
+        ValueError, CertificateError: as `optimum`.
+    """
     parent, target = with_bonus_level(tree)
     joint = target.copy()
     for node in range(1, len(parent)):
@@ -60,8 +72,7 @@ def optimum(tree: PrefixTree, paths: int) -> Solution:
     for level in reversed(tree.levels[1:]):
         np.add.at(phi, tree.parent[level], phi[level])
     bound = dual_value(weights, answer.equal_multipliers[: len(weights)], parent, target, source, stop, kept)
-    seconds = time.perf_counter() - start
-    return certify(tree, phi, bound, objective="lossless", paths=paths, solver="HiGHS, coupling", seconds=seconds)
+    return phi, bound
 
 
 def dual_value(
