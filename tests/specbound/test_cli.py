@@ -474,3 +474,38 @@ def test_a_group_of_processes_that_the_command_entered_is_left_at_the_end(run, m
     assert torch.distributed.is_initialized() == before
     if before:
         torch.distributed.destroy_process_group()
+
+
+CONTRACT = ("solve", "--target", "9/10,1/20,1/20", "--draft", "1/3,1/3,1/3", "--length", "1")
+
+
+@pytest.mark.parametrize(("spec", "optimum"), [("iid:2", "59/90"), ("without-replacement:2", "23/30")])
+def test_solve_answers_for_other_drafts(run, tmp_path, spec, optimum):
+    file, plot = tmp_path / "drafts.json", tmp_path / "drafts.svg"
+    files = ("--certificate", str(file), "--plot", str(plot))
+    code, out, _ = run(*CONTRACT, "--drafts", spec, "--objective", "lossless", *files, "--json")
+    answer = json.loads(out)
+    found = {result["name"]: result["exact"] for result in answer["results"]}
+    assert code == 0
+    assert found["lossless-optimum"] == optimum
+    assert (answer["instance"]["drafts"], "paths" in answer["instance"]) == (spec, False)
+    assert ("block" in found) == (spec == "iid:2")
+    assert plot.stat().st_size > 10_000
+    code, out, _ = run("check", "--certificate", str(file))
+    assert code == 0
+    assert f"optimum of drafts {spec} on 4 nodes" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--drafts", "beam:2"), "--drafts is 'beam:2'; want iid:K"),
+        (("--drafts", "top:2,1"), "want 1 numbers, one per drafted token"),
+        (("--drafts", "iid:2", "--paths", "2"), "--paths is about K independent paths; leave it out with --drafts"),
+        (("--drafts", "iid:2", "--emit", "x.json"), "--emit is about K independent paths"),
+    ],
+)
+def test_drafts_that_do_not_fit_are_refused(run, arguments, message):
+    code, out, err = run(*CONTRACT, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
