@@ -24,7 +24,7 @@ from specbound.theory.drafted_trees import (
 from specbound.theory.feasibility import selected_mass
 from specbound.theory.multi_path import coupling, lossless_optimum
 from specbound.theory.prefix_tree import PrefixTree
-from specbound.theory.single_step import best_set
+from specbound.theory.single_step import by_ratio
 from specbound.theory.solution import CertificateError
 
 F = Fraction
@@ -192,7 +192,7 @@ def test_the_first_token_in_closed_form_and_never_worse_without_replacement():
         exact = {}
         for kind in ("iid", "without-replacement"):
             law = DraftLaw(tree, Drafts(kind, (2,)))
-            order = best_set(p, q, 10**6)
+            order = by_ratio(p, q)
             covered = [law.corner(order[:size]).sum() for size in range(5)]
             best = 1 + min(f - p[order[:size]].sum() for size, f in enumerate(covered))
             exact[kind] = drafted_optimum(tree, Drafts(kind, (2,))).exact
