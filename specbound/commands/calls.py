@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from specbound.commands.instance import read_instance
+
 if TYPE_CHECKING:
     from specbound.theory.many_calls import CallsOptimum
     from specbound.theory.prefix_tree import PrefixTree
@@ -11,34 +13,50 @@ if TYPE_CHECKING:
 SOURCE = "specbound (own)"
 
 
-def calls_results(tree: PrefixTree, length: int, tokens: int, paths: int, tolerance: float) -> list[dict[str, Any]]:
+def stream_tree(options: dict[str, Any], tree: PrefixTree, tokens: int) -> PrefixTree:
+    """Both models N - 1 tokens deep: an iid instance looked at deeper, any other as it is.
+
+    Raises:
+        ValueError: the instance is not that deep.
+    """
+    if options["target"] is not None:
+        return read_instance(**(options | {"length": max(1, tokens - 1)}))[1]
+    if tokens > tree.length + 1:
+        raise ValueError(
+            f"--tokens is {tokens}, but the instance is {tree.length} tokens deep; want at most {tree.length + 1}, or "
+            "an iid instance (--target, --draft)"
+        )
+    return tree
+
+
+def calls_results(tree: PrefixTree, length: int, tokens: int, paths: int) -> list[dict[str, Any]]:
     """Expected target calls for N tokens, as `results` of the JSON output: verifiers, then the certified fewest.
 
-    One path: `calls-block`, `calls-pooled-fill`, `calls-pooled-young`, `calls-optimum` (that of `pooled`). Several:
-    `calls-stateless-optimum` (no carry) and `calls-optimum`, by enumeration of all antichains.
+    One path: `calls-block`, `calls-pooled-fill`, `calls-pooled-young` and `calls-optimum`, which is that of `pooled`.
+    Several: `calls-stateless-optimum` (no carry) and `calls-optimum`, from the program with every antichain.
     """
+    from specbound.runtime.verifiers import get
     from specbound.theory import many_calls
 
     if paths > 1:
-        forgetful = many_calls.linear_optimum(tree, length, tokens, paths, stateless=True, tolerance=tolerance)
-        best = many_calls.linear_optimum(tree, length, tokens, paths, tolerance=tolerance)
-        return [
-            _result("calls-stateless-optimum", forgetful, False),
-            _result("calls-optimum", best, True),
-        ]
+        found = {
+            stateless: many_calls.linear_optimum(tree, length, tokens, paths, stateless) for stateless in (True, False)
+        }
+        return [_result("calls-stateless-optimum", found[True], False), _result("calls-optimum", found[False], True)]
     results = []
     for name, policy in many_calls.POLICIES.items():
+        verifier = get("block" if name == "block" else f"pooled-{name}")
         calls = many_calls.calls(tree, length, tokens, policy)
         results.append(
             {
-                "name": "calls-block" if name == "block" else f"calls-pooled-{name}",
+                "name": f"calls-{verifier.name}",
                 "value": float(calls),
                 "exact": str(calls) if tree.exact else None,
                 "bound": float(calls),
                 "gap": 0.0,
-                "lossless": True,
-                "stateful": name != "block",
-                "source": "Block Verification, arXiv:2403.10444, Algorithm 2" if name == "block" else SOURCE,
+                "lossless": verifier.lossless,
+                "stateful": verifier.stateful,
+                "source": verifier.source,
                 "seconds": None,
             }
         )

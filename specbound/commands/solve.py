@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from specbound.commands.calls import calls_results, stream_tree
 from specbound.commands.draft_length import solve_draft_length
 from specbound.commands.drafts import drafted_optima, write_files
 from specbound.commands.instance import OutputFile, given_options, instance_options, print_json, read_instance
@@ -40,6 +42,7 @@ OBJECTIVES = ("lossless", "block-transport", "all")
     show_default=True,
     help="lossless: stateless lossless verifiers; block-transport: one block, later target laws modified.",
 )
+@click.option("--tokens", type=click.IntRange(min=1), help="Also count the target calls for N tokens, carries allowed.")
 @click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Largest certified gap of an optimum.")
 @click.option("--certificate", type=OutputFile(), help="Write the certificate of the (lossless) optimum, JSON.")
 @click.option("--emit", type=OutputFile(), help="Write the optimal (lossless) verifier as a table, JSON.")
@@ -59,6 +62,7 @@ def solve(
     /,
     paths: int,
     objective: str,
+    tokens: int | None,
     tolerance: float,
     emit: str | None,
     certificate: str | None,
@@ -83,7 +87,7 @@ def solve(
         raise ValueError(f"{min(alone)} belongs to --random; leave it out")
     description, tree = read_instance(**options)
     if spec is not None:
-        if alone := {"--paths", "--emit"} & {*given_options(context)}:
+        if alone := {"--paths", "--emit", "--tokens"} & {*given_options(context)}:
             raise ValueError(f"{min(alone)} is about K independent paths; leave it out with --drafts")
         objectives = asked(objective)
         drafted = drafted_optima(tree, spec, objectives, tolerance)
@@ -96,21 +100,26 @@ def solve(
     optima = certified_optima(tree, paths, objective, tolerance)
     wanted = optima["block-transport" if objective == "block-transport" else "lossless"]
     results = [*known_results(tree, paths, objective), *map(optimum_result, optima.values())]
+    counted = [] if tokens is None else calls_results(stream_tree(options, tree, tokens), tree.length, tokens, paths)
     if emit is not None:
         write_text(emit, verifier_file(tree, wanted))
     if certificate is not None:
         write_text(certificate, certificate_file(tree, wanted))
     if plot is not None:
         draw(tree, wanted, results, objective, tolerance, Path(plot))
-    show(description | {"paths": paths}, results, as_json)
+    show(description | {"paths": paths} | ({} if tokens is None else {"tokens": tokens}), results, as_json, counted)
 
 
-def show(description: dict[str, Any], results: list[dict[str, Any]], as_json: bool) -> None:
-    """Print the results, for machines or for people."""
+def show(
+    description: dict[str, Any], results: list[dict[str, Any]], as_json: bool, counted: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Print the results, for machines or for people; `counted` are those about target calls for N tokens."""
     if as_json:
-        print_json({"instance": description, "results": results})
-    else:
-        print_results(description, results)
+        print_json({"instance": description, "results": [*results, *counted]})
+        return
+    print_results(description, results, "drafted tokens kept per target call (correction token not counted)")
+    if counted:
+        print_results(description, counted, f"expected target calls for {description['tokens']} tokens")
 
 
 # ---------------------------------------------------------------------- instance -> solutions
@@ -241,11 +250,11 @@ def _paper(source: str) -> str:
     return found[0] if found else re.split(r"[,;(]", source)[0].strip()
 
 
-def print_results(instance: dict[str, Any], results: list[dict[str, Any]]) -> None:
+def print_results(instance: dict[str, Any], results: Sequence[dict[str, Any]], value: str) -> None:
     from rich.table import Table
 
     title = ", ".join(f"{key} {value}" for key, value in instance.items() if not isinstance(value, list))
-    table = Table(title=title, caption="value: drafted tokens kept per target call (correction token not counted)")
+    table = Table(title=title, caption=f"value: {value}")
     for name in ("", "value", "exact", "gap", "source"):
         table.add_column(name, justify="left" if name in ("", "source") else "right", no_wrap=True)
     for result in results:

@@ -509,3 +509,24 @@ def test_drafts_that_do_not_fit_are_refused(run, arguments, message):
     code, out, err = run(*CONTRACT, *arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_solve_counts_the_target_calls_of_many_calls(run):
+    iid = ["solve", "--target", "1/3,2/3", "--draft", "2/3,1/3", "--length", "1", "--tokens"]
+    data = json.loads(run(*iid, "6", "--json")[1])
+    calls = {result["name"]: result for result in data["results"] if result["name"].startswith("calls-")}
+    exact = {"block": "928/243", "pooled-fill": "296/81", "pooled-young": "296/81", "optimum": "296/81"}
+    assert {name: entry["exact"] for name, entry in calls.items()} == {f"calls-{k}": v for k, v in exact.items()}
+    assert calls["calls-optimum"]["gap"] == 0
+    assert (data["instance"]["length"], data["instance"]["tokens"]) == (1, 6)
+    assert "expected target calls for 6 tokens" in run(*iid, "6")[1]
+    several = json.loads(run(*iid, "4", "--paths", "2", "--json")[1])["results"]
+    found = {result["name"]: result["value"] for result in several if result["name"].startswith("calls-")}
+    assert found == pytest.approx({"calls-stateless-optimum": 1612 / 729, "calls-optimum": 176 / 81}, abs=1e-6)
+
+
+def test_solve_refuses_more_tokens_than_the_instance_is_deep(run):
+    code, _, err = run("solve", "--random", "2", "--length", "2", "--tokens", "4")
+    assert code == 2
+    assert "--tokens is 4, but the instance is 2 tokens deep" in err
+    assert run("solve", "--random", "2", "--length", "2", "--tokens", "3", "--json")[0] == 0
