@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,10 +237,11 @@ def one_step(objective: str, width: int, spoil: bool = False) -> dict[str, float
     residual = interior_point.leaf_residual(layout, point)
     sides = interior_point.Sides.empty(point, residual)
     interior_point._aim_at(sides, point, interior_point.path_weights(layout), 0.3)
-    newton = interior_point.Newton(layout, point)
+    newton = interior_point.eliminate(layout, point)
     if spoil:
-        newton.pull *= 1.001
-    step = newton.step(sides)
+        for pivots in newton.leaves:
+            pivots.pull[:] *= 1.001
+    step = interior_point.newton_step(newton, sides)
     pairs = zip(interior_point._pairs(point), interior_point._pairs(step), interior_point._targets(sides), strict=True)
     errors = {"products": max(np.abs(x * dy + y * dx - side).max() for (x, y), (dx, dy), side in pairs)}
     mass, balance = np.zeros(len(work.parent)), step.D + step.Z
@@ -285,3 +288,11 @@ def test_a_million_paths_are_certified_where_hardly_drafted_tokens_matter():
 
 def optimal_step(tree, paths):
     return single_step.optimum(tree.target[1:], tree.draft[1:], paths).value
+
+
+def test_the_numbers_in_the_code_are_those_of_the_page():
+    page, code = Path("docs/interior-point.md").read_text(), Path(interior_point.__file__).read_text()
+    numbers = re.compile(r"\(([NLVBE]\d)\)")
+    defined = set(re.findall(r"^\(([NLVBE]\d)\)", page, re.MULTILINE))
+    assert {*numbers.findall(code)} <= defined
+    assert defined - {*numbers.findall(code)} <= {"N6", "L8"}

@@ -19,6 +19,9 @@ only the `width` tangents around its density and takes the others as decided. Th
 against a border of the cumulative multipliers M_i = mu_i + mu_(i+1) + ..., in which a leaf touches width + 1 columns.
 Work per step: a few passes over (leaves x width) and (inner nodes x tangents) entries, all dense.
 
+The elimination is derived, equation by equation, on the page "The interior point" of the documentation
+(docs/interior-point.md); the numbers in the comments, (N1) and so on, are those of the page.
+
 Letters: T tangents, n nodes, leaves of the work tree (`WorkTree`) sorted by window. Mehrotra's predictor-corrector with
 Gondzio's extra correctors; feasible throughout except for C_leaf = sum z, whose residual is carried in the step.
 """
@@ -175,8 +178,8 @@ def plan(work: WorkTree, tangents: Tangents, density: Array, width: int) -> Layo
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Right-hand sides of a Newton step: z ds + s dz = s, y dv + v dy = v, Z dm + m dZ = m, D dr + r dD = r and
-    mu dv0 + v0 dmu = mu, one entry per pair; C_leaf - sum_i z is brought to 0 from `potential` [m]."""
+    """Right-hand sides of a Newton step, (N1)-(N4) and (N9), one entry per pair; C_leaf - sum_i z is brought to 0 from
+    `potential` [m]."""
 
     s: Array
     v: Array
@@ -196,168 +199,288 @@ class Stalled(RuntimeError):
     """The Newton step cannot be computed any more; the last point stands."""
 
 
-class Newton:
-    """One factorised Newton matrix; `step` solves it for a right-hand side in two walks over the tree.
+# ---------------------------------------------------------------------- elimination (docs/interior-point.md)
 
-    slack = m/Z and stiff = D/r of the nodes, give = 1/(s/z + v/y) and pull = give v/y of the leaf-tangent pairs.
-    Of every subtree there remains a quadratic form in dC(parent), dphi(parent) and the border dM: b, a, chi, B, G.
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """What the children of inner nodes answer to dC = c and dphi = f of their parent, and to the border dM, (E1)-(E2):
+
+        sum of dkappa   =  mass_0  + mass_M dM  + mass_c c + cross f
+        sum of p dD     =  worth_0 + worth_M dM + cross c - worth_f f
+
+    Attributes:
+        mass_c, worth_f, cross [nodes]; mass_M, worth_M [nodes, T+1]. The constants are those of a `Load`.
     """
 
-    def __init__(self, layout: Layout, point: Point) -> None:
-        self.layout, self.point = layout, point
-        count, inner = len(point.mu), len(layout.inner)
-        self.slack, self.stiff = point.m / point.Z, point.D / point.r
-        self.give, self.pull = np.empty_like(point.s), np.empty_like(point.s)
-        self.weight, self.one, self.own_leaf = (np.empty(len(point.kappa)) for _ in range(3))
-        self.b, self.a, self.chi = (np.zeros(inner) for _ in range(3))
-        self.s1, self.x, self.tau, self.own = (np.ones(inner) for _ in range(4))
-        self.B, self.G = (np.zeros((inner, count + 1)) for _ in range(2))
-        hessian, diagonal = np.zeros((count + 1, count + 1)), point.spare / point.mu
-        for part in layout.parts:
-            self._eliminate_leaves(part, hessian, diagonal)
-        for level in reversed(layout.inner_levels[1:]):
-            if level.start < level.stop:
-                self._eliminate_level(level, hessian)
-        self.factor = _factorised(hessian[:count, :count] + _in_cumulative_basis(diagonal))
+    mass_c: Array
+    worth_f: Array
+    cross: Array
+    mass_M: Array
+    worth_M: Array
 
-    def _eliminate_leaves(self, part: Part, hessian: Array, diagonal: Array) -> None:
-        point, work, leaves, parents = self.point, self.layout.work, part.leaves, part.parents
-        lower = point.s[:, leaves] / point.z[:, leaves]
-        upper = point.v[:, leaves] / point.y[:, leaves]
-        give = 1.0 / (lower + upper)
-        pull = give * upper
-        weight = give.sum(0)
-        slack, stiff, p = self.slack[part.nodes], self.stiff[part.nodes], work.p[part.nodes]
-        one = 1.0 + slack * weight
-        own = weight / one + stiff
-        self.give[:, leaves], self.pull[:, leaves], self.weight[leaves] = give, pull, weight
-        self.one[leaves], self.own_leaf[leaves] = one, own
-        diagonal[part.first : part.first + len(give)] += (pull * lower).sum(1)
-        row = _border_row(pull)
-        columns = slice(part.first, part.first + len(row))
-        up = slack / one + 1.0 / (one * one * own)
-        scaled = row * up
-        hessian[columns, columns] += scaled @ row.T
-        self.b[parents] += np.add.reduceat(up, part.runs)
-        self.B[parents, columns] -= np.add.reduceat(scaled, part.runs, axis=1).T
-        if not work.transport:
-            side = stiff * p / (own * one)
-            self.a[parents] += np.add.reduceat(side * p * weight, part.runs)
-            self.G[parents, columns] -= np.add.reduceat(row * side, part.runs, axis=1).T
-            self.chi[parents] += np.add.reduceat(side, part.runs)
+    @classmethod
+    def zero(cls, nodes: int, tangents: int) -> Response:
+        """No children yet."""
+        mass_c, worth_f, cross = (np.zeros(nodes) for _ in range(3))
+        return cls(mass_c, worth_f, cross, np.zeros((nodes, tangents + 1)), np.zeros((nodes, tangents + 1)))
 
-    def _eliminate_level(self, level: slice, hessian: Array) -> None:
-        work, node = self.layout.work, self.layout.inner[level]
-        slack, stiff, p = self.slack[node], self.stiff[node], work.p[node]
-        b, a, chi, B, G = self.b[level], self.a[level], self.chi[level], self.B[level], self.G[level]
-        s1, x = b + slack, chi - 1.0
-        rest = a + x * x / s1
-        own = rest + stiff
-        tau = (b + chi * slack) / s1
-        G -= (x / s1)[:, None] * B
-        self.s1[level], self.x[level], self.tau[level], self.own[level] = s1, x, tau, own
-        hessian += (G / own[:, None]).T @ G - (B / s1[:, None]).T @ B
-        parents, runs = _runs(self.layout.inner_parent[level])
-        self.b[parents] += np.add.reduceat(slack * b / s1 + tau * tau / own, runs)
-        self.B[parents] += np.add.reduceat((slack / s1)[:, None] * B + (tau / own)[:, None] * G, runs, axis=0)
-        if not work.transport:
-            side = stiff * p / own
-            self.a[parents] += np.add.reduceat(side * p * rest, runs)
-            self.G[parents] += np.add.reduceat(side[:, None] * G, runs, axis=0)
-            self.chi[parents] += np.add.reduceat(side * tau, runs)
 
-    def step(self, sides: Sides) -> Point:
-        """The step for one right-hand side; see `Sides` for the equations."""
-        point, layout, work = self.point, self.layout, self.layout.work
-        count, inner, leaves = len(point.mu), len(layout.inner), len(point.kappa)
-        self.sides, self.alm, self.gm = sides, sides.m / point.Z, sides.r / point.r
-        self.om, self.ep_leaf = np.empty(leaves), np.empty(leaves)
-        self.ec, self.ef, self.ep = (np.zeros(inner) for _ in range(3))
-        windows, border = -sides.mu / point.mu, np.zeros(count + 1)
-        for part in layout.parts:
-            self._collect_leaves(part, windows, border)
-        for level in reversed(layout.inner_levels[1:]):
-            if level.start < level.stop:
-                self._collect_level(level, border)
-        border[:count] += np.diff(windows, prepend=0.0)
-        self.cumulative = np.append(-cho_solve(self.factor, border[:count]), 0.0)
-        step = Point(*(np.empty_like(getattr(point, field.name)) for field in fields(point)))
-        for values in (step.phi, step.r, step.m, step.D, step.Z):
-            values[0] = 0.0
-        step.mu[:] = -np.diff(self.cumulative)
-        step.spare[:] = (sides.mu - point.spare * step.mu) / point.mu
-        self.df, self.dc = np.zeros(inner), np.zeros(inner)
-        for level in layout.inner_levels[1:]:
-            if level.start < level.stop:
-                self._expand_level(level, step)
-        for part in layout.parts:
-            self._expand_leaves(part, step)
-        step.m[1:] = (sides.m[1:] - point.m[1:] * step.Z[1:]) / point.Z[1:]
-        step.r[1:] = work.p[1:] * step.phi[work.parent[1:]] - step.phi[1:]
-        step.D[1:] = (sides.r[1:] - point.D[1:] * step.r[1:]) / point.r[1:]
-        return step
+@dataclass(frozen=True, eq=False)
+class LeafPivots:
+    """Of the leaves of a part: give, pull [width, k] of their pairs (L1), weight = sum of give, spread = 1 + slack
+    weight (L3), pivot of dphi (L4)."""
 
-    def _collect_leaves(self, part: Part, windows: Array, border: Array) -> None:
-        point, sides, work, leaves = self.point, self.sides, self.layout.work, part.leaves
-        alm, gm = self.alm[part.nodes], self.gm[part.nodes]
-        slack, stiff, p = self.slack[part.nodes], self.stiff[part.nodes], work.p[part.nodes]
-        weight, one, own, pull = self.weight[leaves], self.one[leaves], self.own_leaf[leaves], self.pull[:, leaves]
-        be = sides.v[:, leaves] / point.y[:, leaves]
-        difference = sides.s[:, leaves] / point.z[:, leaves] - be
-        om = (self.give[:, leaves] * difference).sum(0) - sides.potential[leaves]
-        q = -(om + weight * alm) / one
-        ep = q - gm
-        force = (om * slack - alm) / one - ep / (own * one)
-        self.om[leaves], self.ep_leaf[leaves] = om, ep
-        last = part.first + len(pull)
-        windows[part.first : last] += pull @ force - (be + pull * difference).sum(1)
-        border[last] += force.sum()
-        self.ec[part.parents] += np.add.reduceat(alm + slack * q + ep / (one * own), part.runs)
-        self.ef[part.parents] += np.add.reduceat(p * (gm + stiff * ep / own), part.runs)
+    part: Part
+    give: Array
+    pull: Array
+    weight: Array
+    spread: Array
+    pivot: Array
 
-    def _collect_level(self, level: slice, border: Array) -> None:
-        work, node = self.layout.work, self.layout.inner[level]
-        alm, gm, slack, stiff, p = self.alm[node], self.gm[node], self.slack[node], self.stiff[node], work.p[node]
-        q = (self.ec[level] - alm) / self.s1[level]
-        ep = self.ef[level] - gm - self.x[level] * q
-        self.ep[level] = ep
-        border += self.G[level].T @ (ep / self.own[level]) - self.B[level].T @ q
-        parents, runs = _runs(self.layout.inner_parent[level])
-        up = alm + slack * q + self.tau[level] * ep / self.own[level]
-        self.ec[parents] += np.add.reduceat(up, runs)
-        self.ef[parents] += np.add.reduceat(p * (gm + stiff * ep / self.own[level]), runs)
 
-    def _expand_level(self, level: slice, step: Point) -> None:
-        node, parent = self.layout.inner[level], self.layout.inner_parent[level]
-        f_above, c_above = self.df[parent], self.dc[parent]
-        p, stiff, tau, own = self.layout.work.p[node], self.stiff[node], self.tau[level], self.own[level]
-        f = (self.G[level] @ self.cumulative + self.ep[level] + stiff * p * f_above + tau * c_above) / own
-        pressure = self.B[level] @ self.cumulative + self.ec[level] - self.alm[node]
-        dz = -(pressure + (self.chi[level] - 1.0) * f + self.b[level] * c_above) / self.s1[level]
-        self.df[level], self.dc[level] = f, c_above + dz
-        step.phi[node], step.Z[node] = f, dz
+@dataclass(frozen=True, eq=False)
+class LevelPivots:
+    """Of the inner nodes of one level: pivots of dZ (V1) and of dphi (V2), lean = cross - 1, turn (V3), and the
+    response of their children, worth_M with dZ eliminated."""
 
-    def _expand_leaves(self, part: Part, step: Point) -> None:
-        point, sides, work, leaves, node = self.point, self.sides, self.layout.work, part.leaves, part.nodes
-        parent = self.layout.leaf_parent[leaves]
-        f_above, c_above = self.df[parent], self.dc[parent]
-        slack, stiff, p, alm = self.slack[node], self.stiff[node], work.p[node], self.alm[node]
-        weight, one, own, om = self.weight[leaves], self.one[leaves], self.own_leaf[leaves], self.om[leaves]
-        pull, s, v = self.pull[:, leaves], point.s[:, leaves], point.v[:, leaves]
-        z, y = point.z[:, leaves], point.y[:, leaves]
-        last = part.first + len(pull)
-        dmu = step.mu[part.first : last]
-        moved = dmu @ pull + self.cumulative[last]
-        f = ((c_above - moved) / one + self.ep_leaf[leaves] + stiff * p * f_above) / own
-        step.phi[node] = f
-        step.Z[node] = (moved + om + weight * (alm + f) - c_above) / one
-        kappa = (slack * (c_above - moved - om) + alm + f) / one
-        step.kappa[leaves] = kappa
-        al, be = sides.s[:, leaves] / z, sides.v[:, leaves] / y
-        dz = pull * dmu[:, None] + self.give[:, leaves] * (al - be + kappa)
-        dy = dmu[:, None] - dz
-        step.z[:, leaves], step.y[:, leaves] = dz, dy
-        step.s[:, leaves], step.v[:, leaves] = al - s / z * dz, be - v / y * dy
+    level: slice
+    pivot_c: Array
+    pivot_f: Array
+    lean: Array
+    turn: Array
+    mass_c: Array
+    mass_M: Array
+    worth_M: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """A factorised Newton matrix: the pivots from the leaves up, and the Cholesky factor of the border that remains.
+
+    slack = m/Z and stiff = D/r of the nodes.
+    """
+
+    layout: Layout
+    point: Point
+    slack: Array
+    stiff: Array
+    leaves: list[LeafPivots]
+    levels: list[LevelPivots]
+    factor: tuple[Array, bool]
+
+
+def eliminate(layout: Layout, point: Point) -> Elimination:
+    """Eliminate leaves, then the levels of inner nodes from below; what remains is a border of T multipliers.
+
+    Raises:
+        Stalled: the border is not positive definite.
+    """
+    count, inner = len(point.mu), len(layout.inner)
+    slack, stiff = point.m / point.Z, point.D / point.r
+    response, border = Response.zero(inner, count), np.zeros((count + 1, count + 1))
+    diagonal = point.spare / point.mu
+    leaves = [_eliminate_leaves(layout, point, slack, stiff, part, response, border, diagonal) for part in layout.parts]
+    levels = [
+        _eliminate_level(layout, slack, stiff, level, response, border)
+        for level in reversed(layout.inner_levels[1:])
+        if level.start < level.stop
+    ]
+    factor = _factorised(border[:count, :count] + _in_cumulative_basis(diagonal))
+    return Elimination(layout, point, slack, stiff, leaves, levels, factor)
+
+
+def _eliminate_leaves(
+    layout: Layout,
+    point: Point,
+    slack: Array,
+    stiff: Array,
+    part: Part,
+    response: Response,
+    border: Array,
+    diagonal: Array,
+) -> LeafPivots:
+    """The pivots of a part; adds its response to the parents' and its share to the border."""
+    work, leaves, parents, runs = layout.work, part.leaves, part.parents, part.runs
+    lower = point.s[:, leaves] / point.z[:, leaves]
+    upper = point.v[:, leaves] / point.y[:, leaves]
+    give = 1.0 / (lower + upper)  # (L1)
+    pull = give * upper
+    weight = give.sum(0)
+    slack, stiff, p = slack[part.nodes], stiff[part.nodes], work.p[part.nodes]
+    spread = 1.0 + slack * weight  # (L3)
+    pivot = weight / spread + stiff  # (L4)
+    diagonal[part.first : part.first + len(give)] += (pull * lower).sum(1)  # (B2)
+    row = _border_row(pull)
+    columns = slice(part.first, part.first + len(row))
+    up = slack / spread + 1.0 / (spread * spread * pivot)  # (L6)
+    scaled = row * up
+    border[columns, columns] += scaled @ row.T  # (B3)
+    response.mass_c[parents] += np.add.reduceat(up, runs)
+    response.mass_M[parents, columns] -= np.add.reduceat(scaled, runs, axis=1).T
+    if not work.transport:
+        side = stiff * p / (pivot * spread)  # (L7)
+        response.cross[parents] += np.add.reduceat(side, runs)
+        response.worth_f[parents] += np.add.reduceat(side * p * weight, runs)  # (L8)
+        response.worth_M[parents, columns] -= np.add.reduceat(row * side, runs, axis=1).T
+    return LeafPivots(part, give, pull, weight, spread, pivot)
+
+
+def _eliminate_level(
+    layout: Layout, slack: Array, stiff: Array, level: slice, response: Response, border: Array
+) -> LevelPivots:
+    """The pivots of a level; adds its response to the parents' and its share to the border."""
+    node = layout.inner[level]
+    slack, stiff, p = slack[node], stiff[node], layout.work.p[node]
+    mass_c, cross, mass_M = response.mass_c[level], response.cross[level], response.mass_M[level]
+    pivot_c, lean = mass_c + slack, cross - 1.0  # (V1)
+    rest = response.worth_f[level] + lean * lean / pivot_c
+    pivot_f = rest + stiff  # (V2)
+    turn = (mass_c + cross * slack) / pivot_c  # (V3)
+    worth_M = response.worth_M[level] - (lean / pivot_c)[:, None] * mass_M  # (V4)
+    border += (worth_M / pivot_f[:, None]).T @ worth_M - (mass_M / pivot_c[:, None]).T @ mass_M  # (B4)
+    parents, runs = _runs(layout.inner_parent[level])
+    response.mass_c[parents] += np.add.reduceat(slack * mass_c / pivot_c + turn * turn / pivot_f, runs)  # (V6)
+    up = (slack / pivot_c)[:, None] * mass_M + (turn / pivot_f)[:, None] * worth_M
+    response.mass_M[parents] += np.add.reduceat(up, runs, axis=0)
+    if not layout.work.transport:
+        side = stiff * p / pivot_f  # (V7)
+        response.cross[parents] += np.add.reduceat(side * turn, runs)
+        response.worth_f[parents] += np.add.reduceat(side * p * rest, runs)  # (V8)
+        response.worth_M[parents] += np.add.reduceat(side[:, None] * worth_M, runs, axis=0)
+    return LevelPivots(level, pivot_c, pivot_f, lean, turn, mass_c, mass_M, worth_M)
+
+
+# ---------------------------------------------------------------------- one step
+
+
+@dataclass(frozen=True, eq=False)
+class Load:
+    """Constants of the right-hand side at the children's answer: mass_0, worth_0 [inner nodes], and of the nodes'
+    own pairs push = side/Z of (N1) and press = side/r of (N2), both [n]."""
+
+    mass_0: Array
+    worth_0: Array
+    push: Array
+    press: Array
+
+
+def newton_step(newton: Elimination, sides: Sides) -> Point:
+    """The step for one right-hand side: its constants up the tree, the border, the changes down the tree."""
+    point, layout, work = newton.point, newton.layout, newton.layout.work
+    count, inner = len(point.mu), len(layout.inner)
+    load = Load(np.zeros(inner), np.zeros(inner), sides.m / point.Z, sides.r / point.r)
+    windows, border = -sides.mu / point.mu, np.zeros(count + 1)
+    leaf_loads = [_collect_leaves(newton, pivots, sides, load, windows, border) for pivots in newton.leaves]
+    level_loads = [_collect_level(newton, pivots, load, border) for pivots in newton.levels]
+    border[:count] += np.diff(windows, prepend=0.0)
+    cumulative = np.append(-cho_solve(newton.factor, border[:count]), 0.0)  # (B1)
+    step = Point(*(np.empty_like(getattr(point, field.name)) for field in fields(point)))
+    for values in (step.phi, step.r, step.m, step.D, step.Z):
+        values[0] = 0.0
+    step.mu[:] = -np.diff(cumulative)
+    step.spare[:] = (sides.mu - point.spare * step.mu) / point.mu  # (N9)
+    change_c = np.zeros(inner)
+    for levels, drive in zip(reversed(newton.levels), reversed(level_loads), strict=True):
+        _expand_level(newton, levels, drive, load, cumulative, change_c, step)
+    for pivots, constants in zip(newton.leaves, leaf_loads, strict=True):
+        _expand_leaves(newton, pivots, constants, sides, load, cumulative, change_c, step)
+    step.m[1:] = (sides.m[1:] - point.m[1:] * step.Z[1:]) / point.Z[1:]  # (N1)
+    step.r[1:] = work.p[1:] * step.phi[work.parent[1:]] - step.phi[1:]  # (N5)
+    step.D[1:] = (sides.r[1:] - point.D[1:] * step.r[1:]) / point.r[1:]  # (N2)
+    return step
+
+
+def _collect_leaves(
+    newton: Elimination, pivots: LeafPivots, sides: Sides, load: Load, windows: Array, border: Array
+) -> tuple[Array, Array]:
+    """(offer, drive) [k] of the leaves of a part, (L2) and (L5); adds their constants to the parents and the border."""
+    point, part, leaves = newton.point, pivots.part, pivots.part.leaves
+    push, press = load.push[part.nodes], load.press[part.nodes]
+    slack, stiff, p = newton.slack[part.nodes], newton.stiff[part.nodes], newton.layout.work.p[part.nodes]
+    weight, spread, pivot, pull = pivots.weight, pivots.spread, pivots.pivot, pivots.pull
+    upper_side = sides.v[:, leaves] / point.y[:, leaves]
+    difference = sides.s[:, leaves] / point.z[:, leaves] - upper_side
+    offer = (pivots.give * difference).sum(0) - sides.potential[leaves]  # (L2)
+    eased = -(offer + weight * push) / spread
+    drive = eased - press  # (L5)
+    force = (offer * slack - push) / spread - drive / (pivot * spread)
+    last = part.first + len(pull)
+    windows[part.first : last] += pull @ force - (upper_side + pull * difference).sum(1)
+    border[last] += force.sum()
+    load.mass_0[part.parents] += np.add.reduceat(push + slack * eased + drive / (spread * pivot), part.runs)  # (L6)
+    load.worth_0[part.parents] += np.add.reduceat(p * (press + stiff * drive / pivot), part.runs)  # (L7)
+    return offer, drive
+
+
+def _collect_level(newton: Elimination, pivots: LevelPivots, load: Load, border: Array) -> Array:
+    """drive [k] of the nodes of a level, (V5); adds their constants to the parents and the border."""
+    layout, level = newton.layout, pivots.level
+    node = layout.inner[level]
+    push, press = load.push[node], load.press[node]
+    slack, stiff, p = newton.slack[node], newton.stiff[node], layout.work.p[node]
+    eased = (load.mass_0[level] - push) / pivots.pivot_c
+    drive = load.worth_0[level] - press - pivots.lean * eased  # (V5)
+    border += pivots.worth_M.T @ (drive / pivots.pivot_f) - pivots.mass_M.T @ eased
+    parents, runs = _runs(layout.inner_parent[level])
+    up = push + slack * eased + pivots.turn * drive / pivots.pivot_f
+    load.mass_0[parents] += np.add.reduceat(up, runs)  # (V6)
+    load.worth_0[parents] += np.add.reduceat(p * (press + stiff * drive / pivots.pivot_f), runs)  # (V7)
+    return drive
+
+
+def _expand_level(
+    newton: Elimination,
+    pivots: LevelPivots,
+    drive: Array,
+    load: Load,
+    cumulative: Array,
+    change_c: Array,
+    step: Point,
+) -> None:
+    """dphi and dZ of a level from those above; `change_c` takes dC of its nodes."""
+    layout, level = newton.layout, pivots.level
+    node, parent = layout.inner[level], layout.inner_parent[level]
+    f_above, c_above = step.phi[layout.inner[parent]], change_c[parent]
+    tied = newton.stiff[node] * layout.work.p[node] * f_above
+    f = (pivots.worth_M @ cumulative + drive + tied + pivots.turn * c_above) / pivots.pivot_f  # (V2)
+    pressure = pivots.mass_M @ cumulative + load.mass_0[level] - load.push[node]
+    dz = -(pressure + pivots.lean * f + pivots.mass_c * c_above) / pivots.pivot_c  # (V1)
+    change_c[level] = c_above + dz  # (N7)
+    step.phi[node], step.Z[node] = f, dz
+
+
+def _expand_leaves(
+    newton: Elimination,
+    pivots: LeafPivots,
+    constants: tuple[Array, Array],
+    sides: Sides,
+    load: Load,
+    cumulative: Array,
+    change_c: Array,
+    step: Point,
+) -> None:
+    """All changes at the leaves of a part from those of their parents and of the border."""
+    point, layout, part = newton.point, newton.layout, pivots.part
+    leaves, node, (offer, drive) = part.leaves, part.nodes, constants
+    parent = layout.leaf_parent[leaves]
+    f_above, c_above = step.phi[layout.inner[parent]], change_c[parent]
+    slack, push, pull, spread = newton.slack[node], load.push[node], pivots.pull, pivots.spread
+    last = part.first + len(pull)
+    dmu = step.mu[part.first : last]
+    moved = dmu @ pull + cumulative[last]
+    tied = newton.stiff[node] * layout.work.p[node] * f_above
+    f = ((c_above - moved) / spread + drive + tied) / pivots.pivot  # (L4)
+    step.phi[node] = f
+    step.Z[node] = (moved + offer + pivots.weight * (push + f) - c_above) / spread  # (L3)
+    kappa = (slack * (c_above - moved - offer) + push + f) / spread
+    step.kappa[leaves] = kappa
+    s, v, z, y = (values[:, leaves] for values in (point.s, point.v, point.z, point.y))
+    lower_side, upper_side = sides.s[:, leaves] / z, sides.v[:, leaves] / y
+    dz = pull * dmu[:, None] + pivots.give * (lower_side - upper_side + kappa)  # (L1)
+    dy = dmu[:, None] - dz  # (N8)
+    step.z[:, leaves], step.y[:, leaves] = dz, dy
+    step.s[:, leaves], step.v[:, leaves] = lower_side - s / z * dz, upper_side - v / y * dy  # (N3), (N4)
 
 
 def _border_row(pull: Array) -> Array:
@@ -455,17 +578,17 @@ def leaf_residual(layout: Layout, point: Point) -> Array:
 
 def _advance(layout: Layout, point: Point, weights: Weights, centre: bool = False) -> float:
     """One predictor-corrector step, or one towards the centre only; the longer of its two step lengths."""
-    newton = Newton(layout, point)
+    newton = eliminate(layout, point)
     mu, residual = complementarity(point) / weights.total, leaf_residual(layout, point)
     sides = Sides.empty(point, residual)
-    affine = newton.step(_aim_at(sides, point, weights, 0.0))
+    affine = newton_step(newton, _aim_at(sides, point, weights, 0.0))
     ahead = _complementarity_after(point, affine, *_longest(point, affine, weights))
     aim = mu if centre else mu * float(np.clip((ahead / (mu * weights.total)) ** 3, 1e-6, 0.7))
-    step = newton.step(_aim_at(sides, point, weights, aim, None if centre else affine))
+    step = newton_step(newton, _aim_at(sides, point, weights, aim, None if centre else affine))
     lengths = _longest(point, step, weights)
     for _ in range(EXTRA_CORRECTORS):
         sides.potential[:] = 0.0
-        extra = newton.step(_pull_back(sides, point, step, weights, aim, *lengths))
+        extra = newton_step(newton, _pull_back(sides, point, step, weights, aim, *lengths))
         for field in fields(step):
             getattr(extra, field.name)[...] += getattr(step, field.name)
         longer = _longest(point, extra, weights)
