@@ -17,9 +17,10 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from .layers import reaches
-from .models import context_limit, input_device, vocabulary
+from .models import context_limit, input_device, uncompiled, vocabulary
 
 SLOTS_AT_FIRST = 256
+CHUNK = 1024
 
 
 class SlotCache(Cache):
@@ -107,28 +108,34 @@ class CachedModel:
         self.options = {"use_cache": True, "return_dict": True}
         if wants_hidden:
             self.options["output_hidden_states"] = True
-        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(uncompiled(model).forward).parameters
 
     def read(self, tokens: Tensor, last: int = 0) -> Tensor:
         """Feed a plain run: n tokens per row behind all that was fed, each seeing everything before it.
 
-        Onto empty slots the model goes by its own causal path, without a mask.
+        Onto empty slots the model goes by its own causal path, without a mask; where its windows would make it build
+        a mask of all tokens by all tokens, the run is fed in chunks.
 
         Args:
             tokens [B, n] int64. Rows that hold fewer may be filled up behind their own: nothing sees what follows it.
         Returns:
             logits [B, n, V], or of the `last` tokens if not 0.
         """
-        fed = self.places.shape[1]
+        count, fed = tokens.shape[1], self.places.shape[1]
         begin = torch.tensor(self.base, device=self.device)[:, None] + fed
-        positions = begin + torch.arange(tokens.shape[1], device=self.device)
+        if count > max(CHUNK, last) and any(reach.hides(count) for reach in self.reaches.values()):
+            first = min(CHUNK, count - last)
+            head = self.read(tokens[:, :first], last=0 if last == 0 else 1)
+            rest = self.read(tokens[:, first:], last)
+            return rest if last else torch.cat([head, rest], dim=1)
+        positions = begin + torch.arange(count, device=self.device)
         if max(self.base) + fed == 0:
             return self._feed(tokens, positions, None, last)
-        size = fed + tokens.shape[1]
+        size = fed + count
         even = min(self.base) == max(self.base)
         rows = positions[:1] if even else positions
         slot = torch.arange(max(self.base) + size, device=self.device)
-        if even and tokens.shape[1] == 1 and not any(reach.hides(len(slot)) for reach in self.reaches.values()):
+        if even and count == 1 and not any(reach.hides(len(slot)) for reach in self.reaches.values()):
             seen = None
         else:
             seen = slot <= rows[:, :, None]

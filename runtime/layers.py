@@ -36,6 +36,7 @@ class Reach:
         return others > tokens - self.size
 
 
+SIZES = ("sliding_window", "attention_chunk_size")
 ALL = Reach("all")
 
 
@@ -52,3 +53,8 @@ def reaches(config: Any) -> dict[str, Reach]:
     if chunk:
         found["chunked_attention"] = Reach("chunk", int(chunk))
     return {kind: found.get(kind, ALL) for kind in dict.fromkeys(kinds)}
+
+
+def smallest_window(config: Any) -> int | None:
+    """Tokens that every layer reaches from the last of them; None if all layers reach everything."""
+    return min((reach.size for reach in reaches(config).values() if reach.kind != "all"), default=None)

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_accelerate_available
 
 PADDING_ROWS = 1024
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 ATTENTION = ("sdpa", "eager")
-KINDS_OF_LAYERS = {"full_attention", "sliding_attention"}
+KINDS_OF_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 DeviceMap = str | dict[str, int | str]
 TensorParallelPlan = str | dict[str, str]
 
@@ -66,9 +69,12 @@ def load_pair(
             does not divide by that of processes.
 
     Raises:
-        ValueError: the tokenizers differ, a model cannot be used (see `check_model`) or put where it was asked to be.
+        ValueError: a folder is not there, the tokenizers differ, a model cannot be used (see `check_model`) or put
+            where it was asked to be.
         OSError: a model is not found.
     """
+    for role, name in (("target", target), ("draft", draft)):
+        check_name(role, name)
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if kind == "cuda" else kind))
     wanted: Any = dtype or (torch.float32 if device.type == "cpu" else "auto")
@@ -89,6 +95,19 @@ def load_pair(
         models.append(model.eval())
     check_pair(models[0], models[1])
     return Pair(models[0], models[1], tokenizers[0])
+
+
+def check_name(role: str, name: str | PathLike[str]) -> None:
+    """Raise ValueError for a folder that is not there, or holds no model, instead of asking a hub for it.
+
+    A name on a hub is one or two words of letters, digits, ".", "-" and "_"; everything else can only be a folder.
+    """
+    path = os.fspath(name)
+    if os.path.isdir(path):
+        if not os.path.isfile(os.path.join(path, "config.json")):
+            raise ValueError(f"{role} is {path}; want the folder of a model, with a config.json")
+    elif isinstance(name, PathLike) or not HUB_NAME.fullmatch(path):
+        raise ValueError(f"{role} is {path}; there is no such folder")
 
 
 def check_place(role: str, device: torch.device, device_map: DeviceMap | None, plan: TensorParallelPlan | None) -> None:
@@ -169,12 +188,13 @@ def check_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
 
 def check_model(name: str, model: PreTrainedModel) -> None:
     """Raise ValueError unless the model takes a tree: a 4D mask, explicit positions and a plain key/value cache."""
-    kind = type(model).__name__
+    original = uncompiled(model)
+    kind = type(original).__name__
     if model.training:
         raise ValueError(f"{name} is in training mode, where dropout changes its law; call {name}.eval()")
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(original.forward).parameters
     missing = [want for want in ("position_ids", "attention_mask", "past_key_values") if want not in parameters]
     if getattr(config, "is_encoder_decoder", False):
         reason = "it is an encoder-decoder"
@@ -206,9 +226,16 @@ def is_cut(model: PreTrainedModel) -> bool:
     return (getattr(model, "tp_size", None) or 1) > 1
 
 
+def uncompiled(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that `torch.compile` was given, or the model itself."""
+    original: PreTrainedModel = getattr(model, "_orig_mod", model)
+    return original
+
+
 def vocabulary(model: PreTrainedModel) -> int:
     """Number of logits of the model."""
-    return int(model.get_output_embeddings().weight.shape[0])
+    head = model.get_output_embeddings()
+    return int(head.weight.shape[0] if isinstance(head.weight, Tensor) else head.out_features)
 
 
 def context_limit(model: PreTrainedModel) -> int | None:

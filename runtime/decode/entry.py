@@ -38,6 +38,7 @@ def generate(
     generator: torch.Generator | Draws | None = None,
     on_call: OnCall | None = None,
     beams: int = 0,
+    check: bool = True,
     **generation_kwargs: Any,
 ) -> Generation:
     """Decode with a draft; settings are those of `target.generate`, which prepares them.
@@ -59,6 +60,8 @@ def generate(
             known tokens of row b before the drafts.
         beams: draft the best block of a beam search of that width instead of a sample (0); for verifiers that do
             not rest on sampled drafts, as "mjsd".
+        check: compare both models' laws over caches and trees with a plain pass first, once for each kind of model
+            (see `specbound.runtime.self_check`).
 
     After Ctrl-C it returns what there is, `statistics.interrupted` set.
 
@@ -73,7 +76,7 @@ def generate(
     check_settings(generation_kwargs.items())
     if generation_config is not None:
         check_settings(vars(generation_config).items())
-    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams)
+    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams, check)
     return target.generate(
         inputs=input_ids,
         attention_mask=attention_mask,
@@ -94,6 +97,7 @@ def speculative(
     streamer: BaseStreamer | None = None,
     on_call: OnCall | None = None,
     beams: int = 0,
+    check: bool = True,
 ) -> Callable[..., Tensor | Generation]:
     """A decoding method for transformers: `target.generate(**inputs, custom_generate=speculative(draft))`.
 
@@ -105,7 +109,7 @@ def speculative(
     Raises:
         ValueError: unknown verifier, K or L below 1, K above 1 for a single-path verifier.
     """
-    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams)
+    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams, check)
 
     def decode(
         model: PreTrainedModel,

@@ -20,9 +20,11 @@ from ..cache import CachedModel
 from ..carry import Carry
 from ..drafting.paths import Drafts
 from ..draws import Draws
+from ..layers import smallest_window
 from ..models import context_limit, input_device, vocabulary
 from ..processes import agreement, check_same_request, own
 from ..sampling import Sampler
+from ..self_check import check_laws, tolerance
 from ..tree_attention import merge_paths
 from ..verdict import Batch, Verdict
 from .results import Generation, Statistics
@@ -78,6 +80,8 @@ class Decoding:
         self.rows.check_tokens(vocabulary(target))
         if self.agreed is not own:
             self._check_same_request()
+        if method.check:
+            self._check_laws(target)
         self.target = CachedModel(target, self.rows.count)
         vocab = max(vocabulary(model) for model in (target, *method.models))
         self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.rows.padding, self.device)
@@ -90,13 +94,28 @@ class Decoding:
         self.since = time.perf_counter()
 
     def _check_context(self, target: PreTrainedModel) -> None:
-        for name, model in zip(("target", "draft"), (target, *self.method.models), strict=False):
-            limit = context_limit(model)
-            if limit is not None and self.rows.limit - min(self.rows.padding) > limit:
-                raise ValueError(
-                    f"max_length is {self.rows.limit} (prompt of {self.rows.columns} tokens included), but the {name} "
-                    f"reads at most {limit}; lower max_new_tokens or shorten the prompt"
-                )
+        for name, model in self._named(target):
+            self._check_limit(name, context_limit(model))
+
+    def _check_laws(self, target: PreTrainedModel) -> None:
+        """All models must give the plain laws over caches and trees; beyond their windows too, if the text goes there.
+
+        A text that stays within a model's windows does not ask for them at all.
+        """
+        for name, model in self._named(target):
+            windows = check_laws(name, model).windows
+            if windows is not None and windows > tolerance(model):
+                self._check_limit(name, smallest_window(model.config.get_text_config()))
+
+    def _named(self, target: PreTrainedModel) -> list[tuple[str, PreTrainedModel]]:
+        return [("target", target), *(("draft", model) for model in self.method.models)]
+
+    def _check_limit(self, name: str, limit: int | None) -> None:
+        if limit is not None and self.rows.limit - min(self.rows.padding) > limit:
+            raise ValueError(
+                f"max_length is {self.rows.limit} (prompt of {self.rows.columns} tokens included), but the {name} "
+                f"reads at most {limit}; lower max_new_tokens or shorten the prompt"
+            )
 
     def _check_same_request(self) -> None:
         rows, prompts = self.rows, self.rows.ids[:, : self.rows.columns].tolist()

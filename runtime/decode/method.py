@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -48,9 +49,15 @@ class Method:
     streamer: BaseStreamer | None
     on_call: OnCall | None
     beams: int
+    check: bool = True
     greeted: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.draft, str | PathLike):
+            raise ValueError(
+                f"draft is {self.draft!r}; want a model, such as AutoModelForCausalLM.from_pretrained(...), or both "
+                "models from specbound.runtime.models.load_pair"
+            )
         for name, least in (("paths", 1), ("beams", 0)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; want an integer of at least {least}")

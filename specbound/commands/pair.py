@@ -6,7 +6,6 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -102,20 +101,17 @@ def read_pair(
     """
     if (target is None) != (draft is None):
         raise ValueError(f"{'--target' if target is None else '--draft'} is missing; give both models or neither")
-    for option, name in (("--target", target), ("--draft", draft)):
-        if name is not None and name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-            raise ValueError(f"{option} is {name}; there is no such folder")
-        if name is not None and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-            raise ValueError(f"{option} is {name}; want the folder of a model, with a config.json")
-
     import torch
     from safetensors import SafetensorError
     from transformers.utils import logging
 
     from specbound import shipped_pair
     from specbound.runtime.device import check_device
-    from specbound.runtime.models import load_pair
+    from specbound.runtime.models import check_name, load_pair
 
+    if target is not None and draft is not None:
+        check_name("--target", target)
+        check_name("--draft", draft)
     if device is not None:
         check_device("--device", device)
     for role, device_map in zip(ROLES, (target_device_map, draft_device_map), strict=True):

@@ -92,6 +92,23 @@ def spread(model):
     return model.double().eval()
 
 
+@pytest.mark.parametrize("last", [0, 1, 7])
+def test_long_runs_over_windows_are_fed_in_chunks_with_the_same_rows(monkeypatch, last):
+    model = windowed(["sliding_attention", "full_attention"])
+    with torch.no_grad():
+        wanted = rows_of(model, TEXT)
+        monkeypatch.setattr(cache, "CHUNK", 5)
+        sizes: list[int] = []
+        feed = CachedModel._feed
+        monkeypatch.setattr(
+            CachedModel, "_feed", lambda self, ids, *rest: sizes.append(ids.shape[1]) or feed(self, ids, *rest)
+        )
+        logits = CachedModel(model, 1).read(TEXT, last)
+    assert sum(sizes) == TEXT.shape[1]
+    assert max(sizes) == max(5, last)
+    torch.testing.assert_close(logits, wanted[:, -last:], rtol=0, atol=1e-12)
+
+
 KINDS = [["sliding_attention"] * 2, ["sliding_attention", "full_attention"]]
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from specbound import shipped_pair
@@ -444,6 +445,67 @@ def test_an_interrupt_keeps_what_was_generated(models):
     assert not full.statistics.interrupted
     assert 8 < part.sequences.shape[1] < 32
     assert part.sequences[0].tolist() == full.sequences[0, : part.sequences.shape[1]].tolist()
+
+
+def test_inside_transformers_an_interrupt_is_one_and_a_streamer_gets_every_token(models):
+    def stop(batch: Batch, verdict: Verdict, starts: list[int]) -> None:
+        if starts[0] > 8:
+            raise KeyboardInterrupt
+
+    target, draft = models
+    settings = {"max_new_tokens": 30, **EXACT}
+    streamer = Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        target.generate(
+            torch.tensor([[1, 2]]), streamer=streamer, custom_generate=speculative(draft, on_call=stop), **settings
+        )
+    assert streamer.ended
+    assert 8 < sum(map(len, streamer.puts)) < 32
+    for given in ({"streamer": Recorder()}, {}):
+        streamer = Recorder()
+        method = speculative(draft, generator=seeded(4), **({} if given else {"streamer": streamer}))
+        inside = {"streamer": streamer} if given else {}
+        output = target.generate(torch.tensor([[1, 2]]), custom_generate=method, **inside, **settings)
+        assert streamer.puts[0] == [1, 2]
+        assert list(itertools.chain(*streamer.puts)) == output[0].tolist()
+    method = speculative(draft, streamer=Recorder())
+    with pytest.raises(ValueError, match="two streamers are given"):
+        target.generate(torch.tensor([[1, 2]]), custom_generate=method, streamer=Recorder(), **settings)
+
+
+class UntilSure(StoppingCriteria):
+    """Reads the scores of the last token."""
+
+    def __call__(self, input_ids: Tensor, scores: tuple[Tensor, ...], **kwargs: object) -> Tensor:
+        return scores[-1].amax(dim=1) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stopping_criteria": StoppingCriteriaList([UntilSure()])}, "UntilSure wants scores"),
+        ({"encoder_repetition_penalty": 1.2}, "encoder_repetition_penalty wants one row and one path"),
+        ({"encoder_no_repeat_ngram_size": 2}, "encoder_no_repeat_ngram_size wants one row and one path"),
+    ],
+)
+def test_what_needs_more_than_the_tokens_of_one_row_is_refused_in_one_line(models, settings, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        generate(*models, torch.tensor([[1, 2], [3, 4]]), max_new_tokens=5, **EXACT, **settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_processor_that_runs_a_model_is_refused(models):
+    guided = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, models[0])
+    with pytest.raises(ValueError, match="runs a model of its own along the text"):
+        generate(*models, torch.tensor([[1, 2]]), logits_processor=LogitsProcessorList([guided]), max_new_tokens=5)
+
+
+def test_a_penalty_on_the_prompt_keeps_its_law_for_one_row(monkeypatch):
+    models = tiny("llama", 6, vocab=3), tiny("llama", 7, vocab=3)
+    settings = EXACT | {"encoder_repetition_penalty": 1.8}
+    law = replayed_law(*models, [[2, 1]], 2, rows_per_pass=1, verifier="block", length=1, **settings)[0]
+    assert distance(law, plain_law(models[0], [2, 1], 2, monkeypatch, **settings)) < 1e-6
+    assert distance(law, plain_law(models[0], [2, 1], 2, monkeypatch, **EXACT)) > 1e-3
 
 
 def test_a_stop_string_ends_the_text_where_it_first_appears():

@@ -47,10 +47,22 @@ SMALL: dict[str, Any] = {
     "qk_rope_head_dim": 4,
     "qk_nope_head_dim": 4,
     "v_head_dim": 4,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
+
+MLA = {"num_key_value_heads": 4}  # keys and values of every head from one compressed vector
+OWN: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash"), MLA),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "youtu"), MLA),
+    "minicpm3": MLA | {"scale_emb": 1, "dim_model_base": WIDTH},
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "dots1": {"n_shared_experts": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW, "hidden_size": WIDTH},
+}
+SINGLE = {"xglm"}  # masks with the smallest float32
 
 
 def model_types() -> list[str]:
@@ -59,7 +71,7 @@ def model_types() -> list[str]:
 
 
 def toy(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A random model of the family in float64, in evaluation mode.
+    """A random model of the family in float64 (float32 where it wants that), in evaluation mode.
 
     Raises:
         Exception: whatever the family raises at this size.
@@ -67,12 +79,13 @@ def toy(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     kind = type(AutoConfig.for_model(model_type))
     default = kind()
     known = default.to_dict()
-    settings = {name: value for name, value in (SMALL | changes).items() if name in known or name in changes}
+    own = OWN.get(model_type, {}) | changes
+    settings = {name: value for name, value in (SMALL | own).items() if name in known or name in own}
     config = kind(**settings)
     torch.manual_seed(seed)
     config._experts_implementation = "eager"
     model = MODEL_FOR_CAUSAL_LM_MAPPING[kind](config)
-    return spread(model.double().eval(), seed)
+    return spread((model if model_type in SINGLE else model.double()).eval(), seed)
 
 
 def spread(model: PreTrainedModel, seed: int) -> PreTrainedModel:
