@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specbound.commands.deviation import deviation_line, measured_deviation
 from specbound.commands.instance import print_json
 from specbound.commands.options import SEED, Number
 from specbound.commands.pair import pair_options, read_pair
@@ -51,6 +52,8 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
 @click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
 @click.option("--threshold", type=Number(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
+@click.option("--deviation", type=Number(0, 1), help="Budget per call of --verifier budgeted, a total variation.")
+@click.option("--setting", multiple=True, metavar="NAME=NUMBER", help="Of the verifier, e.g. floor=0.2 of typical.")
 @click.option(
     "--head",
     type=click.Path(dir_okay=False),
@@ -74,6 +77,8 @@ def decode(
     length: int,
     adaptive: str | None,
     threshold: float | None,
+    deviation: float | None,
+    setting: tuple[str, ...],
     head: str | None,
     beams: int | None,
     prompt: tuple[str, ...],
@@ -96,7 +101,12 @@ def decode(
     from specbound.runtime.lengths import AcceptanceHeadLength
     from specbound.runtime.processes import is_first
 
-    entry = _verifier(verifier, paths, threshold if adaptive is None else None)
+    settings = read_settings(setting)
+    if adaptive is None and threshold is not None:
+        settings["threshold"] = threshold
+    if deviation is not None:
+        verifier, settings["deviation"] = verifier or "budgeted", deviation
+    entry = _verifier(verifier, paths, settings)
     if beams is not None and entry.drafts != "any":
         takers = _names(lambda other: other.drafts == "any")
         raise ValueError(f"--beams is {beams}; only --verifier {takers} takes a beam draft")
@@ -117,15 +127,16 @@ def decode(
     chosen |= sampling | {"max_new_tokens": max_new_tokens}
     outputs = _decode_all(pair, prompts, chosen, seed, as_json)
     if as_json and is_first():
-        settings = {
+        shown = {
             "verifier": entry.name,
+            "verifier_settings": settings,
             "paths": paths,
             "length": length,
             "adaptive": adaptive,
             "threshold": threshold,
         }
-        settings |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
-        print_json({"settings": settings, "outputs": outputs, "total": _total(outputs)})
+        shown |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
+        print_json({"settings": shown, "outputs": outputs, "total": _total(outputs)})
     return INTERRUPTED if any(output["interrupted"] for output in outputs) else 0
 
 
@@ -196,7 +207,12 @@ def _decode_in_turn(
         )
         outputs.append(_described(text, marked, output))
         if not chosen["verifier"].lossless and marked.tokens:
-            outputs[-1]["perplexity"] = float(perplexity(pair.target, output.sequences, inputs["input_ids"].shape[1]))
+            begin = inputs["input_ids"].shape[1]
+            outputs[-1]["perplexity"] = float(perplexity(pair.target, output.sequences, begin))
+            if _solvable(pair, chosen):
+                sampled = (chosen["length"], chosen["top_k"], chosen["temperature"])
+                found = measured_deviation(pair, chosen["verifier"], output.sequences[0], begin, *sampled)
+                outputs[-1]["deviation"] = found
         _print_summary(console, outputs[-1])
         if output.statistics.interrupted:
             break
@@ -246,19 +262,42 @@ class MarkedStream:
         self.console.print(text, style=style, end="", markup=False, soft_wrap=True)
 
 
-def _verifier(name: str | None, paths: int, threshold: float | None) -> Verifier:
-    """The registry's entry, by default that for so many paths, with another threshold if it has one."""
+def _solvable(pair: Pair, chosen: dict[str, Any]) -> bool:
+    """Whether a call of this run can be solved on a tree: one sampled path of fixed length, no nucleus, whole models."""
+    from specbound.runtime.models import is_cut
+
+    plain = chosen["do_sample"] and chosen["top_p"] == 1 and not chosen["beams"] and isinstance(chosen["length"], int)
+    return plain and chosen["verifier"].paths == "single" and not is_cut(pair.target) and not is_cut(pair.draft)
+
+
+def read_settings(given: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of a verifier, "name=number" each.
+
+    Raises:
+        ValueError: one is not of that form.
+    """
+    settings: dict[str, Any] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            settings[name] = int(number) if number.lstrip("-").isdecimal() else float(number)
+        except ValueError:
+            raise ValueError(f"--setting is {text!r}; want NAME=NUMBER, e.g. floor=0.2") from None
+    return settings
+
+
+def _verifier(name: str | None, paths: int, settings: dict[str, Any]) -> Verifier:
+    """The registry's entry, by default that for so many paths, with other settings if it has them."""
     from specbound.runtime.verifiers import default, get
 
     entry = get(name) if name else default(paths)
     if entry.needs:
         raise ValueError(f"--verifier is {entry.name!r}, which needs {entry.needs}; choose another verifier")
-    if threshold is None:
-        return entry
-    if "threshold" not in entry.options:
-        takers = _names(lambda other: "threshold" in other.options)
-        raise ValueError(f"--threshold is {threshold}; it belongs to --adaptive and to --verifier {takers}")
-    return entry.configured(threshold=threshold)
+    for option, belongs in (("threshold", "--adaptive and to --verifier"), ("deviation", "--verifier")):
+        if option in settings and option not in entry.options:
+            takers = _names(lambda other, option=option: option in other.options)
+            raise ValueError(f"--{option} is {settings[option]}; it belongs to {belongs} {takers}")
+    return entry.configured(**settings) if settings else entry
 
 
 def _names(takes: Callable[[Verifier], bool]) -> str:
@@ -377,9 +416,10 @@ def _print_summary(console: Console, output: dict[str, Any]) -> None:
         f"{name} {100 * value / sum(output['seconds'].values()):.0f} %" for name, value in output["seconds"].items()
     )
     perplexity = f"; perplexity {output['perplexity']:.2f}" if "perplexity" in output else ""
+    deviation = f"\n{deviation_line(output['deviation'])}" if "deviation" in output else ""
     console.print(
         f"{output['tokens']} tokens in {output['calls']} target calls: {output['block_efficiency']:.2f} per call, "
         f"{output['tokens_per_second']:.1f} tokens/s ({parts}); {output['discarded']} of {output['drafted']} drafted "
-        f"tokens discarded{perplexity}{'; interrupted' if output['interrupted'] else ''}",
+        f"tokens discarded{perplexity}{'; interrupted' if output['interrupted'] else ''}{deviation}",
         style="dim",
     )

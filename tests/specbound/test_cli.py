@@ -306,8 +306,29 @@ def test_decode_takes_adaptive_lengths_and_joint_acceptance(run, options):
 
 
 @pytest.mark.parametrize(
+    ("options", "most"),
+    [(("--deviation", "0.02"), 0.02), (("--verifier", "typical", "--setting", "floor=0.2"), 1.0)],
+)
+def test_decode_measures_the_deviation_of_a_lossy_verifier_beside_the_perplexity(run, options, most):
+    sampling = ("--length", "2", "--top-k", "3", "--max-new-tokens", "8")
+    code, out, _ = run("decode", "--prompt", "def main(", *sampling, *options, "--json")
+    (output,) = json.loads(out)["outputs"]
+    found = output["deviation"]
+    assert code == 0
+    assert output["perplexity"] > 1
+    assert 0 < found["deviation"] <= found["largest"] <= most + 1e-9
+    assert found["kept"] <= found["best"] <= found["length"] == 2
+    _, out, _ = run("decode", "--prompt", "def main(", *sampling, *options)
+    assert "deviation of a call's law" in out
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
+        (("--verifier", "token", "--deviation", "0.1"), "belongs to --verifier budgeted"),
+        (("--setting", "floor"), "want NAME=NUMBER"),
+        (("--verifier", "typical", "--setting", "ceiling=1"), "has no setting ceiling"),
+        (("--verifier", "typical", "--setting", "floor=-1"), "floor is -1"),
         (("--beams", "2"), "only --verifier mjsd takes a beam draft"),
         (("--threshold", "0.5"), "belongs to --adaptive and to --verifier mjsd"),
         (("--adaptive", "head", "--target", "gpt2", "--draft", "gpt2"), "--head is missing"),
