@@ -263,7 +263,7 @@ class MarkedStream:
 
 
 def _solvable(pair: Pair, chosen: dict[str, Any]) -> bool:
-    """Whether a call of this run can be solved on a tree: one sampled path of fixed length, no nucleus, whole models."""
+    """Whether a call of this run can be solved on a tree: one sampled path of fixed length, no nucleus, not cut."""
     from specbound.runtime.models import is_cut
 
     plain = chosen["do_sample"] and chosen["top_p"] == 1 and not chosen["beams"] and isinstance(chosen["length"], int)
