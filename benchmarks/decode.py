@@ -5,14 +5,15 @@
     python benchmarks/decode.py --batches 1,4,16 --seeds 3             # plain and block verification by batch size
 
 Every prompt and seed is decoded by all contestants, in random order, before the next, so that what else the machine
-does falls on all of them; a ratio is the median over prompts and seeds of the ratios within one such turn. "Best" is
-the setting of largest median speed among those tried, for both sides alike. Time is wall time; on the CPU the
-processor time of the process, which other work on the machine disturbs less, is recorded beside it.
+does falls on all of them; a ratio is the median over prompts and seeds of the ratios within one such turn, with its
+95 % interval. "Best" is the setting of largest median speed among those tried, for both sides alike. Time is wall
+time; on the CPU the processor time of the process, which other work on the machine disturbs less, is recorded beside.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import random
@@ -164,6 +165,7 @@ def summary(contestant: Contestant, rivals: dict[str, Contestant]) -> dict[str, 
         "tokens_per_second": statistics.median(1 / seconds for seconds in contestant.wall),
         "tokens_per_processor_second": statistics.median(1 / seconds for seconds in contestant.processor),
         "speed_ratio": {name: ratio(rival.wall, contestant.wall) for name, rival in rivals.items()},
+        "speed_ratio_interval": {name: interval(rival.wall, contestant.wall) for name, rival in rivals.items()},
         "processor_speed_ratio": {name: ratio(rival.processor, contestant.processor) for name, rival in rivals.items()},
     }
     if contestant.outputs:
@@ -179,6 +181,17 @@ def summary(contestant: Contestant, rivals: dict[str, Contestant]) -> dict[str, 
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Median of how many times faster `fast` was, turn by turn."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def interval(slow: list[float], fast: list[float]) -> list[float]:
+    """The 95 % interval of that median by order statistics: the number of turns below it is Binomial(n, 1/2)."""
+    ratios = sorted(a / b for a, b in zip(slow, fast, strict=True))
+    turns, left_out, chance = len(ratios), 0, 0.5 ** len(ratios)
+    while chance <= 0.025:
+        left_out += 1
+        chance += math.comb(turns, left_out) * 0.5**turns
+    place = max(left_out - 1, 0)
+    return [ratios[place], ratios[turns - 1 - place]]
 
 
 def best(found: list[Contestant]) -> Contestant:

@@ -1,15 +1,15 @@
-"""Mutation testing of the verifiers and of the exact law: which small changes of their code does the suite not notice?
+"""Mutation testing of theory, verifiers, exact laws and claims: which small changes does the suite not notice?
 
     python scripts/mutate.py                         a sample of every file, result in benchmarks/results/mutation.json
     python scripts/mutate.py runtime/draws.py --sample 0 --show      every mutant of one file
 
 A mutant changes one place: a comparison, an operator, a number, a truth value, a `not` or a minus sign, one call for
-its counterpart (amax for amin), or it drops a clamp. What only names things or explains them is left alone (messages,
-docstrings, annotations, decorators, dim= and dtype=).
+its counterpart (amax for amin), it drops a clamp, or a condition is never met (a check that is switched off). What only
+names things or explains them is left alone (messages, docstrings, annotations, decorators, dim= and dtype=).
 
-First the tests in TESTS run once on the unchanged code; that says how much CPU time each takes and which lines it
-reaches. Then, per mutant, the tests that reach its line run in a process of their own, the fastest first, as far as
---seconds goes; the mutant is killed when one fails, or when they take ten times as long as they should.
+First the tests of a file's suite (SUITES) run once on the unchanged code; that says how much CPU time each takes and
+which lines it reaches. Then, per mutant, the tests that reach its line run in a process of their own, the fastest
+first, as far as --seconds goes; the mutant is killed when one fails, or when they take ten times their time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,22 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "mutation.json"
-FILES = ["runtime/draws.py", *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "runtime/verifiers").glob("*.py"))]
-FILES = [file for file in FILES if not file.endswith("__init__.py")] + [
-    f"proofs_checks/laws/{name}.py" for name in ("races", "replay", "law")
-]
-TESTS = "draws greedy_block law mjsd single_path_verifiers spectr_gbv table two_level verdict verifier_pieces verifiers"
+SUITES = (  # files, and the tests that answer for them: tests/FOLDER/test_NAME.py
+    ("theory/**/*.py", "theory/*"),
+    (
+        "runtime/draws.py runtime/carry.py runtime/parts/*.py runtime/verifiers/*.py",
+        "proofs_checks/law runtime/carry runtime/couplings runtime/draws runtime/greedy_block runtime/lifted "
+        "runtime/lossy runtime/mjsd runtime/single_path_verifiers runtime/spectr_gbv runtime/table runtime/two_level "
+        "runtime/verdict runtime/verifier_pieces runtime/verifiers",
+    ),
+    (
+        "proofs_checks/laws/*.py",
+        "proofs_checks/drafted_trees proofs_checks/drafting proofs_checks/hidden_state proofs_checks/instances "
+        "proofs_checks/judge proofs_checks/law proofs_checks/measured proofs_checks/model_trees "
+        "proofs_checks/prediction proofs_checks/stream_law",
+    ),
+    ("proofs_checks/claims/*.py", "proofs_checks/claims proofs_checks/ledger proofs_checks/symbolic"),
+)
 PRELOADED = ("cvxpy", "hypothesis", "ot", "pytest", "scipy.optimize", "sympy", "torch", "transformers")
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -114,6 +125,8 @@ def changes(node: Any, holder: Any, key: Any) -> Iterator[tuple[ast.AST, Callabl
     def with_(**fields: Any) -> tuple[ast.AST, Callable[[], None]]:
         return put(type(node)(**{**dict(ast.iter_fields(node)), **fields}))
 
+    if key == "test":
+        yield put(ast.Constant(False))
     if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
         yield with_(ops=[SWAPPED[type(node.ops[0])](), *node.ops[1:]])
     elif isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in SWAPPED:
@@ -215,10 +228,21 @@ def run_tests(plugin: Any, files: list[str]) -> int:
     return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files], plugins=[plugin]))
 
 
-def measure(tree: Path, files: list[str]) -> tuple[dict[str, float], dict[str, dict[str, list[str]]]]:
+def matching(patterns: str) -> list[str]:
+    """The Python files of some patterns with blanks between, without `__init__.py`, each once."""
+    found = [str(file.relative_to(ROOT)) for pattern in patterns.split() for file in sorted(ROOT.glob(pattern))]
+    return list(dict.fromkeys(file for file in found if not file.endswith("__init__.py")))
+
+
+def tests_of(names: str) -> list[str]:
+    """The test files of FOLDER/NAME with blanks between; fuzzing takes too long for this."""
+    patterns = ["tests/{}/test_{}.py".format(*name.split("/")) for name in names.split()]
+    return [file for file in matching(" ".join(patterns)) if "test_fuzz_" not in file]
+
+
+def measure(tree: Path, files: list[str], tests: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds of every test, and file -> line -> tests that reach it ("" where importing does)."""
     found = tree.parent / "baseline.json"
-    tests = [str(next(Path("tests").glob(f"*/test_{name}.py"))) for name in TESTS.split()]
 
     def job() -> int:
         plugin = Baseline([str((tree / file).resolve()) for file in files])
@@ -266,7 +290,7 @@ def survives(tree: Path, file: str, number: int, tests: list[str], seconds: floa
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("files", nargs="*", default=FILES)
+    options.add_argument("files", nargs="*", default=[file for files, _ in SUITES for file in matching(files)])
     options.add_argument("--sample", type=int, default=8, help="mutants per file; 0 is all of them")
     options.add_argument("--seed", type=int, default=0, help="names the sample")
     options.add_argument(
@@ -283,7 +307,15 @@ def main() -> None:
         for job in range(chosen.jobs):
             (Path(folder) / str(job)).mkdir()
             trees.append(copy_of_the_tree(Path(folder) / str(job)))
-        seconds, reached = measure(trees[0], chosen.files)
+        seconds: dict[str, float] = {}
+        reached: dict[str, Any] = {}
+        for files, tests in SUITES:
+            answered = [file for file in matching(files) if file in chosen.files]
+            if answered:
+                suite_seconds, suite_reached = measure(trees[0], answered, tests_of(tests))
+                seconds, reached = seconds | suite_seconds, reached | suite_reached
+        if missing := set(chosen.files) - reached.keys():
+            sys.exit(f"mutate: no suite answers for {', '.join(sorted(missing))}; see SUITES")
         work = [(file, number) for file in chosen.files for number in sampled(file, chosen.sample, chosen.seed)]
         survivors = hunt(work, trees, seconds, reached, chosen.seconds)
     result = summary(work, survivors) | {

@@ -63,6 +63,18 @@ def timings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def lossy() -> str:
+    """What lossy verifiers cost and waste, from the recorded benchmark."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "lossy.json").read_text(encoding="utf-8"))
+    kinds = ("random", "shipped pair")
+    lines = ["| verifier | deviation | keeps | best possible | wasted | deviation, pair | keeps | best | wasted |"]
+    lines.append("|---|" + "---:|" * 8)
+    for rows in zip(*(record[kind]["verifiers"] for kind in kinds), strict=True):
+        cells = [f"{row[name]:.4f}" for row in rows for name in ("deviation", "kept", "best", "wasted")]
+        lines.append(f"| `{rows[0]['name']}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def findings() -> str:
     """Every claim of the ledger, paper by paper, with its recorded verdict and counterexample."""
     record = ledger.read_record()

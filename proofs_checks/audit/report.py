@@ -90,6 +90,8 @@ class AuditReport:
         optimum: what the acceptance is compared with: "lossless", or "block-transport" for a verifier that changes
             the target of later positions.
         acceptance: mean and smallest ratio to that optimum, and the largest excess over it.
+        frontier: of a stateless verifier that deviates, where it stands below the best of its deviation: `cases`
+            solved, and the means of `deviation`, `kept`, `best` and `wasted` over them (see `price`).
         breakdowns: crashes and the like, those met on the way to the counterexample included.
         counterexample: the minimal one; causes: known mistakes whose law equals the code's on every case compared.
         limits: what the audit does not say.
@@ -109,6 +111,7 @@ class AuditReport:
     worst: Deviation | None
     position: int | None
     acceptance: dict[str, float]
+    frontier: dict[str, float] | None
     breakdowns: tuple[Breakdown, ...]
     counterexample: Counterexample | None
     causes: tuple[str, ...]
@@ -153,6 +156,7 @@ class AuditReport:
             "worst": self.worst and self.worst.to_dict(),
             "position": self.position,
             "acceptance": self.acceptance,
+            "frontier": self.frontier,
             "breakdowns": [vars(breakdown) for breakdown in self.breakdowns],
             "counterexample": counterexample,
             "causes": list(self.causes),
@@ -187,6 +191,8 @@ def report_text(report: AuditReport) -> Text:
         text.append(f"{breakdown.kind}", "bold red").append(f" at {size}: {breakdown.message}\n")
     if report.acceptance:
         text.append(_acceptance_line(report))
+    if report.frontier is not None:
+        text.append(_frontier_line(report.frontier))
     if report.counterexample is not None:
         text.append("Smallest counterexample found:\n", "bold")
         for line in report.counterexample.story:
@@ -196,6 +202,14 @@ def report_text(report: AuditReport) -> Text:
     if report.advice is not None:
         text.append("To decide it: ", "bold yellow").append(f"{report.advice}\n")
     return text.append(report.limits, "dim")
+
+
+def _frontier_line(found: dict[str, float]) -> str:
+    return (
+        f"On {found['cases']} instances where it deviates: total variation {found['deviation']:.4f}, keeps "
+        f"{found['kept']:.4f}; the best at that deviation keeps {found['best']:.4f}, so {found['wasted']:.4f} are "
+        "wasted (means).\n"
+    )
 
 
 def _acceptance_line(report: AuditReport) -> str:

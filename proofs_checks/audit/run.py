@@ -24,6 +24,7 @@ from .counterexample import Explained, explain, sampled_counterexample, smallest
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
 from .reality import CALLS, continued, disagreement
+from .price import price
 from .report import AuditReport, Breakdown, Case, report_text
 from .sampled import LOOKS, Sampled, plan, sample_law
 
@@ -108,6 +109,7 @@ def audit(
         worst=max(deviations, key=lambda deviation: deviation.total_variation, default=None),
         position=min((deviation.position for deviation in deviations), default=None),
         acceptance={} if any(trouble.kind == "contradiction" for trouble in troubles) else _acceptance(looked.found),
+        frontier=_frontier(failed, looked.stateful),
         breakdowns=tuple(troubles),
         counterexample=explained.counterexample,
         causes=explained.causes,
@@ -171,6 +173,7 @@ def _audit_sampled(
         worst=worst,
         position=worst.position if worst else None,
         acceptance=_acceptance([case for case, _ in results]),
+        frontier=None,
         breakdowns=tuple(breakdowns),
         counterexample=sampled_counterexample(*failed[0]) if failed else None,
         causes=(),
@@ -179,6 +182,11 @@ def _audit_sampled(
         seconds=time.perf_counter() - started,
         details={"resolution": rates[0], "false_alarm": rates[1], "miss": rates[2], "draws": draws, "device": device},
     )
+
+
+def _frontier(failed: list[Case], stateful: bool) -> dict[str, float] | None:
+    found = None if stateful else price(failed)
+    return None if found is None else vars(found)
 
 
 def _unseen(rates: tuple[float, float, float], results: list[tuple[Case, Sampled]]) -> str:

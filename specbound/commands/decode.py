@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,9 +296,13 @@ def _verifier(name: str | None, paths: int, settings: dict[str, Any]) -> Verifie
         raise ValueError(f"--verifier is {entry.name!r}, which needs {entry.needs}; choose another verifier")
     for option, belongs in (("threshold", "--adaptive and to --verifier"), ("deviation", "--verifier")):
         if option in settings and option not in entry.options:
-            takers = _names(lambda other, option=option: option in other.options)
+            takers = _names(partial(_takes, option))
             raise ValueError(f"--{option} is {settings[option]}; it belongs to {belongs} {takers}")
     return entry.configured(**settings) if settings else entry
+
+
+def _takes(option: str, entry: Verifier) -> bool:
+    return option in entry.options
 
 
 def _names(takes: Callable[[Verifier], bool]) -> str:

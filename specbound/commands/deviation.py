@@ -29,7 +29,7 @@ def measured_deviation(
     from specbound.proofs_checks.laws.wasted import lossy_points
 
     places = sorted({prompt + step * (len(sequence) - prompt) // CONTEXTS for step in range(CONTEXTS)})
-    settings = {"length": min(length, LONGEST), "top_k": min(top_k or MOST_TOKENS, MOST_TOKENS)}
+    settings: dict[str, Any] = {"length": min(length, LONGEST), "top_k": min(top_k or MOST_TOKENS, MOST_TOKENS)}
     points = []
     for place in places:
         tree = from_models(pair.target, pair.draft, sequence[:place], **settings, temperature=temperature)

@@ -12,6 +12,7 @@ import click
 from specbound.commands.calls import calls_results, stream_tree
 from specbound.commands.draft_length import solve_draft_length
 from specbound.commands.drafts import drafted_optima, write_files
+from specbound.commands.frontier import draw_frontier, lossy_results, read_deviation
 from specbound.commands.instance import OutputFile, given_options, instance_options, print_json, read_instance
 from specbound.commands.terminal import print_table
 from specbound.files import replacing, write_text
@@ -54,6 +55,10 @@ OBJECTIVES = ("lossless", "block-transport", "all")
     help="What is drafted instead of K independent paths: iid:K, without-replacement:W1,W2,.., top:W1,W2,.., "
     "top-and-sampled:W1,W2,.. (children at each depth) or stem:L1,K.",
 )
+@click.option(
+    "--deviation", metavar="NUMBER", help="Also the best acceptance length at that total variation, e.g. 1/9."
+)
+@click.option("--frontier", type=OutputFile(PICTURES), help="Draw acceptance against deviation (png, svg, pdf).")
 @click.option("--mdp", "mdp_file", type=click.Path(dir_okay=False), help="Solve a draft-length problem instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -68,6 +73,8 @@ def solve(
     certificate: str | None,
     plot: str | None,
     spec: str | None,
+    deviation: str | None,
+    frontier: str | None,
     mdp_file: str | None,
     as_json: bool,
     **options: Any,
@@ -85,9 +92,10 @@ def solve(
         raise ValueError(f"--tolerance is {tolerance}; want a small positive number, e.g. 1e-6")
     if options["random_vocab"] is None and (alone := {"--seed", "--concentration"} & {*given_options(context)}):
         raise ValueError(f"{min(alone)} belongs to --random; leave it out")
+    allowed = None if deviation is None else read_deviation(deviation)
     description, tree = read_instance(**options)
     if spec is not None:
-        if alone := {"--paths", "--emit", "--tokens"} & {*given_options(context)}:
+        if alone := {"--paths", "--emit", "--tokens", "--deviation", "--frontier"} & {*given_options(context)}:
             raise ValueError(f"{min(alone)} is about K independent paths; leave it out with --drafts")
         objectives = asked(objective)
         drafted = drafted_optima(tree, spec, objectives, tolerance)
@@ -107,6 +115,10 @@ def solve(
         write_text(certificate, certificate_file(tree, wanted))
     if plot is not None:
         draw(tree, wanted, results, objective, tolerance, Path(plot))
+    if allowed is not None:
+        results += lossy_results(tree, paths, allowed, tolerance)
+    if frontier is not None:
+        draw_frontier(tree, paths, Path(frontier))
     show(description | {"paths": paths} | ({} if tokens is None else {"tokens": tokens}), results, as_json, counted)
 
 

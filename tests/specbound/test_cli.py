@@ -64,6 +64,20 @@ def test_solve_prints_the_published_example_exactly(run):
     assert data["instance"]["length"] == 2
 
 
+def test_solve_proves_the_best_acceptance_at_a_deviation_in_fractions(run, tmp_path):
+    code, out, _ = run(*PUBLISHED, "--deviation", "1/9", "--frontier", str(tmp_path / "f.png"), "--json")
+    results = {result["name"]: result for result in json.loads(out)["results"]}
+    assert code == 0
+    assert results["lossy-optimum"]["exact"] == results["budgeted"]["exact"] == "40/27"
+    assert results["lossy-optimum"]["gap"] == 0
+    assert results["lossy-optimum"]["deviation"] == "1/9"
+    assert not results["lossy-optimum"]["lossless"]
+    assert (tmp_path / "f.png").stat().st_size > 10_000
+    code, out, _ = run(*PUBLISHED, "--deviation", "0", "--paths", "2", "--json")
+    results = {result["name"]: result for result in json.loads(out)["results"]}
+    assert results["lossy-optimum"]["exact"] == results["lossless-optimum"]["exact"] == "131/81"
+
+
 def test_solve_reads_an_instance_file(run, tmp_path):
     file = tmp_path / "tree.json"
     file.write_text(PrefixTree.random(3, 2, seed=5).to_json())
@@ -93,6 +107,9 @@ def test_solve_prints_a_table_for_people(run):
         (("solve", "--random", "3", "--length", "0"), "0 is not in the range"),
         (("solve", "--random", "3", "--length", "2", "--concentration", "nan"), "concentration is nan"),
         (("solve", "--instance", "no-such-file.json"), "--instance no-such-file.json: No such file"),
+        ((*PUBLISHED, "--deviation", "1.5"), "--deviation is 1.5"),
+        ((*PUBLISHED, "--deviation", "x"), "'x' is not a number"),
+        (("solve", "--random", "8", "--length", "3", "--frontier", "f.png"), "take up to 400"),
         (("solve", "--no-such-option"), "No such option"),
         (("no-such-command",), "No such command"),
         (("check", "--only", "XY"), "no claim starts with 'XY'"),

@@ -154,6 +154,8 @@ POOLS: dict[tuple[str, str], list[str]] = {
     ("solve", "--emit"): OUTPUTS,
     ("solve", "--certificate"): OUTPUTS,
     ("solve", "--plot"): OUTPUTS,
+    ("solve", "--frontier"): OUTPUTS,
+    ("solve", "--deviation"): ["0", "1/9", "0.02", "1", "2", "nan", "-1"],
     ("report", "out"): OUTPUTS,
     ("solve", "--target"): ROWS,
     ("solve", "--draft"): ROWS,
