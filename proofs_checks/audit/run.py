@@ -23,8 +23,8 @@ from ..laws.judge import VOID, contradiction, optimum, verdict
 from .counterexample import Explained, explain, sampled_counterexample, smallest_breakdown
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
-from .reality import CALLS, continued, disagreement
 from .price import price
+from .reality import CALLS, continued, disagreement
 from .report import AuditReport, Breakdown, Case, report_text
 from .sampled import LOOKS, Sampled, plan, sample_law
 
