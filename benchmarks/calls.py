@@ -104,7 +104,7 @@ def given_text(texts: list[tuple[Tensor, ...]], lengths: tuple[int, ...]) -> lis
 
 
 def decoded(
-    pair: Pair, prompts: list[Tensor], seeds: int, lengths: tuple[int, ...], sampling: dict[str, Any]
+    pair: Pair, prompts: list[Tensor], turns: int, lengths: tuple[int, ...], sampling: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Tokens per call, tokens per second and extra draft passes by L and verifier, and both ratios to block."""
     found, order = [], random.Random(0)
@@ -112,7 +112,7 @@ def decoded(
         runs: dict[str, list[tuple[float, float, Generation]]] = {name: [] for name in DECODED}
         for name in DECODED:
             generate(pair.target, pair.draft, prompts[0], verifier=name, length=length, **sampling)
-        for turn in range(seeds * len(prompts)):
+        for turn in range(turns):
             for name in order.sample(DECODED, len(DECODED)):
                 torch.manual_seed(turn)
                 synchronise()
@@ -143,13 +143,14 @@ def decoded(
 @click.option("--threads", default=1, show_default=True, help="Of torch on the CPU.")
 @click.option("--prompts", default=16, show_default=True, help="How many of the shipped prompts.")
 @click.option("--seeds", default=3, show_default=True)
+@click.option("--turns", default=16, show_default=True, help="Of the decoded part: prompts decoded by all verifiers.")
 @click.option("--new-tokens", default=96, show_default=True)
 @click.option("--temperature", default=1.0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS)
 @torch.no_grad()
 def main(
-    target: str | None, draft: str | None, device: str, threads: int, prompts: int, seeds: int, new_tokens: int,
-    temperature: float, out: Path,
+    target: str | None, draft: str | None, device: str, threads: int, prompts: int, seeds: int, turns: int,
+    new_tokens: int, temperature: float, out: Path,
 ) -> None:  # fmt: skip
     """Measure, print and write as JSON."""
     torch.set_num_threads(threads)
@@ -162,10 +163,10 @@ def main(
     texts = texts_of(pair, ids, seeds, sampling)
     report = {
         "machine": machine(device),
-        "settings": {"prompts": len(ids), "seeds": seeds, **sampling},
+        "settings": {"prompts": len(ids), "seeds": seeds, "turns": turns, **sampling},
         "given_text": given_text(texts, LENGTHS),
-        "decoded": decoded(pair, ids, seeds, LENGTHS, sampling),
     }
+    report["decoded"] = decoded(pair, ids, turns, LENGTHS, sampling)
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -15,6 +15,7 @@ from specbound.commands.bench import bench
 from specbound.commands.check import check
 from specbound.commands.decode import decode
 from specbound.commands.demo import demo
+from specbound.commands.experiment import experiment
 from specbound.commands.report import report
 from specbound.commands.solve import solve
 from specbound.commands.sweep import sweep
@@ -29,7 +30,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, audit, verifiers, decode, bench, sweep, demo, report):
+for command in (solve, check, audit, verifiers, decode, bench, sweep, experiment, demo, report):
     cli.add_command(command)
 
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DRAFT", "HEAD", "TARGET", "manifest", "prompts"]
+__all__ = ["DRAFT", "HEAD", "TARGET", "TASKS", "manifest", "prompts"]
 
 _FOLDER = Path(__file__).parent
 TARGET: Path = _FOLDER / "target"
@@ -20,6 +20,8 @@ DRAFT: Path = _FOLDER / "draft"
 """Folder of the draft model and the same tokenizer."""
 HEAD: Path = _FOLDER / "head" / "head.safetensors"
 """The draft's acceptance head (SpecDec++), trained by examples/train_acceptance_head.py."""
+TASKS: Path = _FOLDER / "tasks.jsonl"
+"""Held-out prompts of four kinds, made by examples/make_tasks.py; the manifest's "tasks" names their origin."""
 
 
 def prompts() -> list[dict[str, str]]:

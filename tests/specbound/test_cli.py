@@ -568,3 +568,22 @@ def test_solve_refuses_more_tokens_than_the_instance_is_deep(run):
     assert code == 2
     assert "--tokens is 4, but the instance is 2 tokens deep" in err
     assert run("solve", "--random", "2", "--length", "2", "--tokens", "3", "--json")[0] == 0
+
+
+def test_experiments_are_listed_and_write_what_they_found(run, tmp_path):
+    listed = json.loads(run("experiment", "--json")[1])["experiments"]
+    assert "block-verification" in {entry["name"] for entry in listed}
+    assert "2403.10444" in run("experiment")[1]
+    small = ("--quick", "--prompts", "1", "--new-tokens", "4", "--lengths", "2", "--out", str(tmp_path))
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text('{"prompt": "def main():"}\n')
+    code, out, err = run("experiment", "block-verification", "--tasks", str(tasks), *small, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["settings"]["prompts"] == {"tasks": 1}
+    assert {"block-verification.json", "block-verification.csv", "block-verification.png"} <= {
+        file.name for file in tmp_path.iterdir()
+    }
+    code, _, err = run("experiment", "block-verification", *small, "--temperature", "1", "--draft-temperature", "1")
+    assert code == 2
+    assert "--temperature is that of both models" in err

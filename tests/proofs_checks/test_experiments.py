@@ -1,0 +1,155 @@
+"""Experiments: tasks in the layouts people have, jobs that are recorded once, and what the records are made into."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+from matplotlib.figure import Figure
+
+from specbound import shipped_pair
+from specbound.proofs_checks.experiments import block_verification, decoding, experiment
+from specbound.proofs_checks.experiments.experiment import Experiment, Job, Settings, Table, Workplace
+from specbound.proofs_checks.experiments.tasks import Prompt, read_tasks
+from specbound.runtime.models import load_pair
+
+
+def write(path, *entries):
+    path.write_text("".join(f"{entry if isinstance(entry, str) else json.dumps(entry)}\n" for entry in entries))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [
+        ([{"question_id": 81, "category": "writing", "turns": ["a", "b"]}], [("writing", 0, "a")]),
+        ([{"task_id": "HumanEval/3", "prompt": "def f", "test": "x"}], [("HumanEval", 0, "def f")]),
+        (
+            [{"question": "1 + 1?", "answer": "2"}, {"question": "2?", "answer": "2"}],
+            [("f", 0, "1 + 1?"), ("f", 1, "2?")],
+        ),
+        ([{"prompt": "p", "task": "t"}, "", {"text": "q"}], [("t", 0, "p"), ("f", 0, "q")]),
+    ],
+)
+def test_tasks_are_read_in_every_layout(tmp_path, entries, found):
+    assert read_tasks(write(tmp_path / "f.jsonl", *entries)) == [Prompt(*entry) for entry in found]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["{"], "line 1: not JSON"),
+        ([{"prompt": "p"}, [1]], r"line 2: \[1\] is no JSON object"),
+        ([{"turns": []}], "line 1: no prompt; want"),
+        ([], "holds no prompts"),
+    ],
+)
+def test_what_is_no_task_is_named(tmp_path, entries, message):
+    with pytest.raises(ValueError, match=message):
+        read_tasks(write(tmp_path / "f.jsonl", *entries))
+
+
+def test_the_shipped_tasks_are_four_kinds_with_their_origin_and_were_not_trained_on():
+    prompts = read_tasks(shipped_pair.TASKS)
+    assert {p.task for p in prompts} == {"code", "docstrings", "tests", "tables"}
+    manifest = shipped_pair.manifest()
+    assert "Python Software Foundation" in manifest["tasks"]["text"]
+    files = {json.loads(line)["file"] for line in shipped_pair.TASKS.read_text(encoding="utf-8").splitlines()}
+    assert files == set(manifest["tasks"]["files"])
+    assert not files & set(manifest["training_files"])
+
+
+def counting(calls: list[str]) -> Experiment:
+    def job(key: str) -> Job:
+        return Job(key, lambda place: calls.append(key) or {"value": len(key)})
+
+    return Experiment(
+        "counting", "0000.00000", "for tests", lambda settings: [job("a"), job("bb")],
+        lambda found: [Table("t", ("key",), [(record["key"],) for record in found])], lambda found, figure: None,
+    )  # fmt: skip
+
+
+def test_a_run_goes_on_where_it_stopped_and_a_complete_one_only_reads(tmp_path):
+    calls: list[str] = []
+    settings, place = Settings(()), Workplace(lambda: pytest.fail("no job asks for the pair"))
+    steps = experiment.run(counting(calls), settings, place, tmp_path)
+    assert [next(steps), next(steps)] == [(0, 2), (1, 2)]
+    (tmp_path / "records.jsonl").open("a").write('{"key": "b')
+    with (tmp_path / "records.jsonl").open("a") as lines:
+        lines.write("\n")
+    assert list(experiment.run(counting(calls), settings, place, tmp_path)) == [(1, 2), (2, 2)]
+    assert list(experiment.run(counting(calls), settings, place, tmp_path)) == [(2, 2)]
+    assert calls == ["a", "bb"]
+    assert [record["key"] for record in experiment.records(tmp_path)] == ["a", "bb"]
+    with pytest.raises(ValueError, match="holds records of other settings"):
+        list(experiment.run(counting(calls), Settings((), seeds=9), place, tmp_path))
+
+
+def test_records_as_csv_have_one_column_a_plain_field():
+    text = experiment.as_csv([{"key": "a", "x": 1, "maps": {}}, {"key": "b", "y": 2.5}])
+    assert list(csv.DictReader(io.StringIO(text))) == [
+        {"key": "a", "x": "1", "y": ""},
+        {"key": "b", "x": "", "y": "2.5"},
+    ]
+
+
+def test_means_and_pairs():
+    found = [
+        {"turn": t, "method": m, "value": v} for t, m, v in (("1", "a", 2), ("1", "b", 1), ("2", "a", 9), ("2", "b", 3))
+    ]
+    assert decoding.paired(found, "a", "b", "value").mean == 2.5
+    assert math.isnan(decoding.mean([1.0]).half_width)
+    assert decoding.mean([]).n == 0
+    assert str(decoding.mean([1.0, 3.0])) == "2.000 +- 1.960"
+
+
+def test_the_map_of_bernoulli_pairs_is_exact():
+    values = block_verification.acceptance_lengths(2 / 3, 1 / 3, 2)
+    expected = {"token": 10 / 9, "block": 11 / 9, "lossless-optimum": 11 / 9, "block-transport": 4 / 3}
+    assert values == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return load_pair(shipped_pair.TARGET, shipped_pair.DRAFT, device="cpu")
+
+
+def test_block_verification_runs_on_the_shipped_pair(tmp_path, pair):
+    settings = Settings(
+        tuple(read_tasks(shipped_pair.TASKS, most=1))[:2], new_tokens=6, seeds=1, quick=True, lengths=(2,)
+    )
+    chosen = experiment.get("block-verification")
+    *_, last = experiment.run(chosen, settings, Workplace(lambda: pair), tmp_path)
+    assert last[0] == last[1] == 1 + 2 * 3
+    found = experiment.records(tmp_path)
+    assert {record["method"] for record in found if record["kind"] == "decoded"} == {"plain", "token L=2", "block L=2"}
+    decoded, maps = chosen.tables(found)
+    assert [row[0] for row in decoded.rows] == ["code"] * 3 + ["docstrings"] * 3 + ["all"] * 3
+    ((length, gain, most, _, least, gap),) = maps.rows
+    assert length == 2
+    assert 1 < gain < most
+    assert least >= -1e-12
+    assert gap < 1e-9
+    figure = Figure()
+    chosen.draw(found, figure)
+    assert len(figure.axes) == 5
+
+
+def test_the_draft_s_own_temperature_scales_its_logits_and_is_taken_back(pair):
+    import torch
+
+    ids = torch.tensor([[1, 2, 3]])
+    plain = pair.draft(ids).logits
+    with decoding.draft_at(pair, decoding.Temperatures(1.0, 0.5)):
+        assert torch.allclose(pair.draft(ids).logits, 2 * plain)
+    assert torch.equal(pair.draft(ids).logits, plain)
+    with pytest.raises(ValueError, match="want positive ones"), decoding.draft_at(pair, decoding.Temperatures(0, 1)):
+        pass
+
+
+def test_an_unknown_experiment_is_named():
+    with pytest.raises(ValueError, match="experiment is 'x'; known are block-verification"):
+        experiment.get("x")
