@@ -17,7 +17,7 @@ from .laboratory import Broken, Laboratory
 from .mistakes import MISTAKES, Mistake
 from .report import Breakdown, Case, Counterexample
 from .sampled import Sampled
-from .shrink import Shrunk, rows_of, simplest
+from .shrink import Shrunk, case_of, simplest
 
 Compared = tuple[PrefixTree, int, Evidence]
 SAME_LAW = 1e-9
@@ -144,15 +144,16 @@ def _row(row: tuple[Fraction, ...]) -> str:
 
 
 def _setting(tree: PrefixTree, paths: int) -> str:
-    rows = rows_of(tree)
+    case = case_of(tree)
     size = f"{tree.vocab} tokens 0..{tree.vocab - 1}" if tree.vocab > 1 else "1 token, 0"
     head = f"{size}, drafts of length {tree.length}, {paths} path{'s' if paths > 1 else ''}: "
-    if len(set(rows.target.values())) == len(set(rows.draft.values())) == 1:
-        return f"{head}everywhere draft {_row(rows.draft[()])}, target {_row(rows.target[()])}."
+    if len(set(case.target.values())) == len(set(case.draft.values())) == 1:
+        return f"{head}everywhere draft {_row(case.draft[0])}, target {_row(case.target[0])}."
     lines = []
-    for prefix, target in rows.target.items():
+    for node, target in case.target.items():
+        prefix = tree.prefix(node)
         after = "at the start" if not prefix else f"after {' '.join(map(str, prefix))}"
-        draft = f"draft {_row(rows.draft[prefix])}, " if prefix in rows.draft else ""
+        draft = f"draft {_row(case.draft[node])}, " if node in case.draft else ""
         lines.append(f"{after} {draft}target {_row(target)}")
     return head + "; ".join(lines) + "."
 

@@ -11,12 +11,16 @@ Letters: V vocabulary size, L draft length, K paths, p target row, q draft row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from functools import cached_property
 
-from specbound.theory.prefix_tree import Prefix, PrefixTree
+import numpy as np
+
+from specbound.theory.contexts import ContextModel, ModelPair
+from specbound.theory.numbers import Number, to_array
+from specbound.theory.prefix_tree import PrefixTree
 
 Row = tuple[Fraction, ...]
 Fails = Callable[[PrefixTree, int], bool]
@@ -26,50 +30,84 @@ DENOMINATORS = (1, 2, 3, 4, 6, 8, 10, 12, 24, 60, 120, 720)
 MAX_TRIALS = 400
 
 
-@dataclass(frozen=True)
-class Rows:
-    """An instance as two tables of rows; the target's has a row for prefixes of length L too (the bonus token)."""
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An instance: a pair of models in fractions, looked at `length` tokens deep from its start.
 
-    vocab: int
+    Contexts that no prefix of that length reaches do not count.
+    """
+
+    pair: ModelPair
     length: int
-    target: dict[Prefix, Row]
-    draft: dict[Prefix, Row]
 
     def tree(self) -> PrefixTree:
         """The prefix tree, in fractions."""
-        return PrefixTree.from_conditionals(self.target.__getitem__, self._draft_row, self.vocab, self.length)
+        return PrefixTree.unrolled(self.pair, self.length)
 
-    def _draft_row(self, prefix: Prefix) -> Row:
-        return self.draft[prefix]
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.pair.vocab
+
+    @cached_property
+    def target(self) -> dict[int, Row]:
+        """The target's rows in use, by context; the bonus token's too."""
+        return {context: _fractions(self.pair.target.row(context)) for context in self._reached(self.length)}
+
+    @cached_property
+    def draft(self) -> dict[int, Row]:
+        """The draft's rows in use, by context."""
+        return {context: _fractions(self.pair.draft.row(context)) for context in self._reached(self.length - 1)}
+
+    def _reached(self, depth: int) -> list[int]:
+        """Contexts of the prefixes of length 0..depth, in order of first appearance."""
+        found = layer = [self.pair.start]
+        for _ in range(depth):
+            layer = list(dict.fromkeys(after for context in layer for after in self.pair.target.following[context]))
+            found = list(dict.fromkeys([*found, *layer]))
+        return found
+
+    def with_rows(self, target: Mapping[int, Row], draft: Mapping[int, Row]) -> Case:
+        """The same case with these rows in these contexts."""
+        models = []
+        for model, rows in ((self.pair.target, target), (self.pair.draft, draft)):
+            table = model.rows.copy()
+            for context, row in rows.items():
+                table[context] = row
+            models.append(ContextModel(table, model.successor, model.start))
+        return Case(ModelPair(*models), self.length)
 
     @property
     def measure(self) -> Measure:
-        """What counts as simpler: different rows, prefixes where draft and target differ, sizes of denominators."""
+        """What counts as simpler: different rows, contexts where draft and target differ, sizes of denominators."""
         rows = {*self.target.values(), *self.draft.values()}
-        different = sum(self.target[w] != row for w, row in self.draft.items())
+        different = sum(self.target[context] != row for context, row in self.draft.items())
         weight = sum(entry.denominator + abs(2 * entry.numerator - entry.denominator) for row in rows for entry in row)
         return len(set(self.target.values())) + len(set(self.draft.values())), different, weight
 
 
-def rows_of(tree: PrefixTree) -> Rows:
-    """The rows of a full V-ary tree; floats are taken at their exact binary value and rescaled to sum to 1."""
-    target, draft = {}, {}
-    for node in range(tree.size):
+def case_of(tree: PrefixTree) -> Case:
+    """A full V-ary tree as a case; floats are taken at their exact binary value and rescaled to sum to 1."""
+    for node in range(tree.leaves.start):
         children = tree.children[node]
-        prefix = tree.prefix(node)
-        if len(prefix) == tree.length:
-            target[prefix] = _normalised(tree.bonus[node - tree.leaves.start])
-        elif children.stop - children.start == tree.vocab:
-            target[prefix], draft[prefix] = _normalised(tree.target[children]), _normalised(tree.draft[children])
-        else:
+        if children.stop - children.start != tree.vocab:
             raise ValueError(f"node {node} has {children.stop - children.start} children; shrinking wants full trees")
-    return Rows(tree.vocab, tree.length, target, draft)
+    pair = ModelPair.from_tree(tree)
+    models = []
+    for model in (pair.target, pair.draft):
+        table = to_array([_normalised(row) for row in model.table])
+        models.append(ContextModel(table, model.successor, model.start))
+    return Case(ModelPair(*models), tree.length)
 
 
-def _normalised(row: Any) -> Row:
-    entries = [Fraction(entry) for entry in row]
+def _normalised(row: Sequence[Number]) -> Row:
+    entries = _fractions(row)
     total = sum(entries)
-    return tuple(entry / total for entry in entries)
+    return tuple(entry / total for entry in entries) if total else entries
+
+
+def _fractions(row: Sequence[Number]) -> Row:
+    return tuple(Fraction(entry) for entry in row)
 
 
 @dataclass(frozen=True)
@@ -101,11 +139,11 @@ def simplest(tree: PrefixTree, paths: int, fails: Fails, max_trials: int = MAX_T
             (smaller sizes, textbook instances, all rows rounded alike, simpler rows).
     """
     search = _Search(fails, max_trials)
-    rows = rows_of(tree)
-    rows, paths = search.smaller(rows, paths)
-    simple = search.textbook(rows, paths)
+    case = case_of(tree)
+    case, paths = search.smaller(case, paths)
+    simple = search.textbook(case, paths)
     if simple is None:
-        simple = search.simpler(search.rounded(rows, paths), paths), paths
+        simple = search.simpler(search.rounded(case, paths), paths), paths
     return Shrunk(simple[0].tree(), simple[1], search.trials)
 
 
@@ -115,27 +153,27 @@ class _Search:
     def __init__(self, fails: Fails, max_trials: int) -> None:
         self.fails, self.max_trials, self.trials, self.left = fails, max_trials, 0, max_trials
 
-    def failing(self, rows: Rows, paths: int) -> bool:
+    def failing(self, case: Case, paths: int) -> bool:
         if self.left == 0:
             return False
         self.trials += 1
         self.left -= 1
-        return self.fails(rows.tree(), paths)
+        return self.fails(case.tree(), paths)
 
-    def smaller(self, rows: Rows, paths: int) -> tuple[Rows, int]:
+    def smaller(self, case: Case, paths: int) -> tuple[Case, int]:
         """Fewer paths, shorter drafts, fewer tokens, as long as any of these still fails."""
         while True:
-            for candidate, count in _smaller(rows, paths):
+            for candidate, count in _smaller(case, paths):
                 if self.failing(candidate, count):
-                    rows, paths = candidate, count
+                    case, paths = candidate, count
                     break
             else:
-                return rows, paths
+                return case, paths
 
-    def textbook(self, rows: Rows, paths: int) -> tuple[Rows, int] | None:
+    def textbook(self, case: Case, paths: int) -> tuple[Case, int] | None:
         """The first failing textbook instance of this size or smaller."""
         self.left = self.max_trials
-        sizes = itertools.product(range(1, paths + 1), range(1, rows.length + 1), range(1, rows.vocab + 1))
+        sizes = itertools.product(range(1, paths + 1), range(1, case.length + 1), range(1, case.vocab + 1))
         for k, length, vocab in sorted(sizes, key=lambda size: (size[0] * size[1], size[2])):
             for target, draft in textbook_pairs(vocab):
                 candidate = _iid(target, draft, length)
@@ -143,29 +181,29 @@ class _Search:
                     return candidate, k
         return None
 
-    def rounded(self, rows: Rows, paths: int) -> Rows:
+    def rounded(self, case: Case, paths: int) -> Case:
         """All rows rounded to one denominator, the smallest with which the case still fails."""
         self.left = self.max_trials
         for denominator in DENOMINATORS:
             target, draft = (
-                {w: _nearest(row, denominator) for w, row in table.items()} for table in (rows.target, rows.draft)
+                {c: _nearest(row, denominator) for c, row in rows.items()} for rows in (case.target, case.draft)
             )
-            candidate = Rows(rows.vocab, rows.length, target, draft)
+            candidate = case.with_rows(target, draft)
             if self.failing(candidate, paths):
                 return candidate
-        return rows
+        return case
 
-    def simpler(self, rows: Rows, paths: int) -> Rows:
+    def simpler(self, case: Case, paths: int) -> Case:
         """The same size with simpler rows, until no move helps."""
         self.left = self.max_trials
         improved = True
         while improved:
             improved = False
-            for candidate in _simpler(rows):
-                if candidate.measure < rows.measure and self.failing(candidate, paths):
-                    rows, improved = candidate, True
+            for candidate in _simpler(case):
+                if candidate.measure < case.measure and self.failing(candidate, paths):
+                    case, improved = candidate, True
                     break
-        return rows
+        return case
 
 
 def textbook_pairs(vocab: int) -> list[tuple[Row, Row]]:
@@ -192,53 +230,37 @@ def textbook_pairs(vocab: int) -> list[tuple[Row, Row]]:
     return sorted(pairs, key=lambda pair: (sum(entry.denominator for row in pair for entry in row), pair[0] == pair[1]))
 
 
-def _iid(target: Row, draft: Row, length: int) -> Rows:
-    vocab = len(target)
-    prefixes = [w for depth in range(length + 1) for w in itertools.product(range(vocab), repeat=depth)]
-    return Rows(
-        vocab, length, dict.fromkeys(prefixes, target), dict.fromkeys((w for w in prefixes if len(w) < length), draft)
-    )
+def _iid(target: Row, draft: Row, length: int) -> Case:
+    return Case(ModelPair.iid(target, draft), length)
 
 
-def _smaller(rows: Rows, paths: int) -> Iterator[tuple[Rows, int]]:
+def _smaller(case: Case, paths: int) -> Iterator[tuple[Case, int]]:
     if paths > 1:
-        yield rows, paths - 1
-    if rows.length > 1:
-        yield _cut(rows), paths
-        for token in range(rows.vocab):
-            yield _below(rows, token), paths
-    if rows.vocab > 1:
-        for token in range(rows.vocab):
-            yield _without(rows, token), paths
+        yield case, paths - 1
+    if case.length > 1:
+        yield Case(case.pair, case.length - 1), paths
+        for token in range(case.vocab):
+            yield _below(case, token), paths
+    if case.vocab > 1:
+        for token in range(case.vocab):
+            yield _without(case, token), paths
 
 
-def _cut(rows: Rows) -> Rows:
-    """Drafts one token shorter."""
-    shorter = rows.length - 1
-    return Rows(
-        rows.vocab,
-        shorter,
-        {w: row for w, row in rows.target.items() if len(w) <= shorter},
-        {w: row for w, row in rows.draft.items() if len(w) < shorter},
-    )
-
-
-def _below(rows: Rows, token: int) -> Rows:
+def _below(case: Case, token: int) -> Case:
     """The instance that starts after `token`."""
-    target, draft = (
-        {w[1:]: row for w, row in table.items() if w[:1] == (token,)} for table in (rows.target, rows.draft)
-    )
-    return Rows(rows.vocab, rows.length - 1, target, draft)
+    pair = case.pair
+    start = pair.target.following[pair.start][token]
+    target, draft = (ContextModel(model.rows, model.successor, start) for model in (pair.target, pair.draft))
+    return Case(ModelPair(target, draft), case.length - 1)
 
 
-def _without(rows: Rows, token: int) -> Rows:
+def _without(case: Case, token: int) -> Case:
     """The instance without one token; its probability goes to the others in proportion, or evenly if they had none."""
-
-    def table(old: dict[Prefix, Row]) -> dict[Prefix, Row]:
-        kept = {w: row for w, row in old.items() if token not in w}
-        return {tuple(y - (y > token) for y in w): _dropped(row, token) for w, row in kept.items()}
-
-    return Rows(rows.vocab - 1, rows.length, table(rows.target), table(rows.draft))
+    models = []
+    for model in (case.pair.target, case.pair.draft):
+        table = to_array([_dropped(_fractions(row), token) if any(row) else row[1:] for row in model.table])
+        models.append(ContextModel(table, np.delete(case.pair.successor, token, axis=1), model.start))
+    return Case(ModelPair(*models), case.length)
 
 
 def _dropped(row: Row, token: int) -> Row:
@@ -247,24 +269,26 @@ def _dropped(row: Row, token: int) -> Row:
     return tuple(entry / total if total else Fraction(1, len(rest)) for entry in rest)
 
 
-def _simpler(rows: Rows) -> Iterator[Rows]:
-    """Candidates: the same rows everywhere, draft = target at a prefix, a row replaced by a simple one everywhere."""
-    for target, draft in itertools.product(set(rows.target.values()), set(rows.draft.values())):
-        yield _iid(target, draft, rows.length)
-    for prefix, row in rows.draft.items():
-        yield Rows(rows.vocab, rows.length, rows.target, {**rows.draft, prefix: rows.target[prefix]})
-        yield Rows(rows.vocab, rows.length, {**rows.target, prefix: row}, rows.draft)
-    for old in {*rows.target.values(), *rows.draft.values()}:
+def _simpler(case: Case) -> Iterator[Case]:
+    """Candidates: the same rows everywhere, draft = target in a context, a row replaced by a simple one everywhere."""
+    for target, draft in itertools.product(set(case.target.values()), set(case.draft.values())):
+        yield _iid(target, draft, case.length)
+    for context, row in case.draft.items():
+        yield case.with_rows({}, {context: case.target[context]})
+        yield case.with_rows({context: row}, {})
+    for old in {*case.target.values(), *case.draft.values()}:
         for new in _rounded(old):
-            tables = ({w: new if row == old else row for w, row in t.items()} for t in (rows.target, rows.draft))
-            yield Rows(rows.vocab, rows.length, *tables)
-    for prefix, row in rows.target.items():
-        uniform = tuple(Fraction(1, rows.vocab) for _ in row)
-        for new in {uniform, *rows.target.values(), *_rounded(row)} - {row}:
-            yield Rows(rows.vocab, rows.length, {**rows.target, prefix: new}, rows.draft)
-    for prefix, row in rows.draft.items():
-        for new in {*rows.draft.values(), *_rounded(row)} - {row}:
-            yield Rows(rows.vocab, rows.length, rows.target, {**rows.draft, prefix: new})
+            yield case.with_rows(
+                {context: new for context, row in case.target.items() if row == old},
+                {context: new for context, row in case.draft.items() if row == old},
+            )
+    for context, row in case.target.items():
+        uniform = tuple(Fraction(1, case.vocab) for _ in row)
+        for new in {uniform, *case.target.values(), *_rounded(row)} - {row}:
+            yield case.with_rows({context: new}, {})
+    for context, row in case.draft.items():
+        for new in {*case.draft.values(), *_rounded(row)} - {row}:
+            yield case.with_rows({}, {context: new})
 
 
 def _rounded(row: Row) -> list[Row]:

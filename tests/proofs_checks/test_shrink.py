@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from specbound.proofs_checks.audit.shrink import rows_of, shrink, textbook_pairs
+from specbound.proofs_checks.audit.shrink import case_of, shrink, textbook_pairs
 from specbound.proofs_checks.laws.deviation import as_fractions, find_deviation
 from specbound.proofs_checks.laws.instances import random_tree
 from specbound.theory.prefix_tree import PrefixTree
@@ -46,7 +46,7 @@ def test_a_failure_no_textbook_instance_shows_is_rounded_step_by_step():
 def test_float_trees_are_shrunk_to_fractions():
     found = shrink(PrefixTree.random(3, 2, seed=0), 1, lambda tree, paths: tree.target[1] != tree.draft[1])
     assert found.tree.exact
-    assert sum(rows_of(PrefixTree.random(3, 2, seed=0)).target[(0,)]) == 1
+    assert all(sum(row) == 1 for row in case_of(PrefixTree.random(3, 2, seed=0)).target.values())
 
 
 def test_the_number_of_trials_is_bounded_and_a_case_that_passes_is_refused():
