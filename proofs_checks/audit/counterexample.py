@@ -5,7 +5,7 @@ Letters: V vocabulary size, L draft length, K paths.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from specbound.theory.prefix_tree import PrefixTree
@@ -23,6 +23,7 @@ Compared = tuple[PrefixTree, int, Evidence]
 SAME_LAW = 1e-9
 COMPARED = 2
 STORY_GAP = 1e-3
+SIGNIFICANT = 100
 FATAL = ("hang", "crash", "exit", "memory", "open files", "changed")
 
 
@@ -33,6 +34,20 @@ class Explained:
     counterexample: Counterexample | None = None
     causes: tuple[str, ...] = ()
     breakdowns: tuple[Breakdown, ...] = ()
+
+
+def significant(failed: list[Case], tolerance: float) -> tuple[list[Case], float]:
+    """The failing cases by what is at least a hundredth of the largest deviation, and that tolerance.
+
+    Rounding in front of a mistake, or a small mistake in front of a large one, would else be what is explained.
+    """
+    coarse = max(tolerance, max(case.total_variation for case in failed) / SIGNIFICANT)
+    found = []
+    for case in failed:
+        assert case.evidence is not None
+        deviation = find_deviation(case.evidence.blocks, case.evidence.wanted, coarse)
+        found += [] if deviation is None else [replace(case, deviation=deviation)]
+    return found, coarse
 
 
 def explain(lab: Laboratory, failed: list[Case], stateful: bool, tolerance: float) -> Explained:

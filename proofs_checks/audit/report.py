@@ -86,7 +86,9 @@ class AuditReport:
             "undecided" (nothing was looked at, or it cannot be audited exactly).
         declared: what a registered verifier declares about itself, None if nothing.
         cases: number of instances audited; skipped: sizes that were too large to enumerate.
-        worst: the deviation of largest total variation; position: the first wrong position over all cases.
+        worst: the deviation of largest total variation, the counterexample's included; position: the first position
+            that is wrong on any case (by at least a hundredth of the largest deviation).
+        failed: family of instances -> how many of it fail, of how many; families that never fail are left out.
         optimum: what the acceptance is compared with: "lossless", or "block-transport" for a verifier that changes
             the target of later positions.
         acceptance: mean and smallest ratio to that optimum, and the largest excess over it.
@@ -110,6 +112,7 @@ class AuditReport:
     largest_total_variation: float
     worst: Deviation | None
     position: int | None
+    failed: dict[str, tuple[int, int]]
     acceptance: dict[str, float]
     frontier: dict[str, float] | None
     breakdowns: tuple[Breakdown, ...]
@@ -155,6 +158,7 @@ class AuditReport:
             "largest_total_variation": self.largest_total_variation,
             "worst": self.worst and self.worst.to_dict(),
             "position": self.position,
+            "failed": {family: list(counts) for family, counts in self.failed.items()},
             "acceptance": self.acceptance,
             "frontier": self.frontier,
             "breakdowns": [vars(breakdown) for breakdown in self.breakdowns],
@@ -186,6 +190,9 @@ def report_text(report: AuditReport) -> Text:
         text.append(
             f"First wrong at position {report.position}; total variation up to {report.largest_total_variation:.3g}.\n"
         )
+    if report.failed:
+        kinds = ", ".join(f"{family} {wrong} of {looked}" for family, (wrong, looked) in report.failed.items())
+        text.append(f"{sum(wrong for wrong, _ in report.failed.values())} instances fail: {kinds}.\n")
     for breakdown in report.breakdowns:
         size = f"V={breakdown.vocab} L={breakdown.length} K={breakdown.paths}"
         text.append(f"{breakdown.kind}", "bold red").append(f" at {size}: {breakdown.message}\n")

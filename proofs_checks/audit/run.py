@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from specbound.runtime.device import check_device
 from ..laws.deviation import find_deviation
 from ..laws.instances import Instance, instances
 from ..laws.judge import VOID, contradiction, optimum, verdict
-from .counterexample import Explained, explain, sampled_counterexample, smallest_breakdown
+from .counterexample import Explained, explain, sampled_counterexample, significant, smallest_breakdown
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
 from .price import price
@@ -39,7 +40,7 @@ def audit(
     target: str | Foreign | Callable[..., Any],
     vocab: range = range(2, 4),
     length: range = range(1, 4),
-    paths: range = range(1, 3),
+    paths: range = range(1, 4),
     cases: int | None = None,
     *,
     seed: int = 0,
@@ -88,14 +89,18 @@ def audit(
         troubles += real
         if any(trouble.kind == VOID for trouble in real):
             failed = []
+        shown: list[Case] = []
         explained = Explained()
         if failed:
-            explained = explain(lab, failed, looked.stateful, tolerance)
+            shown, coarse = significant(failed, tolerance)
+            explained = explain(lab, shown, looked.stateful, coarse)
         elif looked.breakdowns and troubles[0].kind in ("exception", "invalid result"):
             explained = Explained(smallest_breakdown(lab, *looked.breakdowns[0], looked.stateful))
     troubles += explained.breakdowns
     word = verdict([case.total_variation for case in looked.found], [trouble.kind for trouble in troubles], tolerance)
     deviations = [case.deviation for case in failed if case.deviation is not None]
+    if explained.counterexample is not None and explained.counterexample.deviation is not None:
+        deviations.append(explained.counterexample.deviation)
     return AuditReport(
         target=target if isinstance(target, str) else _name(target),
         way=lab.way,
@@ -107,7 +112,8 @@ def audit(
         tolerance=tolerance,
         largest_total_variation=max((deviation.total_variation for deviation in deviations), default=0.0),
         worst=max(deviations, key=lambda deviation: deviation.total_variation, default=None),
-        position=min((deviation.position for deviation in deviations), default=None),
+        position=min((case.deviation.position for case in shown if case.deviation is not None), default=None),
+        failed=_families(failed, looked.found),
         acceptance={} if any(trouble.kind == "contradiction" for trouble in troubles) else _acceptance(looked.found),
         frontier=_frontier(failed, looked.stateful),
         breakdowns=tuple(troubles),
@@ -172,6 +178,7 @@ def _audit_sampled(
         largest_total_variation=worst.total_variation if worst else 0.0,
         worst=worst,
         position=worst.position if worst else None,
+        failed=_families([case for case, _ in failed], [case for case, _ in results]),
         acceptance=_acceptance([case for case, _ in results]),
         frontier=None,
         breakdowns=tuple(breakdowns),
@@ -306,6 +313,13 @@ def _advice(troubles: list[Breakdown], skipped: list[tuple[int, int, int]]) -> s
     if skipped or "too large" in kinds:
         return "take instances small enough to enumerate (--vocab, --length, --paths), or sample (--resolution 0.05)."
     return "look at one instance at least."
+
+
+def _families(failed: list[Case], found: list[Case]) -> dict[str, tuple[int, int]]:
+    """For every family of instances that fails: how many of it fail, of how many."""
+    wrong = Counter(case.instance.family for case in failed)
+    looked = Counter(case.instance.family for case in found)
+    return {family: (count, looked[family]) for family, count in wrong.most_common()}
 
 
 def _acceptance(found: list[Case]) -> dict[str, float]:

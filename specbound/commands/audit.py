@@ -40,7 +40,7 @@ class Span(click.ParamType):
 @click.argument("target")
 @click.option("--vocab", type=Span(), default="2..3", show_default=True, help="Vocabulary sizes V.")
 @click.option("--length", type=Span(), default="1..3", show_default=True, help="Draft lengths L.")
-@click.option("--paths", type=Span(), default="1..2", show_default=True, help="Numbers of drafted paths K.")
+@click.option("--paths", type=Span(), default="1..3", show_default=True, help="Numbers of drafted paths K.")
 @click.option("--cases", type=click.IntRange(min=1), help="Instances to audit; 120, or 12 when sampled, if not given.")
 @click.option("--resolution", type=Number(0, 1, min_open=True), help="Sample instead, down to this total variation.")
 @click.option("--false-alarm", type=Number(0, 1, min_open=True), default=1e-9, show_default=True, help="Of sampling.")

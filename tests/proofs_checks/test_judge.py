@@ -12,6 +12,7 @@ from specbound import cli
 from specbound.proofs_checks.audit import audit, report_text
 from specbound.proofs_checks.audit.laboratory import Laboratory
 from specbound.proofs_checks.laws import judge as judging
+from specbound.proofs_checks.laws.deviation import find_deviation
 from specbound.proofs_checks.laws.judge import (
     Evidence,
     Judgement,
@@ -307,6 +308,29 @@ def test_a_hang_while_shrinking_ends_the_search_and_is_told():
     assert [breakdown.kind for breakdown in report.breakdowns] == ["hang"]
     assert report.counterexample is not None
     assert report.seconds < 60
+
+
+# ---------------------------------------------------------------------- what is told of a failure
+
+
+def test_rounding_does_not_hide_the_mistake_behind_it():
+    tree = PrefixTree.iid([0.25, 0.75], [0.5, 0.5], 1)
+    found = evidence(zoo.rounding_in_front_of_a_mistake, tree)
+    assert find_deviation(found.blocks, found.wanted, 1e-9).position == 1
+    report = audit(zoo.rounding_in_front_of_a_mistake, range(2, 3), range(1, 3), range(1, 2), 4)
+    assert (report.verdict, report.position) == ("not lossless", 2)
+    assert report.counterexample.deviation.position == 2
+
+
+def test_one_maximum_and_the_kinds_of_instances_that_fail_are_told():
+    report = audit(zoo.correction_from_the_target_row, range(2, 4), range(1, 2), range(1, 2), 12)
+    assert report.largest_total_variation >= report.counterexample.deviation.total_variation
+    assert report.worst.total_variation == report.largest_total_variation
+    assert all(0 < wrong <= looked for wrong, looked in report.failed.values())
+    assert sum(wrong for wrong, _ in report.failed.values()) <= report.cases
+    assert json.loads(json.dumps(report.to_dict()))["failed"]["independent"][1] >= 1
+    assert "instances fail: " in report_text(report).plain
+    assert audit("block", **ONE, cases=2).failed == {}
 
 
 # ---------------------------------------------------------------------- the registry and sweeps

@@ -94,6 +94,16 @@ def correction_from_the_target_row(batch, draws):
     return Verdict(verdict.path, verdict.accepted, draws.choose(row))
 
 
+def rounding_in_front_of_a_mistake(batch, draws):
+    """The first token is off by 1e-8, the bonus token is drawn from the row of the position before."""
+    verdict = token_with_bonus_from_last_drafted_row(batch, draws)
+    shifted = draws.choose(torch.tensor([1 - 1e-8, 1e-8], dtype=torch.float64).expand(len(batch.tokens), -1)).bool()
+    zero = torch.zeros_like(verdict.token)
+    return Verdict(
+        verdict.path, torch.where(shifted, zero, verdict.accepted), torch.where(shifted, zero, verdict.token)
+    )
+
+
 class Late:
     """A verifier with a mistake that, once asked often enough, also does something else."""
 
