@@ -22,6 +22,7 @@ RowPair = tuple[Row, Row]
 Family = Callable[[np.random.Generator, int], RowPair]
 
 DENOMINATOR = 720
+TINY = Fraction(1, 10**6)
 MAX_SIZES = 10_000
 
 
@@ -117,6 +118,26 @@ def partly_equal(rng: np.random.Generator, vocab: int) -> RowPair:
     return target, tuple(target[y] if y == kept else next(turned) for y in range(vocab))
 
 
+def tiny(rng: np.random.Generator, vocab: int) -> RowPair:
+    """Each row has a token of probability 10^-6, not the same one: a ratio clamped at 10^-5 shows here."""
+    places = rng.permutation(vocab)
+    return _with_tiny(rational_row(rng, vocab), int(places[0])), _with_tiny(rational_row(rng, vocab), int(places[-1]))
+
+
+def _with_tiny(row: Row, token: int) -> Row:
+    if len(row) == 1:
+        return row
+    rest = (1 - TINY) / (1 - row[token])
+    return tuple(TINY if y == token else entry * rest for y, entry in enumerate(row))
+
+
+def ties(rng: np.random.Generator, vocab: int) -> RowPair:
+    """Weights 1 and 2 only, so that probabilities and ratios p/q tie exactly."""
+    rows = rng.integers(1, 3, (2, vocab)).tolist()
+    target, draft = (tuple(Fraction(weight, sum(row)) for weight in row) for row in rows)
+    return target, draft
+
+
 NODE_FAMILIES: dict[str, Family] = {
     "independent": independent,
     "close": close,
@@ -128,16 +149,17 @@ NODE_FAMILIES: dict[str, Family] = {
     "disjoint": disjoint,
     "partly equal": partly_equal,
 }
+RARE_FAMILIES: dict[str, Family] = {"tiny": tiny, "ties": ties}
 GENERIC = ("independent", "mixed", "Dirichlet")
-SPECIAL = ("close", "mixed, iid", *list(NODE_FAMILIES)[2:])
+SPECIAL = ("close", "mixed, iid", *RARE_FAMILIES, *list(NODE_FAMILIES)[2:])
 FAMILIES = (*GENERIC, *SPECIAL)
 
 
 def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
     """The tree of the given family, size and seed; exact fractions except for "Dirichlet".
 
-    Families: those of `NODE_FAMILIES` (every prefix of that kind); "mixed" (every prefix of a kind of its own);
-    "mixed, iid" (one pair of rows for every prefix); "Dirichlet" (`PrefixTree.random`, float64).
+    Families: those of `NODE_FAMILIES` and `RARE_FAMILIES` (every prefix of that kind); "mixed" (every prefix of a kind
+    of its own); "mixed, iid" (one pair of rows for every prefix); "Dirichlet" (`PrefixTree.random`, float64).
 
     Raises:
         ValueError: for an unknown family or an impossible size.
@@ -146,8 +168,8 @@ def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
         return PrefixTree.random(vocab, length, seed)
     rng = np.random.default_rng(seed)
     kinds = list(NODE_FAMILIES.values())
-    if family in NODE_FAMILIES:
-        kinds = [NODE_FAMILIES[family]]
+    if family in NODE_FAMILIES | RARE_FAMILIES:
+        kinds = [(NODE_FAMILIES | RARE_FAMILIES)[family]]
     elif family not in ("mixed", "mixed, iid"):
         raise ValueError(f"family is {family!r}; known are {', '.join(FAMILIES)}")
     if family == "mixed, iid":

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from .lazy import Lazy, NotExact, Questions
-from .lazy_arrays import lazy_array
+from .lazy_arrays import numbers
 
 Replace = Callable[[Any, str, Any], None]
 TIED = "a generator's state was {}, which ties random numbers to each other"
@@ -246,10 +246,12 @@ class _NumpySamplers:
         return self._streams.questions
 
     def random(self, size: Any = None, dtype: Any = float, out: Any = None) -> Any:
-        drawn = lazy_array(self._questions.uniform, size if out is None else out.shape)
-        if out is not None:
+        drawn = numbers(self._questions, "u", size if out is None else out.shape)
+        if out is not None and not self._questions.concrete:
             raise self._questions.refuse("random numbers were written into an array of floats")
-        return drawn
+        if out is not None:
+            out[...] = drawn
+        return drawn if out is None else out
 
     def random_sample(self, size: Any = None) -> Any:
         return self.random(size)
@@ -262,7 +264,7 @@ class _NumpySamplers:
         return self.random(shape) * (high - low) + low
 
     def standard_exponential(self, size: Any = None, *_: Any, **__: Any) -> Any:
-        return lazy_array(self._questions.exponential, size)
+        return numbers(self._questions, "e", size)
 
     def exponential(self, scale: Any = 1.0, size: Any = None) -> Any:
         return self.standard_exponential(np.shape(scale) or None if size is None else size) * scale

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .coins import CoinTree, ConcreteQuestions
 from .generators import (
     LIBRARIES,
     LegacySampler,
@@ -39,13 +40,13 @@ from .generators import (
     kept_generators,
 )
 from .lazy import SEED, Decision, Lazy, NotExact, Questions
-from .lazy_arrays import LazyArray
+from .lazy_arrays import LazyArray, numbers
 from .lazy_tensors import (
     STEPS,
     LazyTensor,
     fill_in_place,
-    lazy_tensor,
     number_format,
+    random_tensor,
     recognised,
     start_run,
     tensor_of,
@@ -58,6 +59,7 @@ MAX_OUTCOMES = 20_000
 LEFT_OUT = 1e-10
 STATED = 1e-3
 RUN_TWICE = 8
+FEW = 5
 
 
 class Interception:
@@ -190,9 +192,34 @@ class Interception:
             raise NotExact(HIDDEN)
         return found
 
+    def law(self, call: Callable[[], T], rows: int = 0) -> dict[T, float]:
+        """The law of the result of `call` by concrete coins (see `coins`).
+
+        Args:
+            rows: length of a row of uniforms that may be turned into Gumbel noise; 0 if there is none.
+
+        Raises:
+            NotExact: if the result is not constant on cells of its coins, or races of rows.
+            Exception: whatever the code raises.
+        """
+        if not self.streams.warm:
+            with contextlib.suppress(Exception):
+                self._ask(call, ConcreteQuestions())
+            self.streams.warm = True
+        tree = CoinTree(lambda questions: self._ask(call, questions))
+        if not rows:
+            return tree.law()  # type: ignore[return-value]
+        try:
+            return tree.law(refinements=FEW)  # type: ignore[return-value]
+        except NotExact:
+            return CoinTree(lambda questions: self._ask(call, questions), rows).law()  # type: ignore[return-value]
+
     def _run(self, call: Callable[[], T], decisions: tuple[Decision, ...]) -> T:
+        return self._ask(call, Questions(decisions))
+
+    def _ask(self, call: Callable[[], T], questions: Questions) -> T:
         alive()
-        self.questions = Questions(decisions)
+        self.questions = questions
         start_run(self.questions)
         self.streams.start_run()
         try:
@@ -325,40 +352,37 @@ def _shape(size: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(n) for n in shape)
 
 
-def _uniforms(interception: Interception, tensor: torch.Tensor, kind: torch.dtype | None = None) -> Callable[[], Lazy]:
-    """A source of uniforms in the tensor's number format."""
-    kind = kind or number_format(tensor)
+def _uniforms(interception: Interception, shape: Any, kind: torch.dtype) -> Any:
+    """Uniforms in a number format."""
     steps = STEPS.get(kind)
     if steps:
         name = str(kind).removeprefix("torch.")
         interception.notes[f"Uniforms drawn in {name} have 2^{steps.bit_length() - 1} values."] = None
-    questions = interception.questions
-    return lambda: questions.uniform(steps)
+    return numbers(interception.questions, "u", tuple(shape), steps)
 
 
 def _rand(interception: Interception, *size: Any, **kwargs: Any) -> torch.Tensor:
     kind = kwargs.get("dtype") or torch.get_default_dtype()
     like = torch.empty(_shape(size, kwargs), device=kwargs.get("device"))
-    return lazy_tensor(_uniforms(interception, like, kind), like, kind)
+    return random_tensor(_uniforms(interception, like.shape, kind), like, kind)
 
 
 def _rand_like(interception: Interception, tensor: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     kind = kwargs.get("dtype") or number_format(tensor)
-    return lazy_tensor(_uniforms(interception, tensor, kind), tensor, kind)
+    return random_tensor(_uniforms(interception, tensor.shape, kind), tensor, kind)
 
 
 def _uniform_(interception: Interception, tensor: torch.Tensor, *ends: float, **kwargs: Any) -> Any:
     low, high = kwargs.get("from", (*ends, 0.0)[0]), kwargs.get("to", ends[1] if len(ends) > 1 else 1.0)
-    make = _uniforms(interception, tensor)
     if number_format(tensor) in STEPS and (low, high) != (0, 1):
         raise interception.questions.refuse("uniforms on another interval were drawn in half precision")
-    return fill_in_place(tensor, lambda: make() * (high - low) + low)
+    return fill_in_place(tensor, _uniforms(interception, tensor.shape, number_format(tensor)) * (high - low) + low)
 
 
 def _exponential_(interception: Interception, tensor: torch.Tensor, lambd: float = 1.0) -> torch.Tensor:
-    if number_format(tensor) in STEPS:
+    if number_format(tensor) in STEPS and not interception.questions.concrete:
         raise interception.questions.refuse("exponentials were drawn in half precision")
-    return fill_in_place(tensor, lambda: interception.questions.exponential() / lambd)
+    return fill_in_place(tensor, numbers(interception.questions, "e", tuple(tensor.shape)) / lambd)
 
 
 def _bernoulli(interception: Interception, tensor: torch.Tensor, p: float | None = None, **_: Any) -> torch.Tensor:

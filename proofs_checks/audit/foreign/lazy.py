@@ -49,8 +49,11 @@ class Questions:
         alternatives: for each new question the decision strings not taken, to be replayed.
         refusal: the first use that cannot be treated exactly, also if the code swallowed the exception.
         steps: per random number its count of equally likely values, None where it is taken as continuous.
+        concrete: whether the numbers are real ones (see `coins`).
         cones: per exponential that was compared with others, what these comparisons said.
     """
+
+    concrete = False
 
     def __init__(self, decisions: tuple[Decision, ...] = ()) -> None:
         self.decisions = decisions

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .coins import ConcreteQuestions
 from .lazy import Lazy, NotExact, Questions, race
 
 RUNNING: list[Questions] = []
@@ -129,8 +130,14 @@ class LazyArray(np.ndarray):
         return winners(self, axis, largest=False)
 
 
-def lazy_array(make: Callable[[], Lazy], shape: Any) -> Any:
-    """An array of fresh random numbers; a single one for shape None."""
+def numbers(questions: Questions, basis: str, shape: Any, steps: int | None = None) -> Any:
+    """Fresh uniforms (basis "u") or standard exponentials ("e") of a shape; a single one for shape None."""
+    if shape is not None:
+        shape = (int(shape),) if np.ndim(shape) == 0 else tuple(int(n) for n in shape)
+    if isinstance(questions, ConcreteQuestions):
+        drawn = questions.numbers(basis, shape or (), steps)
+        return float(drawn) if shape is None else drawn
+    make = questions.exponential if basis == "e" else lambda: questions.uniform(steps)
     if shape is None:
         return make()
     array = np.empty(shape, dtype=object)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .lazy import Lazy, Questions
-from .lazy_arrays import ARITHMETIC, COMPARISONS, RUNNING, LazyArray, elementwise, lazy_array, refuse, winners
+from .lazy_arrays import ARITHMETIC, COMPARISONS, RUNNING, LazyArray, elementwise, refuse, winners
 
 CELLS: list[Any] = []
 STORAGES: dict[int, Any] = {}
@@ -120,14 +120,18 @@ def _like(result: Any, source: torch.Tensor) -> Any:
 # ---------------------------------------------------------------------- cells
 
 
-def lazy_tensor(make: Callable[[], Any], like: torch.Tensor, kind: torch.dtype | None = None) -> torch.Tensor:
-    """A tensor of fresh random numbers with the shape and device of `like`."""
-    return _from_cells(lazy_array(make, tuple(like.shape)).view(np.ndarray), like, kind or number_format(like))
+def random_tensor(values: Any, like: torch.Tensor, kind: torch.dtype | None = None) -> torch.Tensor:
+    """Random numbers (see `lazy_arrays.numbers`) as a tensor on the device of `like`."""
+    kind = kind or number_format(like)
+    values = np.asarray(values)
+    if values.dtype != object:
+        return torch.as_tensor(values, device=like.device).to(kind)
+    return _from_cells(values.view(np.ndarray), like, kind)
 
 
-def fill_in_place(tensor: torch.Tensor, make: Callable[[], Any]) -> torch.Tensor:
+def fill_in_place(tensor: torch.Tensor, values: Any) -> torch.Tensor:
     """Turn a tensor, or the part of a tensor that it views, into random numbers, as `tensor.uniform_()` does."""
-    return _into(tensor, lazy_tensor(make, tensor))
+    return _into(tensor, random_tensor(values, tensor))
 
 
 def write_into(tensor: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
