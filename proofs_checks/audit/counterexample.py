@@ -96,7 +96,7 @@ class _Failing:
                 said = f"{error}, on an instance made from one where its law is wrong"
                 self.breakdowns.setdefault(error.kind, Breakdown(error.kind, said, *size))
             return False
-        deviation = find_deviation(evidence.blocks, evidence.wanted, self.tolerance)
+        deviation = find_deviation(evidence.blocks, evidence.wanted, max(self.tolerance, evidence.resolution))
         wanted = self.position if self.stateful else min(self.position, tree.length + 1)
         if deviation is None or deviation.excess < self.gap or deviation.position != wanted:
             return False

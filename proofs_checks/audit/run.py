@@ -110,7 +110,7 @@ def audit(
         optimum="block-transport" if looked.stateful else "lossless",
         cases=len(looked.found),
         skipped=tuple(f"V={v} L={ell} K={k}" for v, ell, k in dict.fromkeys(looked.skipped)),
-        tolerance=tolerance,
+        tolerance=max([tolerance, *(case.evidence.resolution for case in looked.found if case.evidence)]),
         largest_total_variation=max((deviation.total_variation for deviation in deviations), default=0.0),
         worst=max(deviations, key=lambda deviation: deviation.total_variation, default=None),
         position=min((case.deviation.position for case in shown if case.deviation is not None), default=None),
@@ -269,10 +269,11 @@ def _examine(
             continue
         if evidence.stateful and not stateful:
             return replace(looked, stateful=True)
-        deviation = find_deviation(evidence.blocks, evidence.wanted, tolerance)
+        deviation = find_deviation(evidence.blocks, evidence.wanted, max(tolerance, evidence.resolution))
         best = optimum(case.tree, case.paths, stateful)
         looked.found.append(Case(case, deviation, evidence.acceptance_length, best.value, evidence))
-        if deviation is None and (odd := contradiction(evidence.acceptance_length, best.bound)):
+        slack = evidence.resolution * (case.tree.length + 1) if evidence.bounded else math.inf
+        if deviation is None and (odd := contradiction(evidence.acceptance_length - slack, best.bound)):
             looked.breakdowns.append((Breakdown("contradiction", odd, *case.size), case))
             break
     return looked
@@ -358,7 +359,10 @@ def _limits(lab: Laboratory, found: list[Case], tolerance: float) -> str:
         f"{letter} {min(values)}..{max(values)}" for letter, values in zip("VLK", zip(*sizes, strict=True), strict=True)
     )
     taken = " Random numbers are taken as continuous." if lab.way == "interception" else ""
+    evidence = [case.evidence for case in found if case.evidence]
+    notes = "".join(f" {note}" for note in dict.fromkeys(note for entry in evidence for note in entry.notes))
+    tolerance = max([tolerance, *(entry.resolution for entry in evidence)])
     return (
-        f"Exact on {len(found)} instances with {span}, in float64, to {tolerance:g} in total variation.{taken} "
-        "Not looked at: larger sizes, other number formats and devices, rarer special cases."
+        f"Exact on {len(found)} instances with {span}, in float64, to {tolerance:.2g} in total variation."
+        f"{taken}{notes} Not looked at: larger sizes, other number formats and devices, rarer special cases."
     )

@@ -30,7 +30,8 @@ from ..laws import judge
 from ..laws.judge import Evidence
 from ..laws.law import batch_of
 from ..laws.replay import Stateful, Verify, replay
-from .foreign.adapters import KNOWN, Foreign, call_of, foreign, foreign_law
+from .foreign.adapters import KNOWN, Foreign, call_of, enumerated, foreign
+from .foreign.drafting import DraftAndVerify, draft_and_verify, joint_law, takes_laws
 from .foreign.sandbox import alive
 from .hidden_state import look_for_state, only_its_draws
 from .reality import real_streams
@@ -128,10 +129,10 @@ class ForeignSubject:
         return self.code.paths
 
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
-        """Exact law by interception (see `foreign_law`)."""
-        law = foreign_law(self.code, tree, paths)
-        wanted = {block: float(probability) for block, probability in tree.target_law().items()}
-        return Evidence(law.blocks, wanted, law.acceptance_length, law.outcomes, False)
+        """Exact law by interception (see `enumerated`)."""
+        found = enumerated(self.code, tree, paths, thorough)
+        law, wanted = found.law, {block: float(probability) for block, probability in tree.target_law().items()}
+        return Evidence(law.blocks, wanted, law.acceptance_length, law.outcomes, False, found.resolution, found.notes)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Call it once per draft with its own randomness; the global generators are seeded first, and put back."""
@@ -162,6 +163,46 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(torch_cpu)
+
+
+@dataclass(frozen=True)
+class PairSubject:
+    """Drafter and verifier in one function (see `foreign.drafting`)."""
+
+    code: DraftAndVerify
+    way: Literal["replay", "interception"] = "interception"
+    lossless: bool | None = None
+    stateful: bool = False
+
+    @property
+    def paths(self) -> Literal["single", "many"]:
+        """ "single" if it takes no number of paths."""
+        return self.code.paths
+
+    def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
+        """Exact joint law, of which the emitted tokens are judged and the drafts reported."""
+        found = joint_law(self.code, tree, paths)
+        law, wanted = found.law, {block: float(probability) for block, probability in tree.target_law().items()}
+        notes = [*found.notes, "Drafter and verifier are audited together, all their coins enumerated jointly."]
+        if found.draft_distance is not None:
+            apart = found.draft_distance > 1e-9
+            notes.append(f"The drafts do {'not ' if apart else ''}follow the draft law.")
+        return Evidence(
+            law.blocks, wanted, law.acceptance_length, law.outcomes, False, found.left_out, tuple(notes), bounded=False
+        )
+
+    def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
+        """Call it with its own randomness; the global generators are seeded first, and put back."""
+        counts: Counter[Prefix] = Counter()
+        with _seeded(seed):
+            for _ in range(count):
+                alive()
+                counts[self.code(tree, paths)[0]] += 1
+        return dict(counts)
+
+    def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
+        """Not asked: foreign code returns no carry."""
+        raise Stateful("foreign code returns no carry; its calls are independent")
 
 
 def _drafts(tree: PrefixTree, paths: int, count: int, seed: int) -> Iterator[np.ndarray]:
@@ -199,7 +240,7 @@ def _verdicts(verify: Verify, batch: Batch) -> list[dict[Hashable, float]]:
 # ---------------------------------------------------------------------- targets
 
 
-def load(target: str) -> TensorSubject | ForeignSubject:
+def load(target: str) -> TensorSubject | ForeignSubject | PairSubject:
     """The subject named by a target.
 
     Raises:
@@ -222,12 +263,14 @@ def load(target: str) -> TensorSubject | ForeignSubject:
     return subject_of(found)
 
 
-def subject_of(found: Any) -> TensorSubject | ForeignSubject:
+def subject_of(found: Any) -> TensorSubject | ForeignSubject | PairSubject:
     """The subject for a verifier, an adapter or a function (see the module's opening).
 
     Raises:
         ValueError: if it is none of these.
     """
+    if isinstance(found, DraftAndVerify):
+        return PairSubject(found)
     if isinstance(found, Foreign):
         return ForeignSubject(found)
     if isinstance(found, registry.Verifier):
@@ -239,7 +282,7 @@ def subject_of(found: Any) -> TensorSubject | ForeignSubject:
         raise ValueError(f"the target is {found!r}; want a function or a Foreign adapter")
     if _takes_draws(found):
         return TensorSubject(found, "many", None)
-    return ForeignSubject(foreign(found))
+    return PairSubject(draft_and_verify(found)) if takes_laws(found) else ForeignSubject(foreign(found))
 
 
 def _registered(verifier: registry.Verifier) -> TensorSubject:

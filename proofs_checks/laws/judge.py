@@ -55,6 +55,10 @@ class Evidence:
         acceptance_length: expected tokens kept in the first call, the correction excluded.
         outcomes: number of outcomes of that call.
         stateful: it returned a carry, or declares that it does.
+        resolution: total variation below which the law says nothing: rounding of the code's number format, the
+            resolution of concrete coins, probability left out. 0 if it is exact in float64.
+        notes: what a reader of the law has to know.
+        bounded: whether no lossless verifier keeps more than the optimum here; False if it draws its own drafts.
     """
 
     blocks: dict[Prefix, float]
@@ -62,6 +66,9 @@ class Evidence:
     acceptance_length: float
     outcomes: int
     stateful: bool
+    resolution: float = 0.0
+    notes: tuple[str, ...] = ()
+    bounded: bool = True
 
     @property
     def total_variation(self) -> float:

@@ -97,7 +97,7 @@ def test_what_is_no_decision_tree_is_refused(function):
 
 def test_hidden_randomness_is_noticed():
     hidden = [np.random.default_rng(3)]
-    with pytest.raises(NotExact, match=r"different results|another question"):
+    with pytest.raises(NotExact, match="cannot be treated exactly"):
         law(lambda: (float(torch.rand(())) < 0.5, hidden[0].random() < 0.5))
 
 

@@ -436,7 +436,7 @@ def hidden_generator(draft_tokens, q, p, secret=SECRET):
 
 
 def looks_at_the_number(draft_tokens, q, p):
-    return [int(math.sin(random.random()) > 0.5)]
+    return [int(random.random() * random.random() > 0.5)]
 
 
 # ---------------------------------------------------------------------- the register

@@ -9,8 +9,10 @@ Letters: L draft length, K paths, V vocabulary size.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -25,12 +27,15 @@ from specbound.theory.prefix_tree import Prefix, PrefixTree
 from ...laws.emissions import law_of_emissions
 from ...laws.law import Law, batch_of
 from ...laws.replay import InvalidResult
+from ..hidden_state import look_for_state
 from .interception import Interception
+from .lazy import NotExact
 
 Kind = Literal["list", "numpy", "torch"]
 Result = Callable[[Any, "Call"], Sequence[int]]
 MAX_CALLS = 50_000
 MAX_ENTRIES = 100_000
+NEEDS_COINS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -224,13 +229,41 @@ def call_of(tree: PrefixTree, leaves: Sequence[int]) -> Call:
     return Call(batch.tokens[0].numpy(), batch.draft_probs[0].numpy(), batch.target_probs[0].numpy())
 
 
+@dataclass(frozen=True)
+class Enumerated:
+    """An exact law, and what limits it.
+
+    Attributes:
+        law: of one call.
+        resolution: total variation below which it says nothing (see `laws.judge.Evidence`).
+        notes: what a reader has to know.
+    """
+
+    law: Law
+    resolution: float
+    notes: tuple[str, ...]
+
+
 def foreign_law(code: Foreign, tree: PrefixTree, paths: int = 1) -> Law:
     """The exact law of foreign code: every K-tuple of drafts, and every outcome of its intercepted randomness.
 
     The acceptance length counts the emitted tokens but one.
 
     Raises:
+        NotExact, InvalidResult, ValueError: see `enumerated`.
+    """
+    return enumerated(code, tree, paths).law
+
+
+def enumerated(code: Foreign, tree: PrefixTree, paths: int = 1, thorough: bool = False) -> Enumerated:
+    """The exact law of foreign code by its symbolic random numbers, or, where these are refused, by concrete coins.
+
+    Args:
+        thorough: also ask some calls again in another order, for state that outlives a call.
+
+    Raises:
         NotExact: if its randomness cannot be enumerated.
+        OutlivesCall: if the same call has another law when it is asked again.
         InvalidResult: if it returns something that is not a block of tokens.
         ValueError: if there are more than 50000 K-tuples of drafts.
     """
@@ -238,13 +271,33 @@ def foreign_law(code: Foreign, tree: PrefixTree, paths: int = 1) -> Law:
     drafted = [leaf for leaf in range(tree.leaves.start, tree.leaves.stop) if tree.draft_joint[leaf] > 0]
     if len(drafted) ** paths > MAX_CALLS:
         raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
-    emissions: dict[Prefix, float] = defaultdict(float)
-    count = 0
+    tuples = list(itertools.product(drafted, repeat=paths))
     with Interception(code.function) as interception:
-        for leaves in itertools.product(drafted, repeat=paths):
-            weight = float(np.prod(tree.draft_joint[list(leaves)]))
-            call = call_of(tree, leaves)
-            for block, probability in interception.outcomes(lambda call=call: code(call)):  # type: ignore[misc]
-                emissions[block] += weight * probability
-                count += 1
-    return law_of_emissions(tree, emissions, count)
+        laws = _laws(interception, code, [call_of(tree, leaves) for leaves in tuples], thorough)
+    emissions: dict[Prefix, float] = defaultdict(float)
+    for leaves, law in zip(tuples, laws, strict=True):
+        weight = float(np.prod(tree.draft_joint[list(leaves)]))
+        for block, probability in law.items():
+            emissions[block] += weight * probability
+    emitted = law_of_emissions(tree, emissions, sum(map(len, laws)))
+    return Enumerated(emitted, interception.resolution, tuple(interception.notes))
+
+
+def _laws(interception: Interception, code: Foreign, calls: list[Call], thorough: bool) -> list[dict[Prefix, float]]:
+    ways = [interception.symbolic, lambda call: interception.law(call, calls[0].vocab)]
+    reasons: list[str] = []
+    for way in ways[code.function in NEEDS_COINS :]:
+
+        def ask(numbers: Sequence[int], way: Any = way) -> list[dict[Prefix, float]]:
+            return [way(lambda: code(calls[number])) for number in numbers]  # noqa: B023 - called at once
+
+        try:
+            laws = ask(range(len(calls)))
+            if thorough:
+                look_for_state(ask, len(calls), batches=False)
+            return laws
+        except NotExact as error:
+            reasons.append(str(error))
+            with contextlib.suppress(TypeError):
+                NEEDS_COINS.add(code.function)
+    raise NotExact("; with concrete coins: ".join(reasons))

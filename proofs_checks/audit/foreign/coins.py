@@ -12,9 +12,10 @@ for a verifier a piecewise constant one. The function is found as a decision tre
 
     categorical draws fork with their exact probabilities, as in the symbolic route
 
-Random points are then run: where the tree predicts another result, the point becomes a policy and the tree is built
-again. A tree that still fails is no law, and `NotExact` is raised. What comes out is exact to the resolution of the
-cuts, but for cells that all probes missed: their probability is below log(1/miss) / probes with probability 1 - miss.
+Two things are then checked: every cut must stay where it is when the coins before it move within their cells, and
+random points must have the result that the tree predicts. Where either fails, the point becomes a policy and the tree
+is built again. A tree that still fails is no law, and `NotExact` is raised. What comes out is exact to the resolution
+of the cuts, but for cells that no policy and no probe met: of probability 0.1, say, with a chance of 0.9^128 = 1e-6.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ GRID = (0.0009765, 0.126, 0.3335, 0.501, 0.667, 0.876, 0.9990235)
 LOW, HIGH = 1e-3, 1 - 1e-3
 FAR = 60.0
 MAX_CELLS = 64
-MAX_RUNS = 200_000
-REFINEMENTS = 24
-PROBES = 192
-TWICE = 16
+MAX_RUNS = 40_000
+REFINEMENTS = 16
+PROBES = 128
+FIRST_PROBE = 1000
+BESIDE = 2.0**-20
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,14 @@ class ConcreteQuestions(Questions):
 Run = Callable[[ConcreteQuestions], Hashable]
 
 
+class _Missed(Exception):
+    """The tree is not right yet: a policy that shows it."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+
 @dataclass
 class Node:
     """A part of the decision tree.
@@ -200,13 +210,16 @@ class CoinTree:
     Args:
         run: runs the code on given questions, and returns its result.
         rows: see `ConcreteQuestions`.
-        seed: of the probes.
+
+    Attributes:
+        coins: the largest number of coins of a run.
     """
 
-    def __init__(self, run: Run, rows: int = 0, seed: int = 0) -> None:
-        self.run, self.rows, self.seed = run, rows, seed
+    def __init__(self, run: Run, rows: int = 0) -> None:
+        self.run, self.rows = run, rows
         self.policies = [Policy(0), Policy(1), Policy(2)]
         self.runs = 0
+        self.coins = 0
         self.memory: dict[Any, tuple[Hashable, tuple[Event, ...]]] = {}
 
     def law(self, probes: int = PROBES, refinements: int = REFINEMENTS) -> dict[Hashable, float]:
@@ -215,11 +228,12 @@ class CoinTree:
         Raises:
             NotExact: if the result is not constant on cells and races, or needs too many runs.
         """
-        for _ in range(refinements):
-            tree = self._node([])
-            missed = self._missed(tree, probes)
-            if missed:
-                self.policies.append(missed)
+        for turn in range(refinements):
+            try:
+                tree = self._node([], [])
+                self._probe(tree, range(turn * probes, (turn + 1) * probes))
+            except _Missed as missed:
+                self.policies.append(missed.policy)
                 continue
             law: dict[Hashable, float] = {}
             tree.law(1.0, law)
@@ -240,6 +254,7 @@ class CoinTree:
             if questions.refusal:
                 raise questions.refusal
             self.memory[key] = result, tuple(questions.events)
+            self.coins = max(self.coins, len(questions.events))
         return self.memory[key]
 
     def _sight(self, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -253,7 +268,8 @@ class CoinTree:
 
     # ------------------------------------------------------------------ the tree
 
-    def _node(self, given: list[Any]) -> Node:
+    def _node(self, given: list[Any], spans: list[Any]) -> Node:
+        """The tree behind given answers; `spans` are their cells, and the weights of races."""
         asked = [self._run(given, policy)[1] for policy in self.policies]
         if len({events[: len(given) + 1] for events in asked}) > 1:
             raise NotExact("cannot be treated exactly: after the same answers it asked another question than before")
@@ -261,15 +277,31 @@ class CoinTree:
             return Node(result=self._run(given, self.policies[0])[0])
         event = asked[0][len(given)]
         if event.kind == "choice":
-            options = [self._node([*given, i]) if p > 0 else None for i, p in enumerate(event.law)]
+            options = [self._node([*given, i], [*spans, None]) if p > 0 else None for i, p in enumerate(event.law)]
             return Node(event=event, children=options)
         if event.kind == "race":
             rates = self._rates(given, event.size)
             rows = [_won(i, rates) if rate > 0 else None for i, rate in enumerate(rates)]
-            return Node(event=event, rates=rates, children=[row and self._node([*given, row]) for row in rows])
+            below = [row and self._node([*given, row], [*spans, (i, rates)]) for i, row in enumerate(rows)]
+            return Node(event=event, rates=rates, children=below)
         cuts = (0.0, *self._cuts(given), 1.0)
-        middles = [float(a + b) / 2 for a, b in itertools.pairwise(cuts)]
-        return Node(event=event, cuts=cuts, children=[self._node([*given, middle]) for middle in middles])
+        self._steady(given, spans, cuts[1:-1])
+        cells = list(itertools.pairwise(cuts))
+        below = [self._node([*given, (low + high) / 2], [*spans, (low, high)]) for low, high in cells]
+        return Node(event=event, cuts=cuts, children=below)
+
+    def _steady(self, given: list[Any], spans: list[Any], cuts: Sequence[float]) -> None:
+        """Check that the cuts are where they are for other answers of the same cells: what is no cell moves them."""
+        for edge in (0.03, 0.97):
+            other = [_moved(value, span, edge) for value, span in zip(given, spans, strict=True)]
+            for cut, beside in itertools.product(cuts if other != given else (), (-BESIDE, BESIDE)):
+                if not 0 < cut + beside < 1:
+                    continue
+                for policy in self.policies:
+                    if self._seen([*other, cut + beside], policy) != self._seen([*given, cut + beside], policy):
+                        events = self._run([*other, cut + beside], policy)[1]
+                        tail = [policy.answer(i, event) for i, event in enumerate(events)][len(given) + 1 :]
+                        raise _Missed(Policy(policy.seed, (*other, cut + beside, *tail)))
 
     def _cuts(self, given: list[Any]) -> list[float]:
         """Where the sight changes along the next coin."""
@@ -338,17 +370,17 @@ class CoinTree:
 
     # ------------------------------------------------------------------ probes
 
-    def _missed(self, tree: Node, probes: int) -> Policy | None:
-        """The coins of a probe whose result is not the one that the tree predicts, None if there is none.
+    def _probe(self, tree: Node, numbers: range) -> None:
+        """Compare random runs with the tree.
 
         Raises:
             NotExact: if a run gives another result when it is run again.
         """
-        for number in range(probes):
-            policy = Policy(1000 + self.seed * probes + number)
+        for number in numbers:
+            policy = Policy(FIRST_PROBE + number)
             questions = ConcreteQuestions((), policy, self.rows)
             result = self.run(questions)
-            if number < TWICE and self.run(ConcreteQuestions((), policy, self.rows)) != result:
+            if number % 8 == 0 and self.run(ConcreteQuestions((), policy, self.rows)) != result:
                 raise NotExact(f"cannot be treated exactly: it gave different results on the same coins. {WAY_OUT}")
             node: Node | None = tree
             near = False
@@ -358,8 +390,17 @@ class CoinTree:
                 near = near or _near(node, answer)
                 node = node.children[node.place(answer)]
             if not near and (node is None or node.event is not None or node.result != result):
-                return Policy(policy.seed, tuple(questions.answers))
-        return None
+                raise _Missed(Policy(policy.seed, tuple(questions.answers)))
+
+
+def _moved(value: Any, span: Any, edge: float) -> Any:
+    """Another answer of the same cell, or with the same winner."""
+    if span is None:
+        return value
+    if isinstance(value, tuple):
+        winner, rates = span
+        return tuple((0.4 if j == winner else 1 + edge * (j + 1)) * (rate or 1.0) for j, rate in enumerate(rates))
+    return span[0] + edge * (span[1] - span[0])
 
 
 def _has_uniform(policy: Policy, place: int) -> bool:

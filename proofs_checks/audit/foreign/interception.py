@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .coins import CoinTree, ConcreteQuestions
+from .coins import REFINEMENTS, RESOLUTION, CoinTree, ConcreteQuestions
 from .generators import (
     LIBRARIES,
     LegacySampler,
@@ -55,11 +55,15 @@ from .lazy_tensors import (
 from .sandbox import alive
 
 T = TypeVar("T")
-MAX_OUTCOMES = 20_000
+MAX_OUTCOMES = 10_000
+ENOUGH = 1_000
 LEFT_OUT = 1e-10
 STATED = 1e-3
 RUN_TWICE = 8
 FEW = 5
+SINGLE = 2.0**-20
+COINS = "Found with concrete coins, whose breakpoints are exact to 2^-24."
+FLOAT32 = "It computes in float32, so that total variations up to 2^-20 count as rounding."
 
 
 class Interception:
@@ -72,6 +76,7 @@ class Interception:
     Attributes:
         notes: what a reader of the law has to know: formats of uniforms, mass left out.
         left_out: the largest probability that was not enumerated in one call of `outcomes`.
+        resolution: total variation below which the laws say nothing.
     """
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
@@ -82,6 +87,13 @@ class Interception:
         self.run_twice = RUN_TWICE
         self.notes: dict[str, None] = {}
         self.left_out = 0.0
+        self.coins = 0
+        self.single = False
+
+    @property
+    def resolution(self) -> float:
+        """What was left out, the resolution of all concrete coins, and rounding in float32 if that was seen."""
+        return self.left_out + self.coins * RESOLUTION + SINGLE * self.single
 
     def __enter__(self) -> Interception:
         try:
@@ -154,7 +166,7 @@ class Interception:
         """Every result of `call` with its exact probability; results must be comparable with ==.
 
         The likeliest decisions first, because a loop of rejections never ends: what has less than 1e-10 together is
-        left out, or less than 1e-3 after 20000 outcomes; `left_out` says how much.
+        left out, or less than 1e-3 after 1000 outcomes; `left_out` says how much.
 
         Raises:
             NotExact: if randomness is used in a way that cannot be enumerated, or is hidden from interception.
@@ -177,10 +189,10 @@ class Interception:
             for decisions in self.questions.alternatives:
                 weight = math.prod(decision.probability for decision in decisions)
                 heapq.heappush(pending, (-weight, next(tie), decisions))
-            if len(found) > MAX_OUTCOMES and left > STATED:
-                raise NotExact(f"more than {MAX_OUTCOMES} outcomes of one call; use the sampled audit for this code")
-            if len(found) > MAX_OUTCOMES:
+            if len(found) > ENOUGH and left < STATED:
                 break
+            if len(found) > MAX_OUTCOMES:
+                raise NotExact(f"more than {MAX_OUTCOMES} outcomes of one call; use the sampled audit for this code")
         if pending:
             self.left_out = max(self.left_out, left)
             self.notes["Outcomes of a small probability were left out; see the tolerance."] = None
@@ -191,6 +203,13 @@ class Interception:
         if not self.streams.ever_seeded and _generator_states() != self.states:
             raise NotExact(HIDDEN)
         return found
+
+    def symbolic(self, call: Callable[[], T]) -> dict[T, float]:
+        """The law of the result of `call` by `outcomes`."""
+        law: dict[T, float] = {}
+        for result, probability in self.outcomes(call):
+            law[result] = law.get(result, 0.0) + probability
+        return law
 
     def law(self, call: Callable[[], T], rows: int = 0) -> dict[T, float]:
         """The law of the result of `call` by concrete coins (see `coins`).
@@ -206,13 +225,17 @@ class Interception:
             with contextlib.suppress(Exception):
                 self._ask(call, ConcreteQuestions())
             self.streams.warm = True
+        self.notes[COINS] = None
         tree = CoinTree(lambda questions: self._ask(call, questions))
-        if not rows:
-            return tree.law()  # type: ignore[return-value]
         try:
-            return tree.law(refinements=FEW)  # type: ignore[return-value]
+            law = tree.law(refinements=FEW if rows else REFINEMENTS)
         except NotExact:
-            return CoinTree(lambda questions: self._ask(call, questions), rows).law()  # type: ignore[return-value]
+            if not rows:
+                raise
+            tree = CoinTree(lambda questions: self._ask(call, questions), rows)
+            law = tree.law()
+        self.coins = max(self.coins, tree.coins)
+        return law  # type: ignore[return-value]
 
     def _run(self, call: Callable[[], T], decisions: tuple[Decision, ...]) -> T:
         return self._ask(call, Questions(decisions))
@@ -306,7 +329,11 @@ class TorchSampler(TorchFunctionMode):
             return tensor_of(lambda *values: func(args[0], *values, **kwargs), *args[1:])
         if any(isinstance(arg, Lazy | LazyArray) for arg in args):
             args = tuple(tensor_of(torch.as_tensor, arg) if isinstance(arg, Lazy | LazyArray) else arg for arg in args)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if type(result) is torch.Tensor and result.dtype == torch.float32 and result.numel() and name in ROUNDING:
+            self.interception.single = True
+            self.interception.notes[FLOAT32] = None
+        return result
 
     def _drawn(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         streams, questions = self.interception.streams, self.interception.questions
@@ -326,6 +353,30 @@ class TorchSampler(TorchFunctionMode):
         return result if out is None else write_into(out, result)
 
 
+ROUNDING = frozenset(
+    [
+        "float",
+        "to",
+        "type",
+        "div",
+        "true_divide",
+        "__truediv__",
+        "__rtruediv__",
+        "div_",
+        "__itruediv__",
+        "mul",
+        "__mul__",
+        "__rmul__",
+        "mul_",
+        "sub",
+        "__sub__",
+        "softmax",
+        "log_softmax",
+        "exp",
+        "cumsum",
+        "sum",
+    ]
+)
 NOT_ENUMERABLE = frozenset(
     [
         "randn",
