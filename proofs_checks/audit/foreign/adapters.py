@@ -16,7 +16,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -288,13 +288,13 @@ def _laws(interception: Interception, code: Foreign, calls: list[Call], thorough
     reasons: list[str] = []
     for way in ways[code.function in NEEDS_COINS :]:
 
-        def ask(numbers: Sequence[int], way: Any = way) -> list[dict[Prefix, float]]:
-            return [way(lambda: code(calls[number])) for number in numbers]  # noqa: B023 - called at once
+        def ask(numbers: Sequence[int], way: Any = way) -> list[Any]:
+            return [way(partial(code, calls[number])) for number in numbers]
 
         try:
             laws = ask(range(len(calls)))
             if thorough:
-                look_for_state(ask, len(calls), batches=False)
+                look_for_state(partial(ask, way=way), len(calls), batches=False)
             return laws
         except NotExact as error:
             reasons.append(str(error))

@@ -282,13 +282,18 @@ class CoinTree:
         if event.kind == "race":
             rates = self._rates(given, event.size)
             rows = [_won(i, rates) if rate > 0 else None for i, rate in enumerate(rates)]
-            below = [row and self._node([*given, row], [*spans, (i, rates)]) for i, row in enumerate(rows)]
+            below = [
+                None if row is None else self._node([*given, row], [*spans, (i, rates)]) for i, row in enumerate(rows)
+            ]
             return Node(event=event, rates=rates, children=below)
         cuts = (0.0, *self._cuts(given), 1.0)
         self._steady(given, spans, cuts[1:-1])
         cells = list(itertools.pairwise(cuts))
-        below = [self._node([*given, (low + high) / 2], [*spans, (low, high)]) for low, high in cells]
-        return Node(event=event, cuts=cuts, children=below)
+        return Node(
+            event=event,
+            cuts=cuts,
+            children=[self._node([*given, (low + high) / 2], [*spans, (low, high)]) for low, high in cells],
+        )
 
     def _steady(self, given: list[Any], spans: list[Any], cuts: Sequence[float]) -> None:
         """Check that the cuts are where they are for other answers of the same cells: what is no cell moves them."""
