@@ -91,7 +91,7 @@ def findings() -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-KINDS = {"reading": "a reading", "code": "public code"}
+KINDS = {"reading": "a reading", "code": "public code", "experiment": "an experiment"}
 
 
 def _linked(source: str) -> str:

@@ -171,7 +171,7 @@ def guarantee_of_a_shorter_prefix(slack_of: Callable[[JointSpeculation, Prefix],
     kind="reading",
     source="a reading of [MJSD], the threshold as a dial between speed and quality",
     statement="A larger tau never needs fewer target calls.",
-    tested="number of calls for N = 8 tokens, greedy mode, three-token Markov pairs in tenths",
+    tested="number of calls for N = 8 tokens, greedy mode, two- and three-token Markov pairs in tenths",
     subject=random_pairs,
     control=equal_pairs,
 )

@@ -28,18 +28,10 @@ from specbound.files import write_text
 from specbound.theory.solution import CertificateError
 
 VerdictWord = Literal["holds", "proved", "refuted", "undecided"]
-Kind = Literal["stated", "reading", "code", "own"]
+Kind = Literal["stated", "reading", "code", "experiment", "own"]
 Check = Callable[[Any, bool], "Outcome"]
-CHAPTERS = (
-    "block_verification",
-    "multi_path",
-    "spectr_gbv",
-    "joint_decoding",
-    "draft_length",
-    "baselines",
-    "own",
-    "many_calls",
-)
+PAPERS = ("block_verification", "multi_path", "spectr_gbv", "joint_decoding", "draft_length")
+CHAPTERS = (*PAPERS, "baselines", "experiments", "own", "many_calls")
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ class Claim:
         id: short name, e.g. "BV-optimal".
         paper: where it comes from; claims of one paper stand together.
         kind: "stated" (in the paper), "reading" (what a reader may take from it), "code" (about its public code),
-            "own" (stated by this project).
+            "experiment" (the shape of its measurements), "own" (stated by this project).
         source: the place in the paper, or whose reading it is.
         statement: the claim, in one sentence.
         tested: the exact object tested (a paper's formula, public code, or code of this project).

@@ -85,6 +85,11 @@ def key_race_value(tree: PrefixTree, paths: int) -> Fraction | float:
     return known_values.key_race(tree, paths)[1:].sum()
 
 
+def lossless_bound(tree: PrefixTree, paths: int) -> float:
+    """The certified lossless optimum, from above: no lossless verifier is ever above it."""
+    return multi_path.lossless_optimum(tree, paths).bound
+
+
 @claim(
     "MULTI-selected-path",
     paper=GBV,

@@ -19,7 +19,7 @@ from ..laws.law import exact_law
 from .evidence import LAW_TOLERANCE, Case, Subject, Value, lossless, many_path_cases, size_of, wrong_at
 from .instances import described, random_instances, simple_instances, sizes_run
 from .ledger import OWN, Outcome, claim
-from .multi_path import CERTIFIED, block_value, gbv_value, key_race_value
+from .multi_path import CERTIFIED, block_value, gbv_value, key_race_value, lossless_bound
 
 FALL = 1e-10
 Row = tuple[Fraction, ...]
@@ -149,11 +149,6 @@ THREE_WAYS = from_rows(
 def with_random(case: Case) -> list[Case]:
     """A known case, then random ones, K 2..3."""
     return [case, *((tree, paths) for tree in random_instances(18) for paths in (2, 3))]
-
-
-def lossless_bound(tree: PrefixTree, paths: int) -> float:
-    """The certified lossless optimum, from above: no lossless verifier is ever above it."""
-    return multi_path.lossless_optimum(tree, paths).bound
 
 
 @claim(

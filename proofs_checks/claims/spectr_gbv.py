@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from specbound.theory import feasibility, known_values
+from specbound.theory import block_transport, feasibility, known_values, selection, single_path
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import Array, PrefixTree
 
@@ -16,9 +16,11 @@ from .block_verification import nearby_fraction
 from .evidence import LAW_TOLERANCE, VALUE_TOLERANCE, Subject, Value
 from .instances import described, simple_instances, sizes_run
 from .ledger import Outcome, Paper, claim
+from .multi_path import gbv_value
 
 SPECTR_GBV = Paper("SpecTr-GBV", "SpecTr-GBV", "2604.25925")
 CERTIFIED = 1e-6
+Profile = Callable[[PrefixTree, int], Array]
 
 
 def sum_of_f(tree: PrefixTree, paths: int) -> float:
@@ -37,7 +39,7 @@ def sum_of_f(tree: PrefixTree, paths: int) -> float:
     subject=known_values.spectr_gbv_claim,
     control=lambda tree, paths: known_values.spectr_gbv_claim(tree, paths + 1),
 )
-def profile_is_feasible(profile: Callable[[PrefixTree, int], Array], deep: bool) -> Outcome:
+def profile_is_feasible(profile: Profile, deep: bool) -> Outcome:
     sizes = []
     for tree in simple_instances(3 if deep else 2, 3, 3):
         for paths in (2, 3):
@@ -47,6 +49,69 @@ def profile_is_feasible(profile: Callable[[PrefixTree, int], Array], deep: bool)
             if excess > 0:
                 return Outcome("refuted", f"a constraint fails by {excess}", f"{described(tree)}, K={paths}")
     return Outcome("holds", f"every constraint holds in fractions, {sizes_run(sizes)}")
+
+
+@claim(
+    "SPECTR-one-path",
+    paper=SPECTR_GBV,
+    kind="stated",
+    source="[SpecTr-GBV], consistency for one path",
+    statement="For one path F is min(P, Q), the acceptance of greedy block verification.",
+    tested="F against the phi of the block-transport optimum, in fractions",
+    subject=known_values.spectr_gbv_claim,
+    control=lambda tree, paths: single_path.acceptance(tree),
+)
+def profile_of_one_path(profile: Profile, deep: bool) -> Outcome:
+    sizes = []
+    for tree in simple_instances(3 if deep else 2, 3, 3):
+        sizes.append((tree.vocab, tree.length, 1))
+        if (profile(tree, 1) != block_transport.acceptance(tree)).any():
+            return Outcome("refuted", f"case {len(sizes)} of the search differs", described(tree))
+    return Outcome("holds", f"equal at every prefix in fractions, {sizes_run(sizes)}")
+
+
+@claim(
+    "SPECTR-monotone",
+    paper=SPECTR_GBV,
+    kind="stated",
+    source="[SpecTr-GBV], monotone in the number of paths",
+    statement="The sum of F does not fall when a path is added.",
+    tested="the sum of F in fractions, K = 1 to 4 (a property of the formula: g grows with K)",
+    subject=sum_of_f,
+    control=gbv_value,
+)
+def profile_is_monotone(value: Value, deep: bool) -> Outcome:
+    count = 0
+    for tree in simple_instances(2, 2, 4):
+        values = [value(tree, paths) for paths in (1, 2, 3, 4)]
+        count += 1
+        if values != sorted(values):
+            return Outcome("refuted", f"{', '.join(map(str, values))} with K = 1, 2, 3, 4", described(tree))
+    return Outcome("holds", f"in fractions on {count} rational instances, K = 1 to 4")
+
+
+@claim(
+    "SPECTR-converges",
+    paper=SPECTR_GBV,
+    kind="stated",
+    source="[SpecTr-GBV], convergence in the number of paths",
+    statement="With more and more paths F tends to P wherever the draft has mass: in the end every token is kept.",
+    tested="the sum of P - F over all prefixes for K = 10, 100, 1000, iid instances without zeros in the draft",
+    subject=known_values.spectr_gbv_claim,
+    control=lambda tree, paths: single_path.acceptance(tree, selection.greedy_path(tree, paths)),
+)
+def profile_converges(profile: Profile, deep: bool) -> Outcome:
+    worst, count = 0.0, 0
+    for tree in simple_instances(2, 2, 4):
+        if tree.draft.min() == 0:
+            continue
+        plain = tree.as_float()
+        missing = [float((plain.target_joint - profile(plain, paths)).sum()) for paths in (10, 100, 1000)]
+        worst, count = max(worst, missing[-1]), count + 1
+        if missing != sorted(missing, reverse=True) or worst > 1e-9:
+            shown = ", ".join(f"{gap:.3g}" for gap in missing)
+            return Outcome("refuted", f"{shown} missing with K = 10, 100, 1000", described(tree))
+    return Outcome("holds", f"at most {worst:.0e} missing with K = 1000, {count} instances")
 
 
 def best_coupling(tree: PrefixTree, paths: int) -> float:
