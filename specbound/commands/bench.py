@@ -217,7 +217,7 @@ def _texts(prompts_file: str | None) -> list[str]:
 
 def _numbers(option: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) >= 1 for part in parts):
+    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
         raise ValueError(f"{option} is {text!r}; want positive integers separated by commas, e.g. 2,4,8")
     return sorted({int(part) for part in parts})
 

@@ -38,7 +38,7 @@ class Whole(click.ParamType):
         found: list[int] = []
         for part in value.split(","):
             ends = part.split("..")
-            if len(ends) > 2 or not all(end.strip().isdigit() for end in ends):
+            if len(ends) > 2 or not all(end.strip().isascii() and end.strip().isdigit() for end in ends):
                 self.fail(f"{value!r} is not a list of integers; write 2,3,5 or 2..4", param, ctx)
             span = range(int(ends[0]), int(ends[-1]) + 1)
             if len(found) + len(span) > MOST_VALUES:

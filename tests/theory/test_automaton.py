@@ -120,3 +120,10 @@ def test_a_failing_solver_raises_with_its_status(monkeypatch):
     monkeypatch.setattr(automaton, "linprog", lambda *_, **__: Failed())
     with pytest.raises(CertificateError, match="status 4: numerical trouble"):
         iid_bounds(TARGET, DRAFT, 3, 2)
+
+
+def test_ratios_that_nearly_agree_are_not_merged():
+    """A state stands for prefixes of equal ratio; over prefixes whose ratios differ by 4e-11 nothing is proved."""
+    close = fold(np.array([[0.5, 0.5]]), np.array([[0.5 + 1e-11, 0.5 - 1e-11]]), 1)
+    assert len(close.depth) == 3
+    assert len(fold(np.array([[0.5, 0.5]]), np.array([[0.5, 0.5]]), 1).depth) == 2

@@ -1,7 +1,8 @@
 """Bounds on the multi-path optima of iid and Markov models at draft lengths whose tree cannot be written down.
 
 The full V^L tree is folded into an automaton: the state of a prefix w is (depth, what the next row depends on, the
-ratio Q(w)/P(w), its smallest value along the path, and the depth where that was reached). P, Q are the joints of
+ratio Q(w)/P(w), its smallest value along the path, and the depth where that was reached). Ratios are fractions, so that
+only prefixes whose ratios are equal share a state. P, Q are the joints of
 target and draft, p, q their rows; mass(s), reach(s) the draft's and the target's probability of state s; K drafts,
 g(t) = 1 - (1-t)^K. Both sides of the duality of `certificates` are restricted to functions of the state, so both
 remain true for the full tree, and they need not meet (K = 1 is exact: block verification depends on the ratio and
@@ -23,6 +24,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeAlias
 
 import numpy as np
 from scipy.optimize import linprog
@@ -34,6 +37,8 @@ from ..numbers import ROW_TOLERANCE, Array, as_floats
 from ..solution import CertificateError, check_paths
 from .certificates import PathObjective, check_objective, selectable
 from .tangent_lp import violated
+
+Ratio: TypeAlias = Fraction | float
 
 MAX_STATES = 200_000
 LEAST_LOG_RATIO = -700.0
@@ -140,25 +145,23 @@ def _bounds(target: Array, draft: Array, length: int, paths: int, objective: Pat
 def fold(target: Array, draft: Array, length: int, start: int = 0) -> Automaton:
     """The automaton of rows target, draft [contexts, V] (one context: iid; V contexts: the last token)."""
     contexts = len(target)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.log(draft) - np.log(target)
-    level: dict[tuple[int, float, float, int], int] = {(start, 0.0, 0.0, 0): 0}
+    steps = [[_step(p, q) for p, q in zip(*rows, strict=True)] for rows in zip(target, draft, strict=True)]
+    level: dict[tuple[int, Ratio, Ratio, int], int] = {(start, Fraction(1), Fraction(1), 0): 0}
     mass, reach, log_ratio, depth = [1.0], [1.0], [0.0], [0]
     edges: list[tuple[int, int, float, float]] = []
     levels, edge_levels = [slice(0, 1)], []
     for deep in range(1, length + 1):
-        following: dict[tuple[int, float, float, int], int] = {}
+        following: dict[tuple[int, Ratio, Ratio, int], int] = {}
         first, first_edge = len(mass), len(edges)
         for (context, ratio, least, where), state in level.items():
             for y in np.flatnonzero(draft[context] > 0).tolist():
-                total = ratio + float(steps[context, y])
-                lower = total < least - 1e-9
-                key = (y if contexts > 1 else 0, round(total, 9), round(min(total, least), 9), deep if lower else where)
+                total = ratio * steps[context][y]
+                key = (y if contexts > 1 else 0, total, min(total, least), deep if total < least else where)
                 goal = following.setdefault(key, first + len(following))
                 if goal == len(mass):
                     mass.append(0.0)
                     reach.append(0.0)
-                    log_ratio.append(total)
+                    log_ratio.append(_log(total))
                     depth.append(deep)
                 p, q = float(target[context, y]), float(draft[context, y])
                 mass[goal] += mass[state] * q
@@ -184,6 +187,17 @@ def fold(target: Array, draft: Array, length: int, start: int = 0) -> Automaton:
         levels=levels,
         edge_levels=edge_levels,
     )
+
+
+def _step(p: float, q: float) -> Ratio:
+    """q / p of one token, exactly: floats are fractions; infinite where p = 0."""
+    return Fraction(float(q)) / Fraction(float(p)) if p > 0 else math.inf
+
+
+def _log(ratio: Ratio) -> float:
+    if isinstance(ratio, float) or ratio == 0:
+        return math.inf if ratio else -math.inf
+    return math.log(ratio.numerator) - math.log(ratio.denominator)
 
 
 # ---------------------------------------------------------------------- exact evaluations
