@@ -2,7 +2,7 @@
 
 A verifier asks questions that each have a finite set of answers with known probabilities: coins (`accept`,
 `accept_while`, `accept_last`), a categorical draw (`choose`), and which of K keys is smallest (`smallest_key`,
-`smallest_image`).
+`smallest_image`, `smallest_score`).
 In production `Draws` answers from a `torch.Generator`; the exact checks answer every question in every way.
 """
 
@@ -67,6 +67,19 @@ class Draws:
         """
         uniform = torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=self.generator)
         return key(uniform).argmin(dim=-1)
+
+    def smallest_score(self, score: Tensor, below: Tensor) -> Tensor:
+        """int64 [B]: which of K independent scores is the smallest; score k has the law of the k-th row of knots.
+
+        Args:
+            score [B, K, J]: knots, ascending; a score is uniform between neighbouring ones.
+            below [B, K, J]: probability of a score below each knot, ascending from 0 to 1.
+        """
+        uniform = self._uniform(below[..., :1])
+        piece = torch.searchsorted(below[..., 1:-1].contiguous(), uniform, right=True)
+        start, end, low, high = (part.gather(-1, piece) for part in (score, score[..., 1:], below, below[..., 1:]))
+        inside = torch.where(high > low, (uniform - low) / (high - low), torch.zeros_like(low))
+        return (start + inside * (end - start)).squeeze(-1).argmin(dim=1)
 
     def _uniform(self, like: Tensor) -> Tensor:
         """Uniforms on [0, 1) in float64, of the shape and on the device of `like`."""

@@ -1,7 +1,7 @@
 """Acceptance lengths of the known verifiers, without running them: the phi of each in closed form or by recursion.
 
 phi(w) = Pr(the accepted prefix passes through w), E[tau] = sum of phi over the nonempty prefixes. Fractions give
-fractions except where a rule involves a root (K-SEQ, two-level selection).
+fractions except where a rule involves a root (K-SEQ, two-level selection, the score races).
 
     token           product of min(p, q) along w                                  `token_level`
     block           phi(wy) = min(Q(wy), p(y|w) phi(w))                           `single_path`
@@ -9,6 +9,7 @@ fractions except where a rule involves a root (K-SEQ, two-level selection).
     naive           P g(Q)                                                        `level_by_level`
     specinfer, kseq                                                               `level_by_level`
     gbv, gbv-bucketed, two-level     block verification against kappa             `selection`
+    score-race, score-race-2         block verification against kappa             `score_race`
     key-race        P g(phi_block / P)        K block verifications and a lottery of their keys
     spectr-gbv      F = P g(min(1, Q/P))      what SpecTr-GBV aims at
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from . import block_transport, level_by_level, selection, single_path, single_step, token_level
+from . import block_transport, level_by_level, score_race, selection, single_path, single_step, token_level
 from .feasibility import antichain_excess, coverage, transport_excess
 from .numbers import Array
 from .prefix_tree import PrefixTree
@@ -72,6 +73,8 @@ def known_values(tree: PrefixTree, paths: int) -> list[KnownValue]:
         "gbv": single_path.acceptance(tree, selection.greedy_path(tree, paths)),
         "gbv-bucketed": single_path.acceptance(tree, selection.bucketed_path(tree, paths)),
         "two-level": single_path.acceptance(tree.as_float(), selection.two_level_path(tree, paths)),
+        "score-race": score_race.acceptance(tree, paths),
+        "score-race-2": score_race.acceptance(tree, paths, "two-part"),
         "key-race": key_race(tree, paths),
         "spectr-gbv": spectr_gbv_claim(tree, paths),
     }

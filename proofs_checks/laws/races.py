@@ -81,7 +81,22 @@ def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:
     Raises:
         ValueError: if the winners' probabilities do not sum to 1, which happens when a key is constant somewhere.
     """
-    values, places = keys.detach().cpu().double().contiguous(), uniforms.detach().cpu().double().contiguous()
+    law = score_race_law(keys, uniforms)
+    if ((law.sum(dim=1) - 1).abs() > 1e-9).any():
+        raise ValueError("a verifier raced keys that are not strictly increasing in their uniforms")
+    return law
+
+
+def score_race_law(score: Tensor, below: Tensor) -> Tensor:
+    """[B, K]: probability that score k is the smallest of K independent ones, each piecewise uniform.
+
+    Between neighbouring knots of any path all Pr(score <= t) are linear, and Gauss-Legendre quadrature with K nodes is
+    exact up to rounding. A probability that sits on one score (two equal knots) is lost.
+
+    Args:
+        score, below [B, K, J]: knots and the probability of a score below each; both ascending, `below` from 0 to 1.
+    """
+    values, places = score.detach().cpu().double().contiguous(), below.detach().cpu().double().contiguous()
     paths = values.shape[1]
     nodes, weights = (torch.as_tensor(array) for array in np.polynomial.legendre.leggauss(paths))
     ends = values.flatten(1).sort(dim=1).values
@@ -96,6 +111,4 @@ def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:
     law = torch.empty(values.shape[:2], dtype=torch.float64)
     for k in range(paths):
         law[:, k] = (interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others[:, k]).sum(dim=1)
-    if ((law.sum(dim=1) - 1).abs() > 1e-9).any():
-        raise ValueError("a verifier raced keys that are not strictly increasing in their uniforms")
-    return law.to(keys.device)
+    return law.to(score.device)

@@ -22,7 +22,7 @@ from specbound.runtime import registry
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
 
-from .races import image_race_law, race_law
+from .races import image_race_law, race_law, score_race_law
 
 Verify = Callable[[Batch, Draws], Verdict]
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -107,6 +107,10 @@ class ReplayDraws(Draws):
         uniforms = knots()
         keys = torch.stack([key(uniform) for uniform in uniforms.unbind(dim=-1)], dim=-1)
         return self._answer(image_race_law(keys, uniforms))
+
+    def smallest_score(self, score: Tensor, below: Tensor) -> Tensor:
+        """The winner of a race of piecewise uniform scores, by exact integration (see `score_race_law`)."""
+        return self._answer(score_race_law(score, below))
 
     def _answer(self, law: Tensor) -> Tensor:
         """int64 [B]: the answer of each row to a question with probabilities `law` [B, N]."""

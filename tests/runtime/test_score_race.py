@@ -1,0 +1,199 @@
+"""The score race on tensors: exact laws, theory's value, rows seen at knots, and the law of its scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from specbound.proofs_checks.laws.law import exact_law
+from specbound.proofs_checks.laws.races import score_race_law
+from specbound.runtime.draws import Draws
+from specbound.runtime.parts import ratio_knots
+from specbound.runtime.parts.score_law import ScoreLaw
+from specbound.runtime.verdict import Batch
+from specbound.runtime.verifiers import get, score_race
+from specbound.theory import score_race as theory
+from specbound.theory import single_path
+from specbound.theory.prefix_tree import PrefixTree
+from tests.support.reference import DEGENERATE, INSTANCES, ragged
+
+RULES = ("two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved")
+TREES = {
+    **DEGENERATE,
+    **INSTANCES,
+    "three drafts of three": PrefixTree.random(3, 3, 4),
+    "one token deep": PrefixTree.random(6, 1, 5, 0.3),
+    "ragged": ragged(3, 3, 2),
+    "alone": PrefixTree.iid([1.0], [1.0], 2),
+}
+
+
+def enumerable(tree: PrefixTree, paths: int) -> bool:
+    return int((tree.as_float().draft_joint[tree.leaves] > 0).sum()) ** paths <= 800
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_it_is_lossless_and_keeps_what_theory_says(name):
+    tree = TREES[name]
+    place = list(TREES).index(name)
+    for rule, paths in (("safe", 2), ("safe", (1, 3)[place % 2]), (RULES[place % 5], 2 + place % 2)):
+        if enumerable(tree, paths):
+            law = exact_law(score_race.score_race(rule), tree, paths)
+            assert law.total_variation(tree.target_law()) < 1e-12
+            assert abs(law.acceptance_length - theory.acceptance(tree, paths, rule)[1:].sum()) < 1e-11
+
+
+def test_many_paths_over_few_drafts_are_lossless():
+    tree = PrefixTree.iid([0.3, 0.7], [0.6, 0.4], 1)
+    law = exact_law("score-race", tree, 6)
+    assert law.total_variation(tree.target_law()) < 1e-12
+    assert law.acceptance_length == pytest.approx(theory.acceptance(tree, 6)[1:].sum(), abs=1e-11)
+
+
+def test_the_registered_names_are_these_rules():
+    tree = TREES["three drafts of three"]
+    for name, rule in (("score-race", "safe"), ("score-race-2", "two-part")):
+        kept = exact_law(name, tree, 2).acceptance_length
+        assert kept == pytest.approx(theory.acceptance(tree, 2, rule)[1:].sum(), abs=1e-12)
+    reserved = get("score-race").configured(rule="best-set-reserved")
+    kept = exact_law(reserved, tree, 2).acceptance_length
+    assert kept == pytest.approx(theory.acceptance(tree, 2, "best-set-reserved")[1:].sum(), abs=1e-12)
+    with pytest.raises(ValueError, match="rule is 'fast'; want one of two-part"):
+        get("score-race").configured(rule="fast")
+
+
+def test_a_race_whose_scores_are_all_uniform_is_not_lossless_against_the_law_of_unequal_ones(monkeypatch):
+    monkeypatch.setattr(ScoreLaw, "rearranged", lambda self, edges, shares: self)
+    law = exact_law("score-race", TREES["three drafts of three"], 2)
+    assert law.total_variation(TREES["three drafts of three"].target_law()) > 1e-3
+
+
+@pytest.fixture
+def few_knots(monkeypatch):
+    """Every row is read at the fixed knots, however few tokens it has."""
+    monkeypatch.setattr(ratio_knots, "MOST", 0)
+
+
+@pytest.mark.usefixtures("few_knots")
+@pytest.mark.parametrize("name", list(TREES)[::3])
+def test_rows_seen_at_fixed_knots_are_as_lossless_and_keep_as_much(name):
+    tree = TREES[name].as_float()
+    if not enumerable(tree, 2):
+        tree = PrefixTree.random(2, 2, len(name))
+    for rule in ("two-part", "safe"):
+        law = exact_law(score_race.score_race(rule), tree, 2)
+        assert law.total_variation(tree.target_law()) < 1e-12
+        assert law.acceptance_length >= 0.99 * theory.acceptance(tree, 2, rule)[1:].sum()
+    assert law.acceptance_length >= single_path.acceptance(tree)[1:].sum() - 1e-9
+
+
+@pytest.mark.usefixtures("few_knots")
+def test_mass_at_the_knots_keeps_every_sum_that_is_linear_in_the_ratio():
+    rng = torch.Generator().manual_seed(0)
+    target, draft = (torch.rand(3, 40, generator=rng, dtype=torch.float64) ** 3 for _ in range(2))
+    target, draft = target / target.sum(1, keepdim=True), draft / draft.sum(1, keepdim=True)
+    knots = ratio_knots.Knots.of(target, draft)
+    assert (knots.mass >= 0).all()
+    assert torch.allclose(knots.mass.sum(1), torch.ones(3, dtype=torch.float64), atol=1e-14)
+    capped = torch.minimum(target, 2.0**12 * draft)
+    assert torch.allclose((knots.mass * knots.ratio).sum(1), capped.sum(1), atol=1e-12)
+    table = knots.ratio.clamp(0.25, 2)
+    law = ratio_knots.linear_law(table, knots.ratio, target, draft)
+    assert torch.allclose(law.sum(1), (table * knots.mass).sum(1), atol=1e-12)
+    inside = (target > draft / 4) & (target < 2 * draft)
+    assert torch.allclose(law[inside], target[inside], atol=1e-12)
+    tokens = torch.tensor([0, 17, 39])
+    own = ratio_knots.own_ratio(target, draft)[torch.arange(3), tokens]
+    want = law[torch.arange(3), tokens] / draft[torch.arange(3), tokens]
+    assert torch.allclose(knots.at(own, table), want, atol=1e-12)
+
+
+def big_batch(dtype: torch.dtype, requests: int, paths: int, vocab: int = 1500) -> Batch:
+    """Sharp rows of two models; all paths of a request see the same row at the root."""
+    generator = torch.Generator().manual_seed(5)
+    logits = 3 * torch.randn(1, 1, 3, vocab, generator=generator)
+    target = torch.softmax(logits, dim=-1).expand(requests, paths, -1, -1)
+    noise = torch.randn(1, 1, 3, vocab, generator=generator)
+    draft = torch.softmax(logits + noise, dim=-1)[:, :, :2].expand(requests, paths, -1, -1)
+    tokens = torch.multinomial(draft.flatten(0, 2), 1, generator=generator).view(requests, paths, 2)
+    return Batch(tokens, draft.to(dtype), target.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rows_of_every_dtype_select_with_nearly_the_law_of_float64(dtype):
+    batch, exact = big_batch(dtype, 4, 6), big_batch(torch.float64, 4, 6)
+    exact = Batch(exact.tokens, batch.draft_probs.double(), batch.target_probs.double())
+    laws = []
+    for each in (batch, exact):
+        asked = Asked()
+        get("score-race").verify(each, asked)
+        laws.append(score_race_law(asked.score, asked.below))
+    assert torch.allclose(laws[0].sum(1), torch.ones(4, dtype=torch.float64), atol=1e-9)
+    assert (laws[0] - laws[1]).abs().max() < 2e-3
+
+
+class Asked(Draws):
+    """Remembers the scores of the race."""
+
+    def smallest_score(self, score, below):
+        self.score, self.below = score, below
+        return super().smallest_score(score, below)
+
+
+@pytest.mark.parametrize(("requests", "paths", "vocab"), [(0, 3, 5), (2, 64, 3), (1, 2, 1), (3, 1, 300), (2, 64, 300)])
+def test_shapes_from_none_to_many(requests, paths, vocab):
+    batch = big_batch(torch.float32, requests, paths, vocab)
+    verdict = get("score-race").verify(batch, Draws(torch.Generator().manual_seed(0)))
+    assert verdict.path.shape == verdict.accepted.shape == verdict.token.shape == (requests,)
+    assert ((verdict.token >= 0) & (verdict.token < vocab) & (verdict.accepted <= 2)).all()
+    assert ((verdict.path >= 0) & (verdict.path < paths)).all()
+
+
+def test_emitted_tokens_of_a_large_vocabulary_follow_the_target():
+    """6,000 calls; a false alarm has probability below 1e-9 (normal approximation at 6.5 standard errors)."""
+    batch = big_batch(torch.float32, 2_000, 3, 300)
+    generator = torch.Generator().manual_seed(7)
+    target, draft = batch.target_probs[0, 0, 0].double(), batch.draft_probs[0, 0, :1]
+    rows = Batch(batch.tokens[:, :, :1], batch.draft_probs[:, :, :1], batch.target_probs[:, :, :2])
+    counts, skewed, calls = torch.zeros(300), torch.zeros(300), 0
+    for _ in range(3):
+        tokens = torch.multinomial(draft[0], 6_000, replacement=True, generator=generator).view(-1, 3, 1)
+        verdict = get("score-race").verify(Batch(tokens, rows.draft_probs, rows.target_probs), Draws(generator))
+        chosen = tokens[torch.arange(len(tokens)), verdict.path, 0]
+        first = torch.where(verdict.accepted > 0, chosen, verdict.token)
+        counts += torch.bincount(first, minlength=300)
+        skewed += torch.bincount(chosen, minlength=300)
+        calls += len(tokens)
+    error = (target * (1 - target) / calls).sqrt()
+    likely = target * calls > 20
+    assert ((counts / calls - target).abs() / error)[likely].max() < 6.5
+    assert ((skewed / calls - target).abs() / error)[likely].max() > 10
+
+
+def test_the_law_of_the_least_score_agrees_with_drawing_it():
+    rng = np.random.default_rng(3)
+    score = torch.as_tensor(np.sort(rng.random((1, 4, 6)), axis=2))
+    below = torch.as_tensor(np.sort(rng.random((1, 4, 6)), axis=2))
+    score[..., 0], score[..., -1], below[..., 0], below[..., -1] = 0, 1, 0, 1
+    law = score_race_law(score, below)[0]
+    calls = 100_000
+    winners = Draws(torch.Generator().manual_seed(1)).smallest_score(
+        score.expand(calls, -1, -1), below.expand(calls, -1, -1)
+    )
+    error = (law * (1 - law) / calls).sqrt()
+    assert law.sum() == pytest.approx(1, abs=1e-12)
+    assert ((torch.bincount(winners, minlength=4) / calls - law).abs() / error).max() < 6.5
+    assert (law - 0.25).abs().max() > 0.01
+
+
+def test_the_value_of_a_score_law_is_the_integral_of_the_winning_density():
+    law = ScoreLaw.uniform(1, 5, torch.device("cpu"))
+    mass = torch.tensor([[0.0, 1e-12, 0.3, 1 - 1e-9, 1.0]], dtype=torch.float64)
+    assert torch.allclose(law.value(mass), 1 - (1 - mass) ** 5, atol=1e-15)
+    edges = torch.tensor([[0, 0.25, 1]], dtype=torch.float64)
+    lower = law.rearranged(edges, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    upper = law.rearranged(edges, torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    assert 0.25 * lower.value(one) + 0.75 * upper.value(one) == pytest.approx(1, abs=1e-15)
+    assert lower.value(one).item() == pytest.approx((1 - 0.75**5) / 0.25, abs=1e-14)
