@@ -39,6 +39,10 @@ class ScoreLaw:
         ends = torch.arange(2, dtype=torch.float64, device=device).repeat(rows, 1)
         return cls(ends, ends, paths)
 
+    def repeated(self, times: int) -> ScoreLaw:
+        """All laws, `times` over."""
+        return ScoreLaw(self.score.repeat(times, 1), self.below.repeat(times, 1), self.paths)
+
     @cached_property
     def pieces(self) -> Tensor:
         """[N, J-1, 5] of each piece, what its value takes: below, worth of all before it, rate, weight, slope.

@@ -25,10 +25,10 @@ Source: specbound (own); block verification of the winner, arXiv:2403.10444.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -62,11 +62,6 @@ class Node:
     density: Tensor
     slope: Tensor
 
-    def select(self, rows: Tensor) -> Node:
-        """Some of the nodes, or some more than once; rows [I]."""
-        scores = ScoreLaw(self.scores.score[rows], self.scores.below[rows], self.scores.paths)
-        return Node(scores, *(part[rows] for part in (self.wanted, self.kept, self.density, self.slope)))
-
 
 @dataclass(frozen=True)
 class Split:
@@ -97,130 +92,147 @@ class Split:
         return (self.shares * over(worth, length)).sum(dim=2)
 
 
-Rows = tuple[Tensor, Tensor, Tensor]  # mass, d/c, b/c [N, M] of the knots
+class Window(NamedTuple):
+    """A stretch of the scores at N nodes, to be cut once among some tokens whose draft mass it has.
+
+    Attributes:
+        mass [N, M]: draft mass of the knots, 0 of those that have no part in it.
+        first, last [N]: where the stretch begins and ends.
+        owed [N]: sigma of the reserve, 0 without.
+    """
+
+    mass: Tensor
+    first: Tensor
+    last: Tensor
+    owed: Tensor
 
 
-def two_part(node: Node, rows: Rows, reserved: bool, dtype: torch.dtype) -> Split:
-    """All tokens share the whole law, cut once."""
-    first, last = torch.zeros_like(node.wanted), torch.ones_like(node.wanted)
-    level, cut = _cut(node, rows, first, last, reserved, dtype)
-    return Split(torch.stack([first, cut, last], dim=1), torch.stack([level, 1 - level], dim=2))
+Cut = tuple[Tensor, Tensor]  # level [N, M] of the knots, cut [N]
 
 
-def best_set(node: Node, rows: Rows, reserved: bool, dtype: torch.dtype) -> Split:
-    """The best set takes the lowest scores, the other tokens the rest; both are cut once."""
-    mass, wanted, kept = rows
-    size = torch.cat([mass.flip(1).cumsum(dim=1).flip(1), torch.zeros_like(mass[:, :1])], dim=1).clamp_max(1)
-    gain = torch.cat([(mass * wanted).flip(1).cumsum(dim=1).flip(1), torch.zeros_like(mass[:, :1])], dim=1)
+def whole(node: Node, knots: Knots, reserved: bool) -> Window:
+    """All tokens share the whole law."""
+    zero = torch.zeros_like(node.slope)
+    return Window(knots.mass, zero, zero + 1, node.slope if reserved else zero)
+
+
+def two_part(window: Window, cut: Cut) -> Split:
+    """The whole law, cut once."""
+    level, where = cut
+    return Split(torch.stack([window.first, where, window.last], dim=1), torch.stack([level, 1 - level], dim=2))
+
+
+def best_set(node: Node, knots: Knots, reserved: bool) -> tuple[Window, Window]:
+    """The best set takes the lowest scores, the other tokens the rest."""
+    none = torch.zeros_like(knots.mass[:, :1])
+    mass, gain = knots.mass, knots.mass * node.wanted.unsqueeze(1) * knots.ratio
+    size, gain = (torch.cat([part.flip(1).cumsum(dim=1).flip(1), none], dim=1) for part in (mass, gain))
+    size = size.clamp_max(1)
     value = node.scores.value(size)
     loss = value - gain
     if reserved:
-        owed = torch.cat([torch.zeros_like(mass[:, :1]), (mass * kept).cumsum(dim=1)], dim=1)
+        owed = torch.cat([none, (mass * kept_at(node, knots)).cumsum(dim=1)], dim=1)
         served = node.scores.value((size + owed).clamp_max(1)) - value
         loss = loss.masked_fill(served < node.slope.unsqueeze(1) * owed - _slack(torch.float64), torch.inf)
-    # the smallest of equally good sets: it begins at the last knot
-    begin = size.shape[1] - 1 - loss.flip(1).argmin(dim=1, keepdim=True)
+    begin = size.shape[1] - 1 - loss.flip(1).argmin(dim=1, keepdim=True)  # of equally good sets the smallest
     inside = torch.arange(mass.shape[1], device=mass.device) >= begin
-    border = size.gather(1, begin).squeeze(1)
-    zero, one = torch.zeros_like(border), torch.ones_like(border)
-    halves = torch.cat([mass * inside, mass * ~inside]), wanted.repeat(2, 1), kept.repeat(2, 1)
-    twice = node.select(torch.arange(len(mass), device=mass.device).repeat(2))
-    level, cut = _cut(twice, halves, torch.cat([zero, border]), torch.cat([border, one]), reserved, dtype)
-    high, low = level.chunk(2)
-    nothing = torch.zeros_like(high)
-    upper = torch.stack([high, 1 - high, nothing, nothing], dim=2)
-    lower = torch.stack([nothing, nothing, low, 1 - low], dim=2)
-    edges = torch.stack([zero, *cut.chunk(2), one], dim=1)
-    edges = torch.cat([edges[:, :2], border.unsqueeze(1), edges[:, 2:]], dim=1)
-    return Split(edges, torch.where(inside.unsqueeze(2), upper, lower))
+    border, zero = size.gather(1, begin).squeeze(1), torch.zeros_like(node.slope)
+    slope = node.slope if reserved else zero
+    return Window(mass * inside, zero, border, slope), Window(mass * ~inside, border, zero + 1, slope)
 
 
-def safe(node: Node, rows: Rows, below: int, dtype: torch.dtype) -> tuple[Split, Tensor]:
-    """Best set where what it may cost further down is covered by what it gains here, else the reserve.
+def four_part(upper: Window, lower: Window, high: Cut, low: Cut) -> Split:
+    """The two stretches of the best set and the others, each cut once."""
+    (lift, first), (level, second) = high, low
+    inside, nothing = (upper.mass > 0).unsqueeze(2), torch.zeros_like(level)
+    shares = torch.where(
+        inside,
+        torch.stack([lift, 1 - lift, nothing, nothing], dim=2),
+        torch.stack([nothing, nothing, level, 1 - level], dim=2),
+    )
+    return Split(torch.stack([upper.first, first, lower.first, second, lower.last], dim=1), shares)
 
+
+def safe(node: Node, knots: Knots, bold: Split, careful: Split, below: int, slack: float) -> tuple[Split, Tensor]:
+    """The bold split where what it may cost further down is covered by what it gains here, else the careful one.
+
+    Args:
+        below: levels below the children.
     Returns:
-        the split, and [N] bool where it is the best set.
+        the split, and [N] bool where it is the bold one.
     """
-    mass, wanted, kept = rows
-    bold = best_set(node, rows, False, dtype)
-    slope = node.slope.unsqueeze(1)
+    kept, slope = kept_at(node, knots), node.slope.unsqueeze(1)
     short = (slope * kept - bold.value(node.scores, kept)).clamp_min(0)
+    wanted = node.wanted.unsqueeze(1) * knots.ratio
     gain = torch.minimum(bold.densities(node.scores), wanted) - slope * kept
-    brave = below * (short * mass).sum(dim=1) <= (gain * mass).sum(dim=1) + _slack(dtype)
-    timid = (~brave).nonzero().squeeze(1)
-    careful = two_part(node.select(timid), (mass[timid], wanted[timid], kept[timid]), True, dtype)
+    brave = below * (short * knots.mass).sum(dim=1) <= (gain * knots.mass).sum(dim=1) + slack
     one = careful.edges[:, -1:]
-    edges = bold.edges.index_copy(0, timid, torch.cat([careful.edges, one, one], dim=1))
+    edges = torch.where(brave.unsqueeze(1), bold.edges, torch.cat([careful.edges, one, one], dim=1))
     padded = torch.cat([careful.shares, torch.zeros_like(careful.shares)], dim=2)
-    return Split(edges, bold.shares.index_copy(0, timid, padded)), brave
+    return Split(edges, torch.where(brave.view(-1, 1, 1), bold.shares, padded)), brave
+
+
+def kept_at(node: Node, knots: Knots) -> Tensor:
+    """[N, M] b/c of tokens at the knots: what block verification keeps, per draft."""
+    return (node.kept.unsqueeze(1) * knots.ratio).clamp_max(1)
 
 
 def _slack(dtype: torch.dtype) -> float:
     return 8 * torch.finfo(dtype).eps
 
 
-def _cut(
-    node: Node, rows: Rows, first: Tensor, last: Tensor, reserved: bool, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cut the masses first .. last among tokens of that mass.
-
-    Args:
-        rows: with mass 0 for the knots that have no part in it; first, last [N]; dtype: accuracy of the cut.
-    Returns:
-        level [N, M], cut [N].
-    """
-    mass, wanted, kept = rows
-    ends = node.scores.value(torch.stack([first, last], dim=1))
-    bottom, top = ends[:, :1], ends[:, 1:]
-    steepest = node.scores.paths * (1 - node.scores.score_at(first.unsqueeze(1))) ** (node.scores.paths - 1)
-    start, end, owed = first.unsqueeze(1), last.unsqueeze(1), node.slope.unsqueeze(1)
-    none, total = torch.zeros_like(mass[:, :1]), mass.sum(dim=1, keepdim=True)
-    full = torch.cat([none, (mass * wanted).cumsum(dim=1)], dim=1)
-    rest = torch.cat([mass.flip(1).cumsum(dim=1).flip(1), none], dim=1)
-    wanted, weight = wanted.to(dtype), mass.to(dtype)
-    reserve = (kept if reserved else torch.zeros_like(kept[:, :1])).to(dtype)
+def cuts(node: Node, knots: Knots, windows: Sequence[Window], dtype: torch.dtype) -> list[Cut]:
+    """Cut every window at the smallest place where the clipped law fits; dtype sets the accuracy."""
+    times = len(windows)
+    mass, first, last, owed = (torch.cat(parts) for parts in zip(*windows, strict=True))
+    scores, ratio = node.scores.repeated(times), knots.ratio.repeat(times, 1)
+    wanted, kept = node.wanted.repeat(times).unsqueeze(1), node.kept.repeat(times).unsqueeze(1)
+    start, end, owed = first.unsqueeze(1), last.unsqueeze(1), owed.unsqueeze(1)
+    bottom, top = scores.value(torch.stack([first, last], dim=1)).split(1, dim=1)
+    steepest = scores.paths * (1 - scores.score_at(start)) ** (scores.paths - 1)
+    total = mass.sum(dim=1, keepdim=True)
+    sums = torch.stack([mass, mass * ratio], dim=2).cumsum(dim=1)
+    sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1)
 
     def means(cut: Tensor) -> tuple[Tensor, Tensor]:
         """u1, u0 [N, I] for cut [N, I]."""
-        middle = node.scores.value(cut)
+        middle = scores.value(cut)
         high = torch.where(cut > start, (middle - bottom) / (cut - start), steepest)
         low = torch.where(cut < end, (top - middle) / (end - cut), 0.0)
         return high, torch.minimum(low, high)
 
-    def bounds(high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-        """The least that a token must get, and its clipped law, over c: [N, I, M] for u1, u0 [N, I]."""
-        excess = (owed - low).clamp_min(0).to(dtype).unsqueeze(2)
-        high, low = high.to(dtype).unsqueeze(2), low.to(dtype).unsqueeze(2)
-        least = torch.minimum(low + reserve.unsqueeze(1) * excess, high) if reserved else low
-        return least, torch.maximum(torch.minimum(wanted.unsqueeze(1), high), least)
-
     def served(high: Tensor, low: Tensor) -> Tensor:
-        """[N, I]: sum of the clipped law over the tokens."""
-        if reserved:
-            return torch.matmul(bounds(high, low)[1], weight.unsqueeze(2)).squeeze(2)
-        above, below = capped(torch.cat([high, low], dim=1)).chunk(2, dim=1)
-        return above - below + low * total
+        """[N, I]: sum over the tokens of the law clipped between its least, u0 + (sigma - u0)^+ b/c, and u1.
 
-    def capped(cap: Tensor) -> Tensor:
-        """[N, I]: sum of min(d, cap c) over the tokens, from sums over the knots below cap and above."""
-        place = torch.searchsorted(wanted.contiguous(), cap.to(dtype).contiguous())
-        return full.gather(1, place) + cap * rest.gather(1, place)
+        The least is concave in the ratio and the wanted law linear, so it is the larger up to one ratio only.
+        """
+        excess = (owed - low).clamp_min(0)
+        equal = torch.minimum(
+            (low + excess) / wanted, torch.where(wanted > kept * excess, low / (wanted - kept * excess), torch.inf)
+        )
+        places = torch.cat([equal, torch.minimum(equal, 1 / kept), high / wanted], dim=1)
+        index = torch.searchsorted(ratio, places.contiguous())
+        below = sums.gather(1, index.unsqueeze(2).expand(-1, -1, 2))
+        (least, least_sum), (linear, linear_sum), (free, free_sum) = (
+            part.unbind(dim=2) for part in below.chunk(3, dim=1)
+        )
+        reserve = kept * linear_sum + (least - linear)
+        return low * least + excess * reserve + wanted * (free_sum - least_sum).clamp_min(0) + high * (total - free)
 
     def far_enough(cut: Tensor) -> Tensor:
         high, low = means(cut)
-        enough = served(high, low) <= (top - bottom) * (1 + _slack(dtype))
-        return enough | (high < owed * (1 - _slack(dtype))) if reserved else enough
+        return (served(high, low) <= (top - bottom) * (1 + _slack(dtype))) | (high < owed * (1 - _slack(dtype)))
 
     cut = _smallest(far_enough, first, last, dtype).unsqueeze(1)
     high, low = means(cut)
-    least, clipped = (bound.double().squeeze(1) for bound in bounds(high, low))
+    least = torch.minimum(low + (kept * ratio).clamp_max(1) * (owed - low).clamp_min(0), high)
+    clipped = torch.maximum(torch.minimum(wanted * ratio, high), least)
     least, level = (over(bound - low, high - low).clamp(0, 1) for bound in (least, clipped))
-    if reserved:
-        must, used = (mass * least).sum(dim=1, keepdim=True), (mass * level).sum(dim=1, keepdim=True)
-        room = torch.where(used > must, (cut - start - must) / (used - must), 1.0).clamp(0, 1)
-        level = least + room * (level - least)
-    taken = over((mass * level).sum(dim=1), total.squeeze(1))
-    return level, first + (last - first) * taken
+    must, used = (mass * least).sum(dim=1, keepdim=True), (mass * level).sum(dim=1, keepdim=True)
+    room = torch.where(used > must, (cut - start - must) / (used - must), 1.0).clamp(0, 1)
+    level = torch.where(owed > 0, least + room * (level - least), level)
+    cut = start + (end - start) * over((mass * level).sum(dim=1, keepdim=True), total)
+    return list(zip(level.chunk(times), cut.squeeze(1).chunk(times), strict=True))
 
 
 def _smallest(holds: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
@@ -234,12 +246,19 @@ def _smallest(holds: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, dtyp
     return high
 
 
-def split_rule(rule: Rule, node: Node, rows: Rows, below: int, dtype: torch.dtype) -> tuple[Split, Tensor | None]:
+def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dtype) -> tuple[Split, Tensor | None]:
     """The split of a rule; for the safe one also where it is bold. `below`: levels below the children."""
     if rule == "safe":
-        return safe(node, rows, below, dtype)
-    split = two_part if rule.startswith("two-part") else best_set
-    return split(node, rows, rule.endswith("reserved"), dtype), None
+        windows = *best_set(node, knots, reserved=False), whole(node, knots, reserved=True)
+        high, low, single = cuts(node, knots, windows, dtype)
+        bold, careful = four_part(*windows[:2], high, low), two_part(windows[2], single)
+        return safe(node, knots, bold, careful, below, _slack(dtype))
+    reserved = rule.endswith("reserved")
+    if rule.startswith("two-part"):
+        window = whole(node, knots, reserved)
+        return two_part(window, *cuts(node, knots, [window], dtype)), None
+    upper, lower = best_set(node, knots, reserved)
+    return four_part(upper, lower, *cuts(node, knots, [upper, lower], dtype)), None
 
 
 def verify_score_race(batch: Batch, draws: Draws, rule: Rule) -> Verdict:
@@ -254,8 +273,7 @@ def verify_score_race(batch: Batch, draws: Draws, rule: Rule) -> Verdict:
             probs[:, :, depth].reshape(rows, vocab).to(dtype) for probs in (batch.target_probs, batch.draft_probs)
         )
         knots = Knots.of(target_row, draft_row)
-        wanted, kept = node.wanted.unsqueeze(1) * knots.ratio, (node.kept.unsqueeze(1) * knots.ratio).clamp_max(1)
-        split, bold = split_rule(rule, node, (knots.mass, wanted, kept), length - depth - 1, dtype)
+        split, bold = split_rule(rule, node, knots, length - depth - 1, dtype)
         densities = split.densities(node.scores)
         tables.append((knots.ratio, densities / node.density.unsqueeze(1)))
 

@@ -298,6 +298,9 @@ class Tape(Draws):
     def smallest_image(self, like, key, knots):
         return key(self.uniforms(like.shape)).argmin(dim=-1)
 
+    def _uniform(self, like):
+        return self.uniforms(like.shape)
+
 
 def random_batch(requests, paths, length, vocab, seed=0, dtype=torch.float64, sharpness=2.0):
     """Rows that depend on the prefix only through a small hash, so that paths with a common prefix share rows."""
@@ -323,6 +326,8 @@ def random_batch(requests, paths, length, vocab, seed=0, dtype=torch.float64, sh
 
 REDUCTIONS = {
     "two-level": "block",
+    "score-race": "block",
+    "score-race-2": "block",
     "many-level": "block",
     "gbv": "block",
     "gbv-bucketed": "block",
