@@ -255,7 +255,7 @@ def _cut(measure: Measure, rows: Rows, reserve: Array, inside: Array, first: Arr
         served = (bounds(cut)[1] * draft).sum(axis=1) <= (top - bottom) * (1 + SLACK)
         return served | (held & (measure.value(cut) - bottom < rows.slope * (cut - first) * (1 - SLACK)))
 
-    held = reserve.any(axis=1)
+    held: Array = np.asarray(reserve.any(axis=1))
     cut = _bisect(far_enough, first, last)
     high, low = means(cut)
     least, level = (np.clip(_per(bound - low, high - low), 0, 1) for bound in bounds(cut))
