@@ -296,6 +296,7 @@ def main() -> None:
     options.add_argument(
         "--seconds", type=float, default=15.0, help="CPU seconds of tests per mutant, as timed without mutants"
     )
+    options.add_argument("--tests", help="FOLDER/NAME of test files, blanks between, instead of the suites'")
     options.add_argument("--jobs", type=int, default=os.cpu_count())
     options.add_argument("--show", action="store_true", help="print the result only, do not write it")
     chosen = options.parse_args()
@@ -309,7 +310,7 @@ def main() -> None:
             trees.append(copy_of_the_tree(Path(folder) / str(job)))
         seconds: dict[str, float] = {}
         reached: dict[str, Any] = {}
-        for files, tests in SUITES:
+        for files, tests in [(" ".join(chosen.files), chosen.tests)] if chosen.tests else SUITES:
             answered = [file for file in matching(files) if file in chosen.files]
             if answered:
                 suite_seconds, suite_reached = measure(trees[0], answered, tests_of(tests))

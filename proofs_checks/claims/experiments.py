@@ -40,7 +40,7 @@ def mean(values: list[float]) -> float:
 
 
 @claim(
-    "BV-experiment-gain",
+    "BV-gain-experiment",
     paper=BV,
     kind="experiment",
     source="[BV] experiments: 2.89 to 2.99 tokens per call at draft length 4, 3.23 to 3.43 at 6, 3.41 to 3.70 at 8",
@@ -62,7 +62,7 @@ def gain_grows_with_length(pair: tuple[Phi, Phi], deep: bool) -> Outcome:
 
 
 @claim(
-    "GBV-experiment-above-block",
+    "GBV-above-block-experiment",
     paper=GBV,
     kind="experiment",
     source="[GBV] abstract: more than 30 % higher block efficiency than block verification",
@@ -93,7 +93,7 @@ def traversal_value(tree: PrefixTree, paths: int) -> float:
 
 
 @claim(
-    "DELAYED-experiment-ranking",
+    "DELAYED-ranking-experiment",
     paper=DELAYED,
     kind="experiment",
     source="arXiv:2602.16994 (secondary source): 5.31 tokens per call, SpecTr 4.61, SpecInfer 4.58, block 4.30, naive "
