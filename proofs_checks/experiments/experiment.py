@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from specbound.runtime.models import Pair
 
-CHAPTERS = ("block_verification",)
+CHAPTERS = ("block_verification", "gbv")
 Record = dict[str, Any]
 
 

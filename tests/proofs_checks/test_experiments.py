@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from specbound import shipped_pair
-from specbound.proofs_checks.experiments import block_verification, decoding, experiment
+from specbound.proofs_checks.experiments import block_verification, decoding, experiment, gbv
 from specbound.proofs_checks.experiments.experiment import Experiment, Job, Settings, Table, Workplace
 from specbound.proofs_checks.experiments.tasks import Prompt, read_tasks
 from specbound.runtime.models import load_pair
@@ -153,3 +153,22 @@ def test_the_draft_s_own_temperature_scales_its_logits_and_is_taken_back(pair):
 def test_an_unknown_experiment_is_named():
     with pytest.raises(ValueError, match="experiment is 'x'; known are block-verification"):
         experiment.get("x")
+
+
+def test_gbv_runs_on_the_shipped_pair_with_exact_values_beside_measured_ones(tmp_path, pair, monkeypatch):
+    monkeypatch.setattr(gbv, "MANY_PATHS", ("gbv", "kseq"))
+    settings = Settings(tuple(read_tasks(shipped_pair.TASKS, most=1))[:1], 6, 1, True, (2,), (1, 2))
+    chosen = experiment.get("gbv")
+    list(experiment.run(chosen, settings, Workplace(lambda: pair), tmp_path))
+    found = experiment.records(tmp_path)
+    decoded, trees = chosen.tables(found)
+    assert [row[1] for row in decoded.rows] == ["plain", "block K=1 L=2", "gbv K=2 L=2", "kseq K=2 L=2"]
+    assert [(row[1], row[2]) for row in trees.rows] == [(1, "block"), (1, "gbv"), (1, "kseq"), (2, "gbv"), (2, "kseq")]
+    for record in found:
+        if record["kind"] == "tree":
+            assert max(record["exact"].values()) <= record["bound"] + 1e-9
+            for name, value in record["exact"].items():
+                assert abs(record["measured"][name][0] - value) < 0.75
+    figure = Figure()
+    chosen.draw(found, figure)
+    assert len(figure.axes) == 1
