@@ -16,6 +16,7 @@ import argparse
 import json
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,9 +29,12 @@ from matplotlib.figure import Figure
 
 from specbound.files import write_text
 from specbound.theory import multi_path
-from specbound.theory.multi_path import antichain, coupling, tangent_lp
+from specbound.theory.multi_path import antichain, coupling
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError, Solution
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.support.tangent_lp import tangent_optimum
 
 RESULTS = Path(__file__).parent / "results"
 FILE = RESULTS / "multi_path.json"
@@ -43,12 +47,12 @@ SIZES = {
 LIMITS = {"HiGHS on tangents": 600, "cutting planes": 90, "brute force": 7}
 
 
-def routes(tree: PrefixTree, note: Callable[[multi_path.Round], None]) -> dict[str, Callable[[], Solution]]:
+def routes(tree: PrefixTree, note: Callable[[multi_path.Progress], None]) -> dict[str, Callable[[], Solution]]:
     """The routes that this tree is small enough for; the interior point reports its rounds to `note`."""
     every = {
         "interior point": lambda: multi_path.lossless_optimum(tree, PATHS, TOLERANCE, progress=note),
         "block transport, interior point": lambda: multi_path.transport_optimum(tree, PATHS, TOLERANCE, progress=note),
-        "HiGHS on tangents": lambda: tangent_lp.tangent_optimum(tree, PATHS, "lossless", TOLERANCE),
+        "HiGHS on tangents": lambda: tangent_optimum(tree, PATHS, "lossless", TOLERANCE),
         "cutting planes": lambda: antichain.optimum(tree, PATHS),
         "brute force": lambda: coupling.optimum(tree, PATHS),
     }
@@ -81,7 +85,7 @@ def main() -> None:
     print(f"{'V':>3} {'L':>3} {'nodes':>7}  {'route':28} {'CPU s':>8}  {'value':>12}  gap")
     for vocab, length in sizes:
         tree = PrefixTree.random(vocab, length, seed=1)
-        rounds: list[multi_path.Round] = []
+        rounds: list[multi_path.Progress] = []
         for name, solve in routes(tree, rounds.append).items():
             rounds.clear()
             row = {"vocab": vocab, "length": length, "nodes": tree.size, "route": name} | timed(solve)

@@ -29,9 +29,8 @@ import time
 from collections import Counter
 
 import numpy as np
-from scipy import sparse
 
-from . import duality, linear_program
+from . import duality
 from .numbers import Array
 from .prefix_tree import PrefixTree
 from .solution import CertificateError, Solution, certify, check_paths
@@ -120,7 +119,7 @@ def common_prefix(tree: PrefixTree, left: Array, right: Array) -> Array:
     return same.sum(axis=-1)
 
 
-def transport_optimum(tree: PrefixTree, paths: int = 1) -> Solution:
+def pot_optimum(tree: PrefixTree, paths: int = 1) -> Solution:
     """Block transport by POT's network simplex on (a, b, M); certified by its plan and its potentials.
 
     Raises:
@@ -135,30 +134,10 @@ def transport_optimum(tree: PrefixTree, paths: int = 1) -> Solution:
         plan, log = ot.emd(a / a.sum(), b / b.sum(), cost, numItermax=10_000_000, log=True)
     if log["warning"] is not None:
         raise CertificateError("POT emd", str(log["warning"]), "use a smaller tree, or `antichain.optimum`")
-    return _certified_plan(tree, paths, (a, b, cost), plan, log["u"], "POT emd", start)
+    return certified_plan(tree, paths, (a, b, cost), plan, log["u"], "POT emd", start)
 
 
-def linear_optimum(tree: PrefixTree, paths: int = 1) -> Solution:
-    """The same transport problem as a linear program in HiGHS; certified by its plan and its potentials.
-
-    Raises:
-        CertificateError: HiGHS stopped without an optimum, or the certificate fails.
-        ValueError: the problem is too large to enumerate.
-    """
-    start = time.perf_counter()
-    a, b, cost = to_transport(tree, paths)
-    rows, columns = cost.shape
-    per_source = sparse.kron(sparse.eye_array(rows), np.ones((1, columns)))
-    per_target = sparse.kron(np.ones((1, rows)), sparse.eye_array(columns))
-    limits = np.concatenate([a / a.sum(), b / b.sum()])
-    # The marginals add up to the same total on both sides: the last one is redundant, and rounding would make it false.
-    marginals = linear_program.Rows(sparse.vstack([per_source, per_target], format="csr")[:-1], limits[:-1])
-    answer = linear_program.maximise(-cost.ravel(), {}, equal=marginals)
-    plan, potential = answer.x.reshape(cost.shape), -answer.equal_multipliers[:rows]
-    return _certified_plan(tree, paths, (a, b, cost), plan, potential, "HiGHS", start)
-
-
-def _certified_plan(
+def certified_plan(
     tree: PrefixTree,
     paths: int,
     problem: tuple[Array, Array, Array],

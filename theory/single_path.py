@@ -23,11 +23,10 @@ import time
 
 import numpy as np
 
-from . import duality, linear_program
+from . import duality
 from .numbers import Array
 from .prefix_tree import PrefixTree
 from .solution import Solution, certify
-from .token_level import clipped
 
 
 def acceptance(tree: PrefixTree, drafted: Array | None = None) -> Array:
@@ -72,22 +71,3 @@ def optimum(tree: PrefixTree) -> Solution:
         kappa=tree.draft_joint[tree.leaves],
         potential=duality.path_sums(tree, price),
     )
-
-
-def linear_optimum(tree: PrefixTree) -> Solution:
-    """The same program solved by HiGHS, in float64; the bound is the value of HiGHS's own multipliers.
-
-    Raises:
-        CertificateError: HiGHS fails, or its answer leaves a gap above 1e-6.
-    """
-    start = time.perf_counter()
-    tree = tree.as_float()
-    blocks = {
-        "chain": linear_program.chain_rows(tree, tree.target),
-        "draft": linear_program.cap_rows(tree, tree.draft_joint),
-    }
-    answer = linear_program.maximise(np.ones(tree.size - 1), blocks)
-    phi = clipped(tree, linear_program.with_root(answer.x), tree.target, tree.draft_joint)
-    price = np.concatenate([[0.0], answer.multipliers["draft"]])
-    bound = duality.upper_bound(tree, 1, "lossless", price)
-    return certify(tree, phi, bound, objective="lossless", solver="HiGHS", seconds=time.perf_counter() - start)

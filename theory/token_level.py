@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from . import duality, linear_program
+from . import duality
 from .numbers import Array
 from .prefix_tree import PrefixTree
 from .solution import Solution, certify
@@ -46,26 +46,3 @@ def optimum(tree: PrefixTree) -> Solution:
     bound = duality.chain_bound(tree, phi * 0, np.minimum(tree.target, tree.draft))
     seconds = time.perf_counter() - start
     return certify(tree, phi, bound, objective="token", solver="closed form", seconds=seconds, tolerance=1e-9)
-
-
-def linear_optimum(tree: PrefixTree) -> Solution:
-    """The same program solved by HiGHS, in float64.
-
-    Raises:
-        CertificateError: HiGHS fails, or its answer does not reach the bound within 1e-6.
-    """
-    start = time.perf_counter()
-    tree = tree.as_float()
-    ratio = np.minimum(tree.target, tree.draft)
-    answer = linear_program.maximise(np.ones(tree.size - 1), {"token": linear_program.chain_rows(tree, ratio)})
-    phi = clipped(tree, linear_program.with_root(answer.x), ratio)
-    bound = duality.chain_bound(tree, np.zeros(tree.size), ratio)
-    return certify(tree, phi, bound, objective="token", solver="HiGHS", seconds=time.perf_counter() - start)
-
-
-def clipped(tree: PrefixTree, phi: Array, ratio: Array, cap: Array | None = None) -> Array:
-    """[n] the largest phi' <= phi with phi'(wy) <= ratio(wy) phi'(w) and phi' <= cap: removes a solver's rounding."""
-    phi = np.maximum(phi, 0) if cap is None else np.clip(phi, 0, cap)
-    for level in tree.levels[1:]:
-        phi[level] = np.minimum(phi[level], ratio[level] * phi[tree.parent[level]])
-    return phi

@@ -31,7 +31,7 @@ from specbound.runtime.verifiers.spectr_gbv import (
     whole_key_law,
 )
 from specbound.runtime.verifiers.spectr_gbv_published import published_residual
-from specbound.theory.block_transport import transport_optimum
+from specbound.theory.block_transport import pot_optimum
 from specbound.theory.contexts import ModelPair
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.strategies import edge_trees, trees
@@ -104,7 +104,7 @@ def test_acceptance_lengths_are_the_rational_figures_and_below_block_transport(d
     tree = PrefixTree.iid(target, draft, length)
     found = exact_law("spectr-gbv", tree, paths).acceptance_length
     assert found == pytest.approx(float(F(total)), abs=1e-12)
-    assert found <= transport_optimum(tree.as_float(), paths).value + 1e-9
+    assert found <= pot_optimum(tree.as_float(), paths).value + 1e-9
 
 
 # ---- the race of keys -----------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_brute_force_and_antichain_rows_agree(seed):
     rows = antichain.optimum(tree, paths)
     assert abs(brute.value - rows.value) < 1e-7
     assert brute.gap < 1e-6
-    pot = block_transport.transport_optimum(tree, paths)
+    pot = block_transport.pot_optimum(tree, paths)
     assert abs(pot.value - antichain.optimum(tree, paths, "block-transport").value) < 1e-7
     assert pot.value >= rows.value - 1e-7
 

@@ -14,6 +14,7 @@ from specbound.theory import block_transport, single_path
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 from tests.support.reference import DEGENERATE, INSTANCES, small_trees
+from tests.support.second_routes import transport_by_lp
 from tests.support.strategies import trees
 
 VALUES = {"I1": "4/3", "I2": "50/27", "I3": "2", "I4": "2/3", "I5": "11/9", "I6": "5/4", "I7": "449/300"}
@@ -40,8 +41,8 @@ def test_reference_values_are_reproduced_as_fractions(name):
 @pytest.mark.parametrize("tree", small_trees(16) + list(DEGENERATE.values()))
 def test_closed_form_linear_program_and_pot_agree(tree):
     closed = block_transport.optimum(tree)
-    assert abs(block_transport.linear_optimum(tree).value - closed.value) < 1e-9
-    pot = block_transport.transport_optimum(tree)
+    assert abs(transport_by_lp(tree).value - closed.value) < 1e-9
+    pot = block_transport.pot_optimum(tree)
     assert abs(pot.value - closed.value) < 1e-9
     assert max(pot.gap, closed.gap) < 1e-9
 
@@ -58,7 +59,7 @@ def test_the_value_is_the_sum_over_depths_of_one_minus_total_variation(tree):
 @pytest.mark.parametrize(("case", "value"), MULTI.items())
 def test_pot_on_tuples_of_drafts_reproduces_the_reference_values(case, value):
     name, paths = case
-    solution = block_transport.transport_optimum(INSTANCES[name], paths)
+    solution = block_transport.pot_optimum(INSTANCES[name], paths)
     assert solution.value == pytest.approx(float(Fraction(value)), abs=1e-12)
     assert solution.gap < 1e-12
 

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from specbound.theory import single_step
-from specbound.theory.block_transport import linear_optimum as transport_by_lp
 from specbound.theory.feasibility import worst_antichain
-from specbound.theory.multi_path import antichain, coupling, interior_point, tangent_lp
+from specbound.theory.multi_path import antichain, coupling, interior_point
 from specbound.theory.multi_path.certificates import verify_certificate
 from specbound.theory.multi_path.solver import (
     Profile,
-    Round,
+    Progress,
     lossless_optimum,
     tangents_at,
     transport_optimum,
@@ -26,6 +25,8 @@ from specbound.theory.multi_path.solver import (
 from specbound.theory.prefix_tree import PrefixTree
 from specbound.theory.solution import CertificateError
 from tests.support.reference import DEGENERATE, INSTANCES, ragged
+from tests.support.second_routes import transport_by_lp
+from tests.support.tangent_lp import tangent_optimum
 
 SOLVERS = {"lossless": lossless_optimum, "block-transport": transport_optimum}
 
@@ -132,7 +133,7 @@ def test_all_routes_agree_to_1e_7(paths):
         for objective, solver in SOLVERS.items():
             solution = solver(tree, paths, tol=2e-8)
             others = {"antichain": antichain.optimum(tree, paths, objective)}
-            others["tangents"] = tangent_lp.tangent_optimum(tree, paths, objective, tol=2e-8)
+            others["tangents"] = tangent_optimum(tree, paths, objective, tol=2e-8)
             brute = coupling.optimum if objective == "lossless" else transport_by_lp
             others["brute force"] = brute(tree, paths)
             for name, other in others.items():
@@ -215,7 +216,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_progress_reports_bounds_that_only_tighten():
-    rounds: list[Round] = []
+    rounds: list[Progress] = []
     solution = lossless_optimum(PrefixTree.random(4, 3, 1), 3, progress=rounds.append)
     values, bounds = [r.value for r in rounds], [r.bound for r in rounds]
     assert values == sorted(values)

@@ -62,7 +62,7 @@ def test_closed_form_linear_program_and_transport_agree(seed):
     tree, paths = PrefixTree.random(2 + seed % 4, 1, seed, [0.1, 0.5, 2.0][seed % 3]), 1 + seed % 4
     closed = single_step.optimum(tree.target[1:], tree.draft[1:], paths)
     assert abs(antichain.optimum(tree, paths).value - closed.value) < 1e-9
-    assert abs(block_transport.transport_optimum(tree, paths).value - closed.value) < 1e-9
+    assert abs(block_transport.pot_optimum(tree, paths).value - closed.value) < 1e-9
 
 
 @SETTINGS

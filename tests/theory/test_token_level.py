@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from specbound.theory import modeling, single_path, token_level
 from specbound.theory.solution import CertificateError, certify
 from tests.support.reference import DEGENERATE, INSTANCES, small_trees
+from tests.support.second_routes import clipped, token_verification_by_lp
 from tests.support.strategies import PUBLISHED, trees
 
 VALUES = {"I1": "10/9", "I2": "38/27", "I3": "2", "I4": "2/3", "I5": "10/9", "I6": "17/16", "I7": "101/75"}
@@ -32,7 +33,7 @@ def test_closed_form_highs_and_cvxpy_agree(tree):
     closed = token_level.optimum(tree)
     assert closed.gap <= 1e-12
     assert closed.lossless
-    assert abs(token_level.linear_optimum(tree).value - closed.value) < 1e-9
+    assert abs(token_verification_by_lp(tree).value - closed.value) < 1e-9
     assert abs(modeling.token_level(tree).solve() - closed.value) < 1e-7
 
 
@@ -53,5 +54,5 @@ def test_looking_ahead_is_not_allowed_at_token_level():
 def test_clipping_only_removes_what_breaks_the_constraints():
     ratio = np.minimum(PUBLISHED.target, PUBLISHED.draft).astype(float)
     phi = token_level.acceptance(PUBLISHED).astype(float)
-    assert np.array_equal(token_level.clipped(PUBLISHED, phi, ratio), phi)
-    assert np.array_equal(token_level.clipped(PUBLISHED, phi + 1e-9 * (np.arange(7) > 0), ratio), phi)
+    assert np.array_equal(clipped(PUBLISHED, phi, ratio), phi)
+    assert np.array_equal(clipped(PUBLISHED, phi + 1e-9 * (np.arange(7) > 0), ratio), phi)

@@ -35,8 +35,7 @@ from ..duality import expected_maximum
 from ..feasibility import coverage
 from ..numbers import ROW_TOLERANCE, Array, as_floats
 from ..solution import CertificateError, check_paths
-from .certificates import PathObjective, check_objective, selectable
-from .tangent_lp import violated
+from .certificates import PathObjective, check_objective, selectable, violated
 
 Ratio: TypeAlias = Fraction | float
 

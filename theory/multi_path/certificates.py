@@ -117,6 +117,20 @@ def selectable(kappa: Array, draft: Array, paths: int) -> Array:
     return result
 
 
+def violated(kappa: Array, draft: Array, points: Array, paths: int, share: float = 0.0, least: float = 1e-12) -> Array:
+    """In every arc between two tangent points the draft mass t of the leaves of highest kappa/Q that exceed g(t) most.
+
+    Arcs count where the excess is above `least` and above `share` of the largest one.
+    """
+    reached = np.flatnonzero(draft > 0)
+    order = reached[np.argsort(-kappa[reached] / draft[reached], kind="stable")]
+    mass = np.minimum(np.cumsum(draft[order]), 1.0)
+    violation = np.cumsum(kappa[order]) - coverage(mass, paths)
+    arc = np.minimum(np.searchsorted(points, mass), len(points) - 1)
+    chosen = [at[np.argmax(violation[at])] for at in (np.flatnonzero(arc == a) for a in np.unique(arc))]
+    return np.array([mass[i] for i in chosen if violation[i] > max(share * violation.max(), least)])
+
+
 def fill_to_base(kappa: Array, draft: Array, paths: int) -> Array:
     """Raise a selectable kappa to total mass 1: lift the smallest kappa/Q to one common level.
 

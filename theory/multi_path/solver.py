@@ -42,7 +42,7 @@ SOLVER = "interior point on tangents"
 
 
 @dataclass(frozen=True)
-class Round:
+class Progress:
     """Progress after one round: certified bounds so far, number of tangents, Newton steps of the round, seconds."""
 
     value: float
@@ -57,7 +57,7 @@ def lossless_optimum(
     paths: int,
     tol: float = 1e-6,
     max_rounds: int = 20,
-    progress: Callable[[Round], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Solution:
     """The largest expected acceptance length of a stateless lossless verifier of K independent drafts.
 
@@ -78,7 +78,7 @@ def transport_optimum(
     paths: int,
     tol: float = 1e-6,
     max_rounds: int = 20,
-    progress: Callable[[Round], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Solution:
     """The largest E[longest common prefix of a target block with any of K independent drafts] over all couplings.
 
@@ -94,7 +94,7 @@ def _optimum(
     objective: PathObjective,
     tol: float,
     max_rounds: int,
-    progress: Callable[[Round], None] | None,
+    progress: Callable[[Progress], None] | None,
 ) -> Solution:
     check_paths(paths)
     check_objective(objective)
@@ -176,7 +176,7 @@ def best_response(tree: PrefixTree, kappa: Array, objective: PathObjective) -> A
 # ---------------------------------------------------------------------- rounds
 
 
-def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Round], None] | None) -> None:
+def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Progress], None] | None) -> None:
     """Solve the tangent LP, evaluate, add tangents where g is violated, and again until the gap is at most tol."""
     work = work_tree(bounds.tree, bounds.paths, bounds.objective, tol)
     least = min(SMALLEST_TANGENT, SMALLEST_COVERAGE / bounds.paths)
@@ -198,7 +198,7 @@ def _close(bounds: Bounds, tol: float, max_rounds: int, progress: Callable[[Roun
         bounds.offer(*_on_tree(bounds.tree, work, kappa, potential))
         if progress is not None:
             seconds = time.perf_counter() - bounds.begin
-            progress(Round(bounds.value, bounds.bound, len(points), steps, seconds))
+            progress(Progress(bounds.value, bounds.bound, len(points), steps, seconds))
         if bounds.gap <= tol:
             return
         density = located(kappa / work.draft, potential[work.leaves], tangents, point.mu)

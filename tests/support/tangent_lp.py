@@ -18,11 +18,17 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
-from ..feasibility import coverage
-from ..numbers import Array
-from ..prefix_tree import PrefixTree
-from ..solution import CertificateError, Solution, certify, check_paths
-from .certificates import PathObjective, check_objective, selectable, verify_certificate
+from specbound.theory.feasibility import coverage
+from specbound.theory.multi_path.certificates import (
+    PathObjective,
+    check_objective,
+    selectable,
+    verify_certificate,
+    violated,
+)
+from specbound.theory.numbers import Array
+from specbound.theory.prefix_tree import PrefixTree
+from specbound.theory.solution import CertificateError, Solution, certify, check_paths
 
 SOLVER = "HiGHS on tangents"
 MAX_NODES = 5000
@@ -119,17 +125,3 @@ def _solve_lp(tree: PrefixTree, paths: int, objective: PathObjective, points: Ar
 
 def _unit(size: int) -> csr_array:
     return csr_array((np.ones(size), (np.arange(size), np.arange(size))), shape=(size, size))
-
-
-def violated(kappa: Array, draft: Array, points: Array, paths: int, share: float = 0.0, least: float = 1e-12) -> Array:
-    """In every arc between two tangent points the draft mass t of the leaves of highest kappa/Q that exceed g(t) most.
-
-    Arcs count where the excess is above `least` and above `share` of the largest one.
-    """
-    reached = np.flatnonzero(draft > 0)
-    order = reached[np.argsort(-kappa[reached] / draft[reached], kind="stable")]
-    mass = np.minimum(np.cumsum(draft[order]), 1.0)
-    violation = np.cumsum(kappa[order]) - coverage(mass, paths)
-    arc = np.minimum(np.searchsorted(points, mass), len(points) - 1)
-    chosen = [at[np.argmax(violation[at])] for at in (np.flatnonzero(arc == a) for a in np.unique(arc))]
-    return np.array([mass[i] for i in chosen if violation[i] > max(share * violation.max(), least)])
