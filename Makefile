@@ -21,7 +21,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p .venv/types/specbound
-	ln -sfn $(addprefix $(CURDIR)/,theory runtime proofs_checks specbound/commands specbound/py.typed $(wildcard specbound/*.py)) .venv/types/specbound/
+	ln -sfn $(addprefix $(CURDIR)/,theory runtime proofs_checks specbound/commands specbound/adapters specbound/py.typed $(wildcard specbound/*.py)) .venv/types/specbound/
 	ln -sfn $(CURDIR)/examples/pair .venv/types/specbound/shipped_pair
 	$(BIN)/mypy
 

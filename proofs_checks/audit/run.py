@@ -22,6 +22,7 @@ from ..laws.deviation import find_deviation
 from ..laws.instances import Instance, instances
 from ..laws.judge import VOID, contradiction, optimum, verdict
 from .counterexample import Explained, explain, sampled_counterexample, significant, smallest_breakdown
+from .foreign import conventions
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
 from .price import price
@@ -52,6 +53,8 @@ def audit(
     device: str = "cpu",
     seconds: float = 60.0,
     memory: int = 4096,
+    convention: str | None = None,
+    dtype: str = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> AuditReport:
     """Audit a verifier on random and degenerate instances, exactly, or sampled if a resolution is given.
@@ -64,6 +67,8 @@ def audit(
         tolerance: largest total variation that counts as rounding.
         resolution, false_alarm, miss, device: of the sampled audit (see `sampled`); the device is that of the tensors.
         seconds, memory: limits of the sandbox, in seconds without a sign of progress and MiB.
+        convention, dtype: how a foreign function is called, and the number format of its rows (see
+            `foreign.conventions`); None to go by its parameters' names, in float64.
         progress: called before each instance as progress(instances done, instances in all).
 
     Raises:
@@ -73,6 +78,8 @@ def audit(
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}; want a positive number")
     tell = progress or _silent
+    if convention is not None:
+        target = _called(target, convention, dtype)
     if resolution is not None:
         count, rates = 12 if cases is None else cases, (resolution, false_alarm, miss)
         sizes = (vocab, length, paths)
@@ -218,6 +225,19 @@ def _path_counts(lab: Laboratory, paths: range) -> range:
     if 1 not in paths:
         raise ValueError(f"paths is {paths.start}..{paths.stop - 1}, but the target takes one path; include 1")
     return range(1, 2)
+
+
+def _called(target: Any, convention: str, dtype: str) -> Any:
+    """The target called by a convention.
+
+    Raises:
+        ValueError: for an unknown convention or number format, or a target that is no function.
+    """
+    if convention != "ours" and (isinstance(target, Foreign) or (isinstance(target, str) and ":" not in target)):
+        raise ValueError(f"convention is {convention!r}, for a function or package.module:function; got {target!r}")
+    if not isinstance(target, str):
+        return target if convention == "ours" else conventions.subject(target, convention, dtype)
+    return target if convention == "ours" else f"{target}@{convention},{dtype}"
 
 
 def _name(target: Any) -> str:

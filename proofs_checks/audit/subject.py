@@ -30,6 +30,7 @@ from ..laws import judge
 from ..laws.judge import Evidence
 from ..laws.law import batch_of
 from ..laws.replay import Stateful, Verify, replay
+from .foreign import conventions
 from .foreign.adapters import KNOWN, Foreign, call_of, enumerated, foreign
 from .foreign.drafting import DraftAndVerify, draft_and_verify, joint_law, takes_laws
 from .foreign.sandbox import alive
@@ -241,11 +242,12 @@ def _verdicts(verify: Verify, batch: Batch) -> list[dict[Hashable, float]]:
 
 
 def load(target: str) -> TensorSubject | ForeignSubject | PairSubject:
-    """The subject named by a target.
+    """The subject named by a target, `name`, `module:attribute` or `module:attribute@convention,dtype`.
 
     Raises:
         ValueError: if there is no such name, module or attribute, or it cannot be called as a verifier.
     """
+    target, _, called = target.partition("@")
     if ":" not in target:
         entry = registry.get(target)
         if entry.needs:
@@ -258,6 +260,8 @@ def load(target: str) -> TensorSubject | ForeignSubject | PairSubject:
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"target is {target!r}: {error}; want a registered name or package.module:function") from None
+    if called and called != "ours":
+        return ForeignSubject(conventions.subject(found, *called.split(",")))
     if target in KNOWN:
         return ForeignSubject(KNOWN[target](found))
     return subject_of(found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import click
 
@@ -37,7 +39,11 @@ class Span(click.ParamType):
 
     The folder examples/ shows the three ways in.""",
 )
-@click.argument("target")
+@click.argument("target", required=False)
+@click.option("--as", "convention", metavar="NAME", help="How the function is called; see --conventions.")
+@click.option("--conventions", is_flag=True, help="List the calling conventions and leave.")
+@click.option("--dtype", help="Number format of its rows: float32 (default), bfloat16 or float64; with --as.")
+@click.option("--junit", type=click.Path(dir_okay=False, writable=True), help="Write the verdict as JUnit XML too.")
 @click.option("--vocab", type=Span(), default="2..3", show_default=True, help="Vocabulary sizes V.")
 @click.option("--length", type=Span(), default="1..3", show_default=True, help="Draft lengths L.")
 @click.option("--paths", type=Span(), default="1..3", show_default=True, help="Numbers of drafted paths K.")
@@ -58,7 +64,11 @@ class Span(click.ParamType):
 @click.pass_context
 def audit(
     context: click.Context,
-    target: str,
+    target: str | None,
+    convention: str | None,
+    conventions: bool,
+    dtype: str | None,
+    junit: str | None,
     vocab: range,
     length: range,
     paths: range,
@@ -82,6 +92,12 @@ def audit(
     from specbound.proofs_checks.audit import run as auditing
     from specbound.proofs_checks.audit.report import report_text
 
+    if conventions:
+        return _list_conventions(as_json)
+    if target is None:
+        raise ValueError("no TARGET is given; want a registered name, package.module:function, or --conventions")
+    if dtype is not None and convention is None:
+        raise ValueError("--dtype belongs to a calling convention; give --as too, or leave it out")
     check_dotted("TARGET", target)
     if resolution is None and (sampling := {"--device", "--false-alarm"} & {*given_options(context)}):
         raise ValueError(f"{min(sampling)} belongs to a sampled audit; give --resolution too, or leave it out")
@@ -102,10 +118,40 @@ def audit(
             device=device or "cpu",
             seconds=seconds,
             memory=memory,
+            convention=convention,
+            dtype=dtype or "float32",
             progress=show,
         )
+    if junit is not None:
+        Path(junit).write_text(junit_xml(report.target, report.verdict, report_text(report).plain, report.seconds))
     if as_json:
         print_json(report.to_dict())
     else:
         Console(highlight=False).print(report_text(report))
     return report.exit_code
+
+
+def _list_conventions(as_json: bool) -> int:
+    from specbound.proofs_checks.audit.foreign.conventions import listing
+
+    found = listing()
+    if as_json:
+        print_json(found)
+        return 0
+    for name, entry in found.items():
+        click.echo(f"{name}{entry['signature'] if entry['signature'].startswith('(') else ' ' + entry['signature']}")
+        click.echo(f"    {entry['assumes']}")
+    return 0
+
+
+def junit_xml(target: str, verdict: str, text: str, seconds: float) -> str:
+    """One test case in JUnit's format: passed if lossless or not rejected, skipped if undecided, else a failure."""
+    suite = ElementTree.Element("testsuite", name="specbound audit", tests="1", time=f"{seconds:.3f}")
+    case = ElementTree.SubElement(suite, "testcase", classname="specbound.audit", name=target, time=f"{seconds:.3f}")
+    fine = verdict in ("lossless", "not rejected")
+    suite.set("failures", str(int(not fine and verdict != "undecided")))
+    suite.set("skipped", str(int(verdict == "undecided")))
+    if not fine:
+        told = ElementTree.SubElement(case, "skipped" if verdict == "undecided" else "failure", message=verdict)
+        told.text = text
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)

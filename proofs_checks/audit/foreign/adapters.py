@@ -90,12 +90,16 @@ class Foreign:
         arguments: from a `Call` to its keyword arguments.
         emitted: from its result (and the `Call`) to the emitted tokens: those kept and the one that follows them.
         paths: "single" if it takes one drafted path, "many" if K >= 1.
+        rounding: total variation that the number format of its rows explains.
+        note: what a reader of its law has to know.
     """
 
     function: Callable[..., Any]
     arguments: Callable[[Call], Mapping[str, Any]]
     emitted: Result
     paths: Literal["single", "many"] = "single"
+    rounding: float = 0.0
+    note: str = ""
 
     def __call__(self, call: Call) -> Prefix:
         """The emitted block for one call; random.
@@ -280,7 +284,8 @@ def enumerated(code: Foreign, tree: PrefixTree, paths: int = 1, thorough: bool =
         for block, probability in law.items():
             emissions[block] += weight * probability
     emitted = law_of_emissions(tree, emissions, sum(map(len, laws)))
-    return Enumerated(emitted, interception.resolution, tuple(interception.notes))
+    notes = tuple(note for note in (code.note, *interception.notes) if note)
+    return Enumerated(emitted, max(interception.resolution, code.rounding), notes)
 
 
 def _laws(interception: Interception, code: Foreign, calls: list[Call], thorough: bool) -> list[dict[Prefix, float]]:

@@ -27,6 +27,8 @@ from .lazy import Lazy, NotExact, Questions
 from .lazy_arrays import numbers
 
 Replace = Callable[[Any, str, Any], None]
+FIRST_SEED = 7_000_000_000
+SEEDS = 1 << 20
 TIED = "a generator's state was {}, which ties random numbers to each other"
 
 
@@ -45,6 +47,7 @@ class Streams:
         self.ever_drawn: dict[int, Any] = {}
         self.ever_seeded: dict[int, Any] = {}
         self.torch_states: dict[int, tuple[torch.Generator, torch.Tensor]] = {}
+        self.handed: dict[int, torch.Generator] = {}
         self.warm = False
 
     @property
@@ -54,7 +57,9 @@ class Streams:
 
     def start_run(self) -> None:
         """Forget what was made, seeded and drawn in the run before."""
-        self.made, self.fixed, self.drawn = {}, {}, {}
+        for generator in self.handed.values():
+            self.torch_states.pop(id(generator), None)
+        self.made, self.fixed, self.drawn, self.handed = {}, {}, {}, {}
 
     def end_run(self) -> None:
         """Check that no shared generator was seeded in one run and free in another.
@@ -92,11 +97,22 @@ class Streams:
         generator = torch.default_generator if generator is None else generator
         known = self.torch_states.get(id(generator))
         if known is None:
+            if FIRST_SEED <= generator.initial_seed() < FIRST_SEED + SEEDS:
+                return self._handed_free(generator)
             if self.warm:
                 return False
             self.know(generator)
         elif not torch.equal(known[1], generator.get_state()) and id(generator) not in self.fixed:
             self.seeded(generator)
+        return self.free(generator)
+
+    def _handed_free(self, generator: torch.Generator) -> bool:
+        """A generator that the code seeded with a seed that it was given as an argument: its numbers are random."""
+        seed = generator.initial_seed()
+        if seed in self.handed:
+            raise self.tied("set twice with the seed that it was given")
+        self.handed[seed] = self.made[id(generator)] = generator
+        self.know(generator)
         return self.free(generator)
 
     def know(self, generator: torch.Generator) -> None:
