@@ -92,9 +92,9 @@ def test_a_wrong_plan_is_not_certified():
     problem = block_transport.to_transport(tree)
     a, b, _ = problem
     with pytest.raises(CertificateError, match="the gap"):
-        block_transport._certified_plan(tree, 1, problem, np.outer(a, b), np.zeros(4), "independent coupling", 0.0)
+        block_transport.certified_plan(tree, 1, problem, np.outer(a, b), np.zeros(4), "independent coupling", 0.0)
     with pytest.raises(CertificateError, match="phi fails the transport constraints"):
-        block_transport._certified_plan(tree, 1, problem, np.diag(a), np.zeros(4), "identity, wrong marginal", 0.0)
+        block_transport.certified_plan(tree, 1, problem, np.diag(a), np.zeros(4), "identity, wrong marginal", 0.0)
 
 
 def test_too_many_tuples_are_refused():
