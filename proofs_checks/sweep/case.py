@@ -150,7 +150,7 @@ def measure(tree: PrefixTree, paths: int, method: str, tolerance: float) -> dict
             raise
         return {"value": error.acceptance_length, "verdict": "undecided", "stateful": True, "error": str(error)}
     distance = evidence.total_variation
-    word = verdict([distance], [], TOLERANCE)
+    word = verdict([distance], [], TOLERANCE + evidence.resolution)
     facts = {"total_variation": distance, "verdict": word, "lossless": lossless(word), "stateful": evidence.stateful}
     return {"value": evidence.acceptance_length, **facts}
 

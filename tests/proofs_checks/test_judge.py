@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specbound import cli
+from specbound import __version__, cli
 from specbound.proofs_checks.audit import audit, report_text
 from specbound.proofs_checks.audit.laboratory import Laboratory
+from specbound.proofs_checks.claims import ledger
 from specbound.proofs_checks.laws import judge as judging
 from specbound.proofs_checks.laws.deviation import find_deviation
 from specbound.proofs_checks.laws.judge import (
@@ -29,7 +30,9 @@ from specbound.proofs_checks.laws.measured import measure, measuring_trees
 from specbound.proofs_checks.laws.replay import InvalidResult, TooLarge
 from specbound.proofs_checks.laws.stream import stream_law
 from specbound.proofs_checks.sweep.case import measure as measure_case
-from specbound.proofs_checks.sweep.results import by_method, method_cells, with_fractions
+from specbound.proofs_checks.sweep.design import Design, cases
+from specbound.proofs_checks.sweep.results import by_method, method_cells, row_of, with_fractions
+from specbound.proofs_checks.sweep.store import Store
 from specbound.runtime import registry
 from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
@@ -396,3 +399,30 @@ def test_a_sweep_judges_a_stateful_verifier_by_its_stream(monkeypatch):
 
 def test_every_measuring_tree_of_a_stateful_verifier_is_followed():
     assert sum(len(tree.bonus) ** 2 <= 30 for tree in measuring_trees()) >= 4
+
+
+def test_check_says_which_finding_is_undecided_and_exits_with_3(run, monkeypatch):
+    sound = next(iter(ledger.run(ledger.select(["BV-example"]))))
+    assert sound.recorded
+    for changes, code in (({}, 0), ({"verdict": "undecided"}, 3), ({"verdict": "undecided", "recorded": False}, 1)):
+        found = [replace(sound, **changes)]
+        monkeypatch.setattr(ledger, "run", lambda *_, found=found: iter(found))
+        assert run("check", "--only", "BV-example", "--json")[0] == code
+    assert "specbound: undecided: BV-example" in run("check", "--only", "BV-example")[2]
+
+
+@pytest.mark.parametrize("undecided", [False, True])
+def test_a_sweep_and_its_report_exit_with_3_if_a_verdict_is_undecided(run, tmp_path, undecided):
+    design = Design(version=__version__, methods=("greedy-block",), vocab=(2,), length=(1,), paths=(1,), replicates=1)
+    (case,) = cases(design)
+    facts = {"verdict": "lossless", "lossless": True, "total_variation": 0.0}
+    facts = {"verdict": "undecided", "error": "too many to enumerate"} if undecided else facts
+    with Store(tmp_path / "sweep", design) as store:
+        store.append(row_of(case, value=0.5, stateful=True, status="done", seconds=0.1, nodes=3, **facts))
+    code, out, err = run("sweep", "--out", str(tmp_path / "sweep"), "--json")
+    (method,) = json.loads(out)["methods"]
+    assert (code, method["verdict"], method["lossless"]) == (
+        (3, "undecided", None) if undecided else (0, "lossless", True)
+    )
+    assert ("undecided on some instances: greedy-block" in err) == undecided
+    assert run("report", str(tmp_path / "out.html"), "--sweep", str(tmp_path / "sweep"))[0] == code
