@@ -110,7 +110,7 @@ def audit(
     if explained.counterexample is not None and explained.counterexample.deviation is not None:
         deviations.append(explained.counterexample.deviation)
     return AuditReport(
-        target=target if isinstance(target, str) else _name(target),
+        target=_name(target),
         way=lab.way,
         verdict=word,
         declared=lab.declared,
@@ -175,7 +175,7 @@ def _audit_sampled(
     draws = [found.draws for _, found in results]
     word = verdict([float(case.deviation is not None) for case, _ in results], [t.kind for t in breakdowns], 0.5)
     return AuditReport(
-        target=target if isinstance(target, str) else _name(target),
+        target=_name(target),
         way="sampled",
         verdict="not rejected" if word == "lossless" else word,
         declared=lab.declared,
@@ -241,6 +241,8 @@ def _called(target: Any, convention: str, dtype: str) -> Any:
 
 
 def _name(target: Any) -> str:
+    if isinstance(target, str):
+        return target.replace("@", " as ").replace(",", ", ")
     function = target.function if isinstance(target, Foreign) else target
     return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
 
