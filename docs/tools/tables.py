@@ -104,3 +104,26 @@ def _linked(source: str) -> str:
         if word.lstrip("(").startswith("arXiv:"):
             words[place] = word.replace(f"arXiv:{number}", f"[arXiv:{number}](https://arxiv.org/abs/{number})")
     return " ".join(words)
+
+
+def many_calls() -> str:
+    """Tokens per call with a carry against block verification, from the recorded benchmark."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "calls.json").read_text(encoding="utf-8"))
+    given = {(entry["length"], entry["verifier"]): entry for entry in record["given_text"]}
+    decoded = {(entry["length"], entry["verifier"]): entry for entry in record["decoded"]}
+    lines = [
+        "| L | block | fill : block | young : block | pooled : block | decoded: tokens per call | tokens/s | draft passes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for length in sorted({length for length, _ in given}):
+        own = decoded[length, "pooled"]
+        cells = [f"{given[length, 'block']['tokens_per_call']:.3f}"]
+        cells += [_ratio(given[length, name]) for name in ("pooled-fill", "pooled-young", "pooled")]
+        cells += [_ratio(own["tokens_per_call_ratio"], 2), _ratio(own["tokens_per_second_ratio"], 2)]
+        cells.append(f"+{own['extra_draft_passes_per_call']:.2f}")
+        lines.append(f"| {length} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _ratio(entry: dict[str, float], digits: int = 3) -> str:
+    return f"{entry['mean']:.{digits}f} +- {entry['half_width']:.{digits}f}"

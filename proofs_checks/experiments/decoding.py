@@ -9,21 +9,22 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from specbound.runtime.decode import generate, perplexity
-from specbound.runtime.lengths import LengthPolicy
+from specbound.runtime.lengths import AcceptanceHeadLength, LengthPolicy
 from specbound.runtime.models import Pair
 from specbound.runtime.registry import get
 
-from .experiment import Job, Record, Settings, Workplace
+from .experiment import Job, Record, Settings, Table, Workplace
 from .tasks import Prompt
 
 PLAIN = "plain"
+Quantity = Callable[[list[Record]], str]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ def decode(pair: Pair, method: Method, temperature: float, text: str, new_tokens
         sequences, found = pair.target.generate(**inputs, **sampling), None
     else:
         entry = get(method.verifier)
+        if isinstance(method.length, AcceptanceHeadLength):
+            method.length.head.to(pair.device)
         output = generate(
             pair.target,
             pair.draft,
@@ -192,3 +195,31 @@ def groups(found: list[Record], *names: str) -> dict[tuple[Any, ...], list[Recor
     for record in found:
         parts.setdefault(tuple(record[name] for name in names), []).append(record)
     return parts
+
+
+def method_table(found: list[Record], title: str, quantities: dict[str, Quantity], base: str = PLAIN) -> Table:
+    """A row a temperature and method; a column a quantity, and speed with its paired ratio to the method `base`."""
+    rows: list[tuple[object, ...]] = []
+    for (heat,), part in groups(found, "temperature").items():
+        for (method,), own in groups(part, "method").items():
+            speed = mean(value_of(record, "tokens_per_second") for record in own).mean
+            ratio = paired(part, method, base, "tokens_per_second")
+            rows.append((heat, method, *(of(own) for of in quantities.values()), f"{speed:.1f}", str(ratio)))
+    columns = ("temperature", "method", *quantities, "tokens/s", f"x {base}")
+    return Table(title, columns, rows, "+- 95 % intervals over prompts and seeds, ratios paired")
+
+
+def per_turn(field: str) -> Quantity:
+    """The mean over turns of a field, with its interval; empty where no record has it."""
+    return lambda own: str(mean(record[field] for record in own if field in record)) if field in own[0] else ""
+
+
+def share(part: str, whole: str, scale: float = 1.0) -> Quantity:
+    """The sum of one field over the sum of another; empty where no record has it."""
+
+    def quantity(own: list[Record]) -> str:
+        if part not in own[0]:
+            return ""
+        return f"{scale * sum(record[part] for record in own) / max(1, sum(record[whole] for record in own)):.3f}"
+
+    return quantity

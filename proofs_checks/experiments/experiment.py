@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from specbound.runtime.models import Pair
 
-CHAPTERS = ("block_verification", "gbv")
+CHAPTERS = ("block_verification", "gbv", "spectr_gbv", "mjsd", "specdec")
 Record = dict[str, Any]
 
 
@@ -38,6 +38,7 @@ class Settings:
         quick: few sizes, for two CPU cores and two minutes.
         lengths, paths: L and K; temperatures: of target and draft alike.
         target_temperature, draft_temperature: instead of `temperatures`.
+        shipped: the pair is the shipped one, whose acceptance head may be used.
     """
 
     prompts: tuple[Prompt, ...]
@@ -49,6 +50,7 @@ class Settings:
     temperatures: tuple[float, ...] | None = None
     target_temperature: float | None = None
     draft_temperature: float | None = None
+    shipped: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; prompts by their number in each task."""

@@ -84,6 +84,7 @@ def experiment(
         temperatures=temperature or None,
         target_temperature=target_temperature,
         draft_temperature=draft_temperature,
+        shipped=models["target"] is None,
     )
     folder = Path(out)
     _follow(run_jobs(chosen, settings, Workplace(lambda: read_pair(**models)), folder / name), name)

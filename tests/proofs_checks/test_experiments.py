@@ -172,3 +172,24 @@ def test_gbv_runs_on_the_shipped_pair_with_exact_values_beside_measured_ones(tmp
     figure = Figure()
     chosen.draw(found, figure)
     assert len(figure.axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"),
+    [
+        ("spectr-gbv", ["plain", "token K=1 L=2", "kseq K=2 L=2", "gbv K=2 L=2"]),
+        ("mjsd", ["plain", "plain", "token", "mjsd tau=0.1 beams=0", "mjsd tau=0.1 beams=2"]),
+        ("specdec++", ["plain", "constant L=2", "confidence 0.3", "entropy 0.3", "head 0.3"]),
+    ],
+)
+def test_the_other_experiments_run_on_the_shipped_pair(tmp_path, pair, name, methods):
+    settings = Settings(tuple(read_tasks(shipped_pair.TASKS, most=1))[:1], 4, 1, True, (2,), (2,))
+    chosen = experiment.get(name)
+    list(experiment.run(chosen, settings, Workplace(lambda: pair), tmp_path))
+    found = experiment.records(tmp_path)
+    (made,) = chosen.tables(found)
+    assert [row[1] for row in made.rows][: len(methods)] == methods
+    assert all(record["tokens"] == 4 and record["perplexity"] > 1 for record in found)
+    figure = Figure()
+    chosen.draw(found, figure)
+    assert figure.axes
