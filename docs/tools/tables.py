@@ -112,7 +112,7 @@ def many_calls() -> str:
     given = {(entry["length"], entry["verifier"]): entry for entry in record["given_text"]}
     decoded = {(entry["length"], entry["verifier"]): entry for entry in record["decoded"]}
     lines = [
-        "| L | block | fill : block | young : block | pooled : block | decoded: tokens per call | tokens/s | draft passes |",
+        "| L | block | fill : block | young : block | pooled : block | decoded: per call | per second | draft passes |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for length in sorted({length for length, _ in given}):
