@@ -134,7 +134,7 @@ def test_a_value_never_passes_its_bound_and_ratios_may_be_too_large_for_a_float(
 
 
 def test_rows_that_are_no_laws_are_refused():
-    with pytest.raises(ValueError, match=r"target sums to 0\.9 over the children"):
+    with pytest.raises(ValueError, match=r"target\[0\] sums to 0\.9; want 1"):
         single_step.optimum([0.5, 0.4], [0.5, 0.5], 2)
     with pytest.raises(ValueError, match="paths is 0"):
         single_step.optimum([0.5, 0.5], [0.5, 0.5], 0)
