@@ -23,14 +23,13 @@ from ..processes import Agreed
 from ..registry import Verifier
 from ..sampling import Sampler
 from ..tree_registry import TreeVerifier
-from ..verdict import Batch, Verdict
 from .loop import Decoding
 from .results import Generation
 from .settings import check_processors, check_settings
 from .sources import GivenSource, ModelSource, Source
 from .tree_loop import TreeDecoding
 
-OnCall = Callable[[Batch, Verdict, list[int]], None]
+OnCall = Callable[[Any, Any, list[int]], None]
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,6 @@ class Method:
             raise ValueError(f"verifier is {self.verifier!r}; want a name of the tree registry or an entry of it")
         if self.paths > 1 or self.beams:
             raise ValueError(f"paths is {self.paths} and beams {self.beams}; a drafted tree wants 1 and 0")
-        if self.on_call is not None:
-            raise ValueError("on_call is given; it is told of drafted paths, not of trees")
 
     @property
     def tree_verifier(self) -> TreeVerifier | None:

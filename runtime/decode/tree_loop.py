@@ -71,6 +71,8 @@ class TreeDecoding(Decoding):
         block = block.scatter_(1, verdict.accepted[:, None], verdict.token[:, None])
         emitted = [row[: kept + 1] for row, kept in zip(block.tolist(), accepted, strict=True)]
         self.tick("verify")
+        if self.method.on_call is not None:
+            self.method.on_call(batch, verdict, starts)
         self.target.keep_path(torch.nn.functional.pad(path + 1, (1, 0)))
         drafted = reader.keep(path, accepted)
         sizes = tree.present.sum(dim=1).tolist()

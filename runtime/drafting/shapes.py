@@ -15,7 +15,7 @@ from torch import Tensor
 from ..draws import Draws
 from .tree import ROOT, DraftedTree, Reader, finished, sprout, with_children, with_rows
 
-Choice = Literal["with replacement", "without replacement", "top", "one sampled, then top"]
+Choice = Literal["iid", "without-replacement", "top", "top-and-sampled"]
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,15 @@ class FixedShape:
 
     Attributes:
         widths: W_1, W_2, ..., each at least 1; their number is the draft length.
-        choice: "with replacement" (independent children), "without replacement" (a token is drawn once), "top" (the
-            most probable tokens, no coin), or "one sampled, then top" (one child drawn from the row, then the most
-            probable of the other tokens).
+        choice: "iid" (independent children), "without-replacement" (a token is drawn once), "top" (the most probable
+            tokens, no coin), or "top-and-sampled" (all but one of them so, the last one drawn from the rest).
 
     Raises:
         ValueError: no widths, or one below 1.
     """
 
     widths: tuple[int, ...]
-    choice: Choice = "without replacement"
+    choice: Choice = "without-replacement"
 
     def __post_init__(self) -> None:
         check_widths(self.widths)
@@ -43,7 +42,7 @@ class FixedShape:
         """How the children of a node are chosen."""
         if self.choice == "top":
             return "given"
-        return "mixed" if self.choice == "one sampled, then top" else "sampled"
+        return "mixed" if self.choice == "top-and-sampled" else "sampled"
 
     @property
     def length(self) -> int:
@@ -61,7 +60,7 @@ class FixedShape:
 
     def __call__(self, read: Reader, draws: Draws, requests: int, device: torch.device) -> DraftedTree:
         """Grow the tree level by level: one pass of the draft a level."""
-        tree = sprout(requests, device, replacement=self.choice == "with replacement")
+        tree = sprout(requests, device, replacement=self.choice == "iid")
         frontier = torch.full((requests, 1), ROOT, device=device)
         for width in self.widths:
             rows = read(tree, frontier)
@@ -93,13 +92,13 @@ def add_children(
     first[..., 0] = 1.0
     tokens, sampled, present = [], [], []
     for place in range(width):
-        drawn = choice.startswith("with") or (choice == "one sampled, then top" and place == 0)
+        drawn = choice in ("iid", "without-replacement") or (choice == "top-and-sampled" and place == width - 1)
         some = left.sum(dim=-1, keepdim=True) > 0
         token = draws.choose(torch.where(some, left, first)) if drawn else left.argmax(dim=-1)
         tokens.append(token)
         sampled.append(torch.full_like(alive, drawn))
         present.append(left.gather(2, token[..., None])[..., 0] > 0)
-        if choice != "with replacement":
+        if choice != "iid":
             left = left.scatter(2, token[..., None], 0.0)
     parent = frontier[..., None].expand(requests, nodes, width)
     parts = (parent, *(torch.stack(part, dim=-1) for part in (tokens, sampled, present)))

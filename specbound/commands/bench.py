@@ -31,6 +31,7 @@ class Run:
         accepted: drafted tokens kept, for each target call.
         parts: seconds by part of the loop.
         verification: what verified, "kernels" or "tensor"; None for "plain".
+        drafts: what is drafted, as for `decode --drafts`; None for paths of the draft model.
     """
 
     verifier: str
@@ -41,9 +42,12 @@ class Run:
     accepted: list[int] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
     verification: str | None = None
+    drafts: str | None = None
 
     @property
     def name(self) -> str:
+        if self.drafts is not None:
+            return f"{self.verifier} {self.drafts} L={self.length}"
         return self.verifier if self.verifier == "plain" else f"{self.verifier} K={self.paths} L={self.length}"
 
     @property
@@ -69,6 +73,9 @@ class Run:
 )
 @click.option("--lengths", default="2,4,8", show_default=True, help="Draft lengths L to try.")
 @click.option("--paths", default="1,2,4", show_default=True, help="Numbers of paths K to try.")
+@click.option(
+    "--drafts", multiple=True, metavar="SPEC", help="Also what is drafted here, as for `decode`; may be repeated."
+)
 @click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True)
 @click.option("--temperature", type=Number(min=0), default=1.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
@@ -80,6 +87,7 @@ def bench(
     count: int,
     lengths: str,
     paths: str,
+    drafts: tuple[str, ...],
     new_tokens: int,
     temperature: float,
     top_k: int,
@@ -88,7 +96,8 @@ def bench(
 ) -> None:
     """Time plain decoding and every candidate on the same prompts, and recommend one.
 
-    Candidates: token and block verification with one path, the default verifier with several, at every length. Beside
+    Candidates: token and block verification with one path, the default verifier with several, at every length, and
+    whatever --drafts names (trees are verified by traversal, given tokens as one path). Beside
     each measured speed stands the one that theory expects from the acceptance statistics of the longest drafts.
     """
     from rich.progress import track
@@ -110,6 +119,7 @@ def bench(
     for number in counts:
         names = [entry.name for entry in predictable] if number == 1 else [default(number).name]
         runs += [Run(name, number, size) for name in names for size in sizes]
+    runs += _drafters(drafts, sizes)
     for run in track(runs, "decoding", console=progress_console(quiet=not is_first()), transient=True):
         for place, text in enumerate([texts[0], *texts]):
             _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
@@ -164,11 +174,27 @@ def _generate(
     import torch
 
     from specbound.runtime.decode import generate
+    from specbound.runtime.drafting.spec import read_drafts
 
     generator = torch.Generator(pair.device).manual_seed(seed)
     chosen: dict[str, Any] = {"verifier": run.verifier, "paths": run.paths, "length": run.length, "on_call": on_call}
     settings: dict[str, Any] = {**inputs, **chosen, **sampling}
-    return generate(pair.target, pair.draft, **settings, generator=generator, max_new_tokens=new_tokens)
+    draft = read_drafts(run.drafts).bind(pair.target, pair.draft, run.length) if run.drafts else pair.draft
+    return generate(pair.target, draft, **settings, generator=generator, max_new_tokens=new_tokens)
+
+
+def _drafters(specs: tuple[str, ...], lengths: list[int]) -> list[Run]:
+    """One candidate for each way to draft, at every length where the way does not say it itself."""
+    from specbound.runtime import tree_registry
+    from specbound.runtime.drafting.spec import SHAPES, read_drafts
+    from specbound.runtime.verifiers import default
+
+    runs = []
+    for spec in map(read_drafts, specs):
+        verifier = tree_registry.DEFAULT if spec.tree else default(spec.paths).name
+        sizes = [len(spec.sizes)] if spec.kind in SHAPES else lengths
+        runs += [Run(verifier, spec.paths, size, drafts=str(spec)) for size in sizes]
+    return runs
 
 
 def _kept(pair: Pair, run: Run, texts: list[str], new_tokens: int, sampling: dict[str, Any], seed: int) -> Tensor:
@@ -197,7 +223,7 @@ def _described(run: Run, plain: Run, kept: dict[str, Tensor]) -> dict[str, Any]:
     entry["verification"] = run.verification
     if run.accepted:
         entry["block_efficiency"] = 1 + sum(run.accepted) / len(run.accepted)
-    if run.accepted and run.verifier in kept:
+    if run.accepted and run.drafts is None and run.verifier in kept:
         per_call = sum(run.seconds) / len(run.accepted)
         entry["predicted_tokens_per_second"] = predicted_speed(kept[run.verifier], run.length, per_call)
     return entry

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from specbound.runtime.decode import Generation
     from specbound.runtime.lengths import LengthPolicy
     from specbound.runtime.models import Pair
+    from specbound.runtime.tree_registry import TreeVerifier
     from specbound.runtime.verdict import Batch, Verdict
     from specbound.runtime.verifiers import Verifier
 
@@ -51,6 +52,7 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @click.option("--verifier", default=None, help="Name of a verifier; if not given, the best for --paths.")
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K per call.")
 @click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
+@click.option("--drafts", metavar="SPEC", help="What is drafted instead: a tree, prompt look-up, .. (see the guide).")
 @click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
 @click.option("--threshold", type=Number(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
 @click.option("--deviation", type=Number(0, 1), help="Budget per call of --verifier budgeted, a total variation.")
@@ -76,6 +78,7 @@ def decode(
     verifier: str | None,
     paths: int,
     length: int,
+    drafts: str | None,
     adaptive: str | None,
     threshold: float | None,
     deviation: float | None,
@@ -99,16 +102,23 @@ def decode(
     """
     prompts = read_prompts(prompt, prompts_file)
 
+    from specbound.runtime.drafting.spec import read_drafts
     from specbound.runtime.lengths import AcceptanceHeadLength
     from specbound.runtime.processes import is_first
+    from specbound.runtime.registry import Verifier
 
     settings = read_settings(setting)
     if adaptive is None and threshold is not None:
         settings["threshold"] = threshold
     if deviation is not None:
         verifier, settings["deviation"] = verifier or "budgeted", deviation
-    entry = _verifier(verifier, paths, settings)
-    if beams is not None and entry.drafts != "any":
+    spec = None if drafts is None else read_drafts(drafts)
+    if spec is not None and (paths > 1 or beams or adaptive):
+        raise ValueError(f"--drafts is {drafts}; it says what is drafted, leave out --paths, --beams and --adaptive")
+    paths = paths if spec is None else spec.paths
+    tree = spec is not None and spec.tree
+    entry = _tree_verifier(verifier, settings) if tree else _verifier(verifier, paths, settings)
+    if beams is not None and isinstance(entry, Verifier) and entry.drafts != "any":
         takers = _names(lambda other: other.drafts == "any")
         raise ValueError(f"--beams is {beams}; only --verifier {takers} takes a beam draft")
     if adaptive == "head" and head is None and models["target"] is None:
@@ -124,7 +134,8 @@ def decode(
     pair = read_pair(**models)
     if isinstance(policy, AcceptanceHeadLength):
         policy.head.to(pair.device)
-    chosen = {"verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
+    draft: Any = pair.draft if spec is None else spec.bind(pair.target, pair.draft, length)
+    chosen = {"draft": draft, "verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
     chosen |= sampling | {"max_new_tokens": max_new_tokens}
     outputs = _decode_all(pair, prompts, chosen, seed, as_json)
     if as_json and is_first():
@@ -133,6 +144,7 @@ def decode(
             "verifier_settings": settings,
             "paths": paths,
             "length": length,
+            "drafts": drafts,
             "adaptive": adaptive,
             "threshold": threshold,
         }
@@ -199,7 +211,6 @@ def _decode_in_turn(
         marked = MarkedStream(pair.tokenizer, console)
         output = generate(
             pair.target,
-            pair.draft,
             **inputs,
             **chosen,
             streamer=marked,
@@ -299,6 +310,15 @@ def _verifier(name: str | None, paths: int, settings: dict[str, Any]) -> Verifie
             takers = _names(partial(_takes, option))
             raise ValueError(f"--{option} is {settings[option]}; it belongs to {belongs} {takers}")
     return entry.configured(**settings) if settings else entry
+
+
+def _tree_verifier(name: str | None, settings: dict[str, Any]) -> TreeVerifier:
+    """The tree registry's entry, by default that for any tree."""
+    from specbound.runtime import tree_registry
+
+    if settings:
+        raise ValueError(f"{min(settings)} is given; verifiers of drafted trees have no settings")
+    return tree_registry.get(name or tree_registry.DEFAULT)
 
 
 def _takes(option: str, entry: Verifier) -> bool:

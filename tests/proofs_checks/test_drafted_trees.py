@@ -21,7 +21,7 @@ from specbound.theory import single_path
 from specbound.theory.prefix_tree import PrefixTree
 
 VERIFIERS = {"match": verify_tree_match, "rejection": verify_tree_rejection, "traversal": verify_tree_traversal}
-CHOICES = ("with replacement", "without replacement", "top", "one sampled, then top")
+CHOICES = ("iid", "without-replacement", "top", "top-and-sampled")
 ZEROS = PrefixTree.markov([[0, 0.5, 0.5], [0.25, 0.75, 0], [1, 0, 0]], [[0.5, 0.5, 0], [0.2, 0.4, 0.4], [0, 0, 1]], 2)
 APART = PrefixTree.iid([0.1, 0.1, 0.4, 0.4], [0.3, 0.3, 0.1, 0.3], 1)
 ONE_HOT = PrefixTree.iid([0, 1, 0], [0, 0, 1], 2)
@@ -65,7 +65,7 @@ def test_on_a_chain_traversal_is_block_verification_and_rejection_is_token_verif
 
 def test_independent_children_are_verified_as_the_verifiers_of_paths_do():
     for tree in trees(3, 1):
-        drafter = FixedShape((2,), "with replacement")
+        drafter = FixedShape((2,), "iid")
         for verify, name in ((verify_tree_rejection, "specinfer"), (verify_tree_traversal, "traversal")):
             assert tree_law(drafter, verify, tree).acceptance_length == pytest.approx(
                 exact_law(name, tree, 2).acceptance_length, abs=1e-12
@@ -89,7 +89,7 @@ def test_a_sibling_offered_twice_without_replacement_is_seen(monkeypatch):
 
 
 def test_a_tree_that_hides_how_its_children_were_drawn_is_seen():
-    hidden = FixedShape((2,), "with replacement")
+    hidden = FixedShape((2,), "iid")
 
     def drafter(read, draws, requests, device):
         return replace(hidden(read, draws, requests, device), replacement=False)

@@ -14,15 +14,16 @@ from specbound.runtime.drafting.early_exit import early_exit
 from specbound.runtime.drafting.given import Candidates, PromptLookup
 from specbound.runtime.drafting.prompt_lookup import look_up
 from specbound.runtime.drafting.shapes import FixedShape
+from specbound.runtime.drafting.spec import read_drafts
 from specbound.runtime.drafting.tree import TreeDraft, TreeVerdict
 from tests.runtime.test_decode import loop_distance
 from tests.support.tiny_models import EXACT, tiny
 
 TREES = [
     FixedShape((2, 1)),
-    FixedShape((1, 2), "with replacement"),
+    FixedShape((1, 2), "iid"),
     FixedShape((2, 1), "top"),
-    FixedShape((2,), "one sampled, then top"),
+    FixedShape((2,), "top-and-sampled"),
     Dynamic(2, 2, 3),
 ]
 
@@ -99,7 +100,6 @@ def test_what_a_tree_cannot_honour_is_refused(pair):
     for settings, text in (
         ({"paths": 2}, "paths is 2"),
         ({"verifier": "block"}, "tree verifier is 'block'; known are tree-match"),
-        ({"on_call": print}, "on_call is given"),
         ({"repetition_penalty": 1.3}, "one by one"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -227,3 +227,36 @@ def test_early_exit_is_the_target_without_its_last_layers(family):
     for layers in (0, 3, 1.0):
         with pytest.raises(ValueError, match="layers is"):
             early_exit(target, layers)
+
+
+# ---------------------------------------------------------------------- the grammar
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["iid:2", "without-replacement:3,1", "top:2", "top-and-sampled:2,2", "stem:1,2", "dynamic:3,5", "early-exit:1"],
+)
+def test_every_way_to_draft_is_read_bound_and_decodes_what_the_target_decodes(text):
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("qwen2", 3, vocab=11)
+    spec = read_drafts(text)
+    assert str(spec) == text
+    prompt, settings = torch.tensor([[1, 2, 3]]), {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+    wanted = target.generate(prompt, **settings)
+    bound = spec.bind(target, draft, 3)
+    assert isinstance(bound, TreeDraft) == spec.tree
+    assert generate(target, bound, prompt, paths=spec.paths, length=3, **settings).sequences.equal(wanted)
+
+
+def test_look_up_is_read_and_a_stem_wants_a_longer_draft(pair):
+    assert read_drafts("prompt-lookup:2").bind(*pair, 3) == PromptLookup(2)
+    assert read_drafts("stem:2,3").bind(*pair, 4).grow == FixedShape((1, 1, 3, 1), "iid")
+    with pytest.raises(ValueError, match="shorter than the draft length 2"):
+        read_drafts("stem:2,3").bind(*pair, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "iid", "iid:", "iid:0", "iid:2,2", "tree:2", "top:", "top:2,0", "top:²", "stem:2"]
+)
+def test_what_the_grammar_lacks_is_refused(text):
+    with pytest.raises(ValueError, match="drafts is"):
+        read_drafts(text)
