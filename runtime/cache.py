@@ -95,6 +95,8 @@ class CachedModel:
             the output anyway) repeats the last position.
     """
 
+    rolls_back = True
+
     def __init__(self, model: PreTrainedModel, rows: int, wants_hidden: bool = False) -> None:
         self.model = model
         self.base = [0] * rows

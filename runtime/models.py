@@ -26,6 +26,8 @@ PADDING_ROWS = 1024
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
 ATTENTION = ("sdpa", "eager")
 KINDS_OF_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+ADVICE = "use a decoder like Llama, Qwen or GPT-2"
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 DeviceMap = str | dict[str, int | str]
 TensorParallelPlan = str | dict[str, str]
 
@@ -187,31 +189,47 @@ def check_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
 
 
 def check_model(name: str, model: PreTrainedModel) -> None:
-    """Raise ValueError unless the model takes a tree: a 4D mask, explicit positions and a plain key/value cache."""
+    """Raise ValueError unless the model is a decoder with a cache, in evaluation mode, with attention that takes masks.
+
+    Whether its laws over that cache are right is measured: see `specbound.runtime.self_check`.
+    """
     original = uncompiled(model)
     kind = type(original).__name__
     if model.training:
         raise ValueError(f"{name} is in training mode, where dropout changes its law; call {name}.eval()")
     config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    parameters = inspect.signature(original.forward).parameters
-    missing = [want for want in ("position_ids", "attention_mask", "past_key_values") if want not in parameters]
     if getattr(config, "is_encoder_decoder", False):
-        reason = "it is an encoder-decoder"
-    elif missing:
-        reason = f"its forward takes no {missing[0]}"
-    elif getattr(model, "_is_stateful", False):
-        reason = "its state cannot be rolled back"
-    elif not layers <= KINDS_OF_LAYERS:
-        reason = f"it has layers of kind {sorted(layers - KINDS_OF_LAYERS)}"
-    elif config._attn_implementation not in ATTENTION:
+        raise ValueError(f"{name} ({kind}) cannot verify drafts: it is an encoder-decoder; {ADVICE}")
+    if state_argument(model) is None:
+        raise ValueError(f"{name} ({kind}) cannot verify drafts: its forward takes no cache; {ADVICE}")
+    if has_slots(model) and config._attn_implementation not in ATTENTION:
         raise ValueError(
             f"{name} ({kind}) uses attn_implementation={config._attn_implementation!r}, which takes no 4D mask; "
             "load it with attn_implementation='sdpa'"
         )
-    else:
-        return
-    raise ValueError(f"{name} ({kind}) cannot verify drafts: {reason}; use a decoder like Llama, Qwen or GPT-2")
+
+
+def has_slots(model: PreTrainedModel) -> bool:
+    """Whether the model keeps plain keys and values, and takes a mask and positions: then a tree is one pass.
+
+    Else it keeps a state that only its own code understands (`specbound.runtime.recurrent`).
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    parameters = inspect.signature(uncompiled(model).forward).parameters
+    takes = {"position_ids", "attention_mask", "past_key_values"} <= parameters.keys()
+    return takes and kinds <= KINDS_OF_LAYERS and not getattr(uncompiled(model), "_is_stateful", False)
+
+
+def state_argument(model: PreTrainedModel) -> str | None:
+    """What the model calls the cache that it takes and returns; None if it has none."""
+    parameters = inspect.signature(uncompiled(model).forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+
+
+def tolerance(model: PreTrainedModel) -> float:
+    """The largest total variation between two ways to one law that counts as rounding for the model's dtype."""
+    return TOLERANCE.get(model.dtype, max(TOLERANCE.values()))
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

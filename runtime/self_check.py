@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .cache import CachedModel
 from .layers import SIZES, reaches
-from .models import input_device, vocabulary
+from .models import ADVICE, has_slots, input_device, tolerance, vocabulary
+from .states import hold
 from .tree_attention import merge_paths
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 PROMPTS, PATHS, DRAFTED, AFTER = (5, 3), 2, 2, 2
 SMALL_WINDOW = 3
 
@@ -67,11 +66,6 @@ def check_laws(name: str, model: PreTrainedModel) -> Checked:
     return _FOUND[key]
 
 
-def tolerance(model: PreTrainedModel) -> float:
-    """The largest total variation that counts as rounding for the model's dtype."""
-    return TOLERANCE.get(model.dtype, max(TOLERANCE.values()))
-
-
 def _check(name: str, model: PreTrainedModel) -> Checked:
     kind = type(model).__name__
     try:
@@ -82,15 +76,14 @@ def _check(name: str, model: PreTrainedModel) -> Checked:
     if not found <= tolerance(model):
         raise ValueError(
             f"{name} ({kind}) cannot verify drafts: over caches and trees its laws are {found:.2g} off those of a "
-            f"plain pass (total variation; rounding stays below {tolerance(model):g}); use a decoder like Llama, Qwen "
-            "or GPT-2"
+            f"plain pass (total variation; rounding stays below {tolerance(model):g}); {ADVICE}"
         )
     return Checked(found, _windows(model))
 
 
 def _windows(model: PreTrainedModel) -> float | None:
     """The deviation with windows shrunk below the texts of the check, None without windows."""
-    if all(reach.kind == "all" for reach in reaches(model.config.get_text_config()).values()):
+    if not has_slots(model) or all(reach.kind == "all" for reach in reaches(model.config.get_text_config()).values()):
         return None
     try:
         with shrunk(model.config.get_text_config()):
@@ -118,7 +111,7 @@ def deviation(model: PreTrainedModel) -> float:
     texts = _texts(model)
     plain = model(input_ids=texts.flatten(0, 1), use_cache=False, return_dict=True).logits
     plain = plain.view(*texts.shape[:2], *plain.shape[1:])
-    cached = CachedModel(model, len(PROMPTS))
+    cached = hold(model, len(PROMPTS))
     rows = torch.arange(len(PROMPTS), device=texts.device)
     count = torch.tensor(PROMPTS, device=texts.device)
 
@@ -150,7 +143,9 @@ def _texts(model: PreTrainedModel) -> Tensor:
     """[rows, paths, tokens] int64: arbitrary texts; those of a row share its prompt. Special tokens are left out."""
     vocab, config = vocabulary(model), model.config.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    usable = [token for token in range(min(vocab, 4096)) if token not in special] or [0]
+    every = range(min(vocab, 4096))
+    usable = [token for token in every if token not in special]
+    usable = usable if len(usable) > 1 else list(every)
     generator = torch.Generator().manual_seed(0)
     size = max(PROMPTS) + DRAFTED + AFTER
     texts = torch.tensor(usable)[torch.randint(len(usable), (len(PROMPTS), PATHS, size), generator=generator)]

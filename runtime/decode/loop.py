@@ -16,15 +16,15 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from .. import kernels
-from ..cache import CachedModel
 from ..carry import Carry
 from ..drafting.paths import Drafts
 from ..draws import Draws
 from ..layers import smallest_window
-from ..models import context_limit, input_device, vocabulary
+from ..models import context_limit, input_device, tolerance, vocabulary
 from ..processes import agreement, check_same_request, own
 from ..sampling import Sampler
-from ..self_check import check_laws, tolerance
+from ..self_check import check_laws
+from ..states import hold
 from ..tree_attention import merge_paths
 from ..verdict import Batch, Verdict
 from .results import Generation, Statistics
@@ -82,7 +82,7 @@ class Decoding:
             self._check_same_request()
         if method.check:
             self._check_laws(target)
-        self.target = CachedModel(target, self.rows.count)
+        self.target = hold(target, self.rows.count)
         vocab = max(vocabulary(model) for model in (target, *method.models))
         self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.rows.padding, self.device)
         self.source: Source = method.source(self.rows.count, self.sampler, self.draws, self.agreed)
@@ -144,13 +144,13 @@ class Decoding:
     def _prefill(self) -> None:
         """Feed every prompt token but the last to the models that cannot take them with their first drafts.
 
-        Rows of one length need it only for the target's tree; rows of different lengths for both models.
+        Rows of one length need it only for a target that reads a tree, or that cannot forget the drafts; rows of
+        different lengths for both models.
         """
         known = self.rows.known
         longest, even = max(known) - 1, min(known) == max(known)
-        models = (
-            [] if even and not self.method.branches else [self.target] if even else [self.target, self.source.model]
-        )
+        alone = self.method.branches or not self.target.rolls_back
+        models = [self.target] * (alone or not even) + [self.source.model] * (not even)
         for model in filter(None, models):
             if longest:
                 model.read(self.rows.prompts(longest), last=1)

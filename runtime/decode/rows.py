@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from ..cache import CachedModel
+from ..states import Held
 
 
 class Rows:
@@ -79,7 +79,7 @@ class Rows:
         columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-count, 0, device=self.device)
         return self.ids.gather(1, columns)
 
-    def unread(self, model: CachedModel, starts: list[int]) -> Tensor:
+    def unread(self, model: Held, starts: list[int]) -> Tensor:
         """Known tokens [B, n] the model has not read, n that of the row with most; others read some again."""
         count = max(start - base for start, base in zip(starts, model.base, strict=True))
         model.forget_tail([start - count for start in starts])

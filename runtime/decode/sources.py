@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..cache import CachedModel
 from ..drafting.given import GivenTokens
 from ..drafting.paths import Context, Drafts, draft_beam, draft_paths
 from ..drafting.prompt_lookup import given_laws
@@ -20,6 +19,7 @@ from ..draws import Draws
 from ..lengths import LengthPolicy
 from ..processes import Agreed
 from ..sampling import Sampler
+from ..states import Held, hold
 from .rows import Rows
 
 
@@ -27,7 +27,7 @@ class Source(Protocol):
     """What the loop asks of the drafting side."""
 
     @property
-    def model(self) -> CachedModel | None:
+    def model(self) -> Held | None:
         """The draft model and its slots, if there is one."""
 
     def draft(self, rows: Rows, starts: list[int], lengths: list[int]) -> Drafts:
@@ -54,7 +54,7 @@ class ModelSource:
         draws: Draws,
         agreed: Agreed,
     ) -> None:
-        self.model = CachedModel(model, rows, policy.needs_hidden)
+        self.model = hold(model, rows, policy.needs_hidden)
         self.paths, self.beams, self.policy = paths, beams, policy
         self.sampler, self.draws, self.agreed = sampler, draws, agreed
 

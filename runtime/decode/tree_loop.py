@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cache import CachedModel
 from ..drafting.tree import ROOT, DraftedTree, TreeBatch, TreeDraft, TreeVerdict
+from ..states import Held
 from .loop import Call, Decoding
 
 
 class TreeReader:
     """Reads the draft's laws after nodes of the tree that grows: each level one pass."""
 
-    def __init__(self, decoding: TreeDecoding, model: CachedModel, starts: list[int]) -> None:
+    def __init__(self, decoding: TreeDecoding, model: Held, starts: list[int]) -> None:
         self.decoding, self.model = decoding, model
         self.place = torch.tensor(starts, device=decoding.device)[:, None] - 1
         self.recent = decoding.rows.unread(model, starts)

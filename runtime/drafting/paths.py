@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cache import CachedModel
 from ..draws import Draws
 from ..lengths import LengthPolicy
 from ..processes import Agreed
 from ..sampling import Sampler
+from ..states import Held
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Drafts:
 
 
 def draft_paths(
-    model: CachedModel,
+    model: Held,
     sampler: Sampler,
     draws: Draws,
     context: Context,
@@ -97,9 +97,7 @@ def draft_paths(
     return Drafts(tokens[:, :, : len(laws)], torch.stack(laws, dim=2), lengths, slots)
 
 
-def draft_beam(
-    model: CachedModel, sampler: Sampler, context: Context, beams: int, length: int, agreed: Agreed
-) -> Drafts:
+def draft_beam(model: Held, sampler: Sampler, context: Context, beams: int, length: int, agreed: Agreed) -> Drafts:
     """The most probable block that a beam search of the given width finds; ties go to the earlier beam and token.
 
     Each step keeps the `beams` continuations of largest joint draft probability; the best one is the draft.
@@ -133,7 +131,7 @@ def draft_beam(
     return Drafts(tokens[:, :1], laws[:, :1], [length] * rows, slots[:, :1])
 
 
-def _last_logits(model: CachedModel, context: Context) -> Tensor:
+def _last_logits(model: Held, context: Context) -> Tensor:
     """Feed and commit the tokens the draft has not seen; the logits [B, 1, V] after the last of them."""
     logits = model.read(context.recent, last=1)
     model.forget_tail([base + context.recent.shape[1] for base in model.base])

@@ -6,7 +6,14 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+)
 
 from specbound import shipped_pair
 from specbound.runtime.decode import generate
@@ -63,9 +70,10 @@ def test_models_that_cannot_verify_a_tree_are_refused_with_the_reason():
     check_model("target", model)
     with pytest.raises(ValueError, match=r"call target.eval\(\)"):
         check_model("target", LlamaForCausalLM(LlamaConfig(vocab_size=9, **SMALL)))
-    mamba = MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, state_size=2)).eval()
-    with pytest.raises(ValueError, match=r"draft \(MambaForCausalLM\) cannot verify drafts"):
-        check_model("draft", mamba)
+    with pytest.raises(
+        ValueError, match=r"draft \(OpenAIGPTLMHeadModel\) cannot verify drafts: its forward takes no cache"
+    ):
+        check_model("draft", OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=9, n_embd=8, n_layer=1, n_head=2)).eval())
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="load it with attn_implementation='sdpa'"):
         check_model("target", model)

@@ -7,6 +7,7 @@ import torch
 
 from specbound.runtime import self_check
 from specbound.runtime.decode import generate
+from specbound.runtime.models import tolerance
 from specbound.runtime.self_check import check_laws, deviation
 from tests.support.architectures import VOCAB, toy
 from tests.support.tiny_models import tiny
@@ -60,7 +61,7 @@ def test_windows_are_checked_on_a_few_tokens(family, dtype):
     model = toy(family, **({"use_sliding_window": True, "max_window_layers": 2} if family == "qwen2" else {}))
     found = check_laws("target", model.to(dtype))
     assert found.windows is not None
-    assert found.windows <= self_check.tolerance(model)
+    assert found.windows <= tolerance(model)
     assert model.config.sliding_window == 6
 
 
