@@ -155,6 +155,7 @@ def test_an_unknown_experiment_is_named():
         experiment.get("x")
 
 
+@pytest.mark.slow
 def test_gbv_runs_on_the_shipped_pair_with_exact_values_beside_measured_ones(tmp_path, pair, monkeypatch):
     monkeypatch.setattr(gbv, "MANY_PATHS", ("gbv", "kseq"))
     settings = Settings(tuple(read_tasks(shipped_pair.TASKS, most=1))[:1], 6, 1, True, (2,), (1, 2))
