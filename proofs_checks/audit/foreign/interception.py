@@ -195,7 +195,8 @@ class Interception:
                 raise NotExact(f"more than {MAX_OUTCOMES} outcomes of one call; use the sampled audit for this code")
         if pending:
             self.left_out = max(self.left_out, left)
-            self.notes["Outcomes of a small probability were left out; see the tolerance."] = None
+            if left > LEFT_OUT:
+                self.notes["Outcomes of a small probability were left out; see the tolerance."] = None
         again = itertools.islice(itertools.cycle(zip(found, taken, strict=True)), self.run_twice)
         if any(self._run(call, decisions) != result for (result, _), decisions in again):
             raise NotExact(HIDDEN)
