@@ -17,7 +17,7 @@ target, draft, prompt = sys.argv[1:] if len(sys.argv) == 4 else (TARGET, DRAFT, 
 pair = load_pair(target, draft)
 inputs = pair.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(pair.target.device)
 
-for verifier, paths in (("token", 1), ("block", 1), ("two-level", 4)):
+for verifier, paths in (("token", 1), ("block", 1), ("score-race", 4)):
     generator = torch.Generator(pair.target.device).manual_seed(0)
     decoding = speculative(pair.draft, verifier=verifier, paths=paths, length=5, generator=generator)
     output = pair.target.generate(

@@ -18,7 +18,7 @@ from .verdict import Batch, Verdict
 Verify = Callable[[Batch, Draws], Verdict]
 Paths = Literal["single", "many"]
 Drafts = Literal["independent", "any"]
-DEFAULTS: Mapping[Paths, str] = MappingProxyType({"single": "block", "many": "two-level"})
+DEFAULTS: Mapping[Paths, str] = MappingProxyType({"single": "block", "many": "score-race"})
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,7 @@ def score_race(rule: Rule = "safe") -> Callable[[Batch, Draws], Verdict]:
 
 @register(
     "score-race",
-    summary="every path draws a score, the least wins and is verified against its law; near-optimal for many paths",
+    summary="every path draws a score, the least wins and is verified against its law; the default",
     source="specbound (own); selection before Block Verification, arXiv:2403.10444",
     paths="many",
     cost="O(K L V), two passes",

@@ -1,4 +1,4 @@
-"""Two-level path selection, then block verification with the selected path's law: the default for many paths.
+"""Two-level path selection, then block verification with the selected path's law.
 
 At each node every token has a level in [0, 1]; each path flips a coin with the level of its token, and the first
 path (in draft order) whose coin comes up goes on, or the first path if none does. That lifts the draft law q(y) to
@@ -98,7 +98,7 @@ def count_below(count: Tensor, level: Tensor, mass: Tensor, fails: Tensor) -> Te
 
 @register(
     "two-level",
-    summary="select a path by soft levels of target/draft, then block verification with its law; the default",
+    summary="select a path by soft levels of target/draft, then block verification with its law",
     source="specbound (own); selection before Block Verification, arXiv:2403.10444",
     paths="many",
     cost="O(L V), a dozen passes per node, + O(L K^2)",

@@ -296,7 +296,7 @@ def test_bench_recommends_a_candidate_and_says_how_sure(run):
     report = json.loads(out)
     assert code == 0
     methods = [entry["method"] for entry in report["decoding"]]
-    assert methods == ["plain", "block K=1 L=2", "token K=1 L=2", "two-level K=2 L=2"]
+    assert methods == ["plain", "block K=1 L=2", "token K=1 L=2", "score-race K=2 L=2"]
     assert report["recommendation"]["name"] in methods
     assert 0 <= report["recommendation"]["confidence"] <= 1
 
