@@ -39,7 +39,7 @@ from .generators import (
     intercept_system,
     kept_generators,
 )
-from .lazy import SEED, Decision, Lazy, NotExact, Questions
+from .lazy import SEED, Decision, Lazy, NotExact, Questions, Unlikely
 from .lazy_arrays import LazyArray, numbers
 from .lazy_tensors import (
     STEPS,
@@ -56,7 +56,7 @@ from .sandbox import alive
 
 T = TypeVar("T")
 MAX_OUTCOMES = 10_000
-ENOUGH = 1_000
+ENOUGH = 300
 LEFT_OUT = 1e-10
 STATED = 1e-3
 RUN_TWICE = 8
@@ -166,14 +166,14 @@ class Interception:
         """Every result of `call` with its exact probability; results must be comparable with ==.
 
         The likeliest decisions first, because a loop of rejections never ends: what has less than 1e-10 together is
-        left out, or less than 1e-3 after 1000 outcomes; `left_out` says how much.
+        left out, or less than 1e-3 after 300 outcomes; `left_out` says how much.
 
         Raises:
             NotExact: if randomness is used in a way that cannot be enumerated, or is hidden from interception.
             Exception: whatever the code raises.
         """
         if not self.streams.warm:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, Unlikely):
                 self._run(call, ())
             self.streams.warm = True
         tie = itertools.count()
@@ -182,10 +182,10 @@ class Interception:
         found: list[tuple[T, float]] = []
         taken: list[tuple[Decision, ...]] = []
         while pending and left > LEFT_OUT:
-            result = self._run(call, heapq.heappop(pending)[2])
-            found.append((result, self.questions.weight))
-            taken.append(self.questions.decisions)
-            left = max(0.0, left - self.questions.weight) if len(found) % 64 else 1 - sum(w for _, w in found)
+            with contextlib.suppress(Unlikely):
+                found.append((self._run(call, heapq.heappop(pending)[2]), self.questions.weight))
+                taken.append(self.questions.decisions)
+            left = 1 - math.fsum(weight for _, weight in found)
             for decisions in self.questions.alternatives:
                 weight = math.prod(decision.probability for decision in decisions)
                 heapq.heappush(pending, (-weight, next(tie), decisions))

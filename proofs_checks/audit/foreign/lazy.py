@@ -23,8 +23,13 @@ from .simplex import Cone, share
 
 NEGLIGIBLE = 1e-13
 SAME = 1e-12
+UNLIKELY = 1e-16
 MAX_VALUES = 100_000
 SEED = f"an integer of more than {MAX_VALUES} values was drawn, which is a seed"
+
+
+class Unlikely(BaseException):
+    """A run became too unlikely to go on: a loop of rejections, say."""
 
 
 WAY_OUT = "Use the sampled audit for this code"
@@ -67,7 +72,7 @@ class Questions:
         self.turned: dict[int, bool] = {}
 
     def ask(self, weights: Sequence[float] | np.ndarray) -> int:
-        """An index drawn with probability weights / their sum; answers below 1e-13 count as impossible.
+        """An index drawn with probability weights / their sum, the likeliest first; below 1e-13 they are impossible.
 
         Raises:
             ValueError: if the weights are negative, not finite or all zero, as the real samplers do.
@@ -89,12 +94,14 @@ class Questions:
                     "it keeps state between calls or uses randomness that is not intercepted"
                 )
         else:
-            made = [Decision(option, law[option]) for option in options]
+            made = [Decision(option, law[option]) for option in sorted(options, key=lambda option: -law[option])]
             self.alternatives += [(*self.decisions, other) for other in made[1:]]
             decision = made[0]
             self.decisions = (*self.decisions, decision)
         self.asked += 1
         self.weight *= decision.probability
+        if self.weight < UNLIKELY:
+            raise Unlikely
         return decision.answer
 
     def coin(self, probability: float) -> bool:
