@@ -31,6 +31,7 @@ LOSSLESS = [name for name in STATELESS if get(name).lossless]
 MANY = [name for name in LOSSLESS if get(name).paths == "many"]
 TUPLES = 260  # K-tuples of drafts to enumerate in one law
 FORKING = {
+    "global-resolution": 9,
     "key-race": 27,
     "list-coupling": 9,
     "layer": 27,
