@@ -8,9 +8,10 @@ missing there; b is what is left of the budget. At the root t = 1, v = u = 0, b 
     surplus S = (t p - q)+,  room D = (q - t p)+      what would be emitted, and what drafts could still bring, at w
     f = min(D, u p), scaled to sum at most S          owed anyway: letting S fall short instead of D costs nothing
     m = min(b, sum S - sum f)                         moved now: taken from S, placed in D
-    emitted at w: S less f and m.   Below token y:
+    emitted at w: S less f and m, which are taken from tokens that drafts can have first, there in proportion to S.
+    Below a drafted token y, s the sum of S over tokens with q > 0:
     t' = (min(q, t p) + f) / q,                  v' = (v + m) (D - f) / (q sum (D - f)),
-    u' = (u p - f + S (sum f + m) / sum S) / q,  b' = (b - m) t' / sum (min(q, t p) + f)
+    u' = (u p - f + S min(1, (sum f + m) / s)) / q,  b' = (b - m) t' / sum (min(q, t p) + f)
 
 phi(w) = Q(w) (t + v). Moved mass never dies: sum (D - f) >= v + m, as sum D - sum S = 1 - t >= v.
 
@@ -54,7 +55,10 @@ def acceptance(tree: PrefixTree, deviation: Any) -> tuple[Array, Array]:
         free = np.minimum(room, owed[node] * p)
         free = free * _share(surplus.sum(), free.sum())
         spent = min(left[node], surplus.sum() - free.sum())
-        taken = surplus * _share(free.sum() + spent, surplus.sum())
+        owing = free.sum() + spent
+        offered = np.where(q > 0, surplus, surplus * 0)
+        first = offered * _share(owing, offered.sum())
+        taken = first + (surplus - offered) * _share(owing - first.sum(), (surplus - offered).sum())
         placed = (room - free) * _share(moved[node] + spent, (room - free).sum())
         kept = np.minimum(q, true[node] * p) + free
         drafted = q > 0

@@ -14,7 +14,17 @@ from .evidence import Subject, lossless, many_path_cases, single_path_cases, wro
 from .ledger import OWN, Outcome, Paper, claim
 
 PAPER = re.compile(r"(?P<title>.+?),? (?:arXiv:(?P<arxiv>\d+\.\d+)|openreview )")
-CLAIMED_ELSEWHERE = ("token", "block", "greedy-block", "gbv", "two-level", "key-race", "spectr-gbv", "table")
+CLAIMED_ELSEWHERE = (
+    "token",
+    "block",
+    "greedy-block",
+    "gbv",
+    "two-level",
+    "key-race",
+    "spectr-gbv",
+    "table",
+    "global-resolution",
+)
 SPECULATIVE_DECODING = Paper("token", "Speculative decoding", "2211.17192")
 
 

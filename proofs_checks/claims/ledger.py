@@ -31,7 +31,7 @@ VerdictWord = Literal["holds", "proved", "refuted", "undecided"]
 Kind = Literal["stated", "reading", "code", "experiment", "own"]
 Check = Callable[[Any, bool], "Outcome"]
 PAPERS = ("block_verification", "multi_path", "spectr_gbv", "joint_decoding", "draft_length")
-CHAPTERS = (*PAPERS, "baselines", "experiments", "own", "many_calls")
+CHAPTERS = (*PAPERS, "baselines", "experiments", "own", "many_calls", "field_2026")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ what is left of the budget. At the root t = 1, v = u = 0, b = eps; with the rows
 
     S = (t p - q)+,   D = (q - t p)+,   f = min(D, u p), scaled to sum at most S,   m = min(b, sum S - sum f)
 
-and after a drafted token y, s = sum S,
+f and m are taken from S, from tokens that drafts can have first, in proportion to S: s is the sum of S over those.
+After a drafted token y
 
     t' = (min(q, t p) + f) / q,           v' = (v + m) (D - f) / (q sum (D - f)),
-    u' = (u p - f + S (sum f + m) / s) / q,   b' = (b - m) t' / (t - s + sum f)
+    u' = (u p - f + S min(1, (sum f + m) / s)) / q,   b' = (b - m) t' / (t - sum S + sum f)
 
-Thresholds are those of block verification with e = s - sum f - m in the place of s and t + v in that of the ratio,
+Thresholds are those of block verification with e = sum S - sum f - m in the place of sum S and t + v in that of the
+ratio,
 
-    h_i = e_i / (e_i + 1 - t_i - v_i),   h_L = t_L + v_L,   correction from S.
+    h_i = e_i / (e_i + 1 - t_i - v_i),   h_L = t_L + v_L,   correction from what is left of S.
 
 Total variation of the law of a call to the target's: at most E(sum of the m along the draft) <= eps, as m plus the mean
 of b' is at most b. eps = 0 is block verification, eps = 1 keeps every draft. Nothing is known of rows beside the draft,
@@ -31,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..parts.single_path import at, correction_weights, only_path, row_at
+from ..parts.single_path import at, only_path, row_at
 from ..registry import Verify, register
 from ..verdict import Batch, Verdict
 
@@ -47,8 +49,10 @@ class Ledger(NamedTuple):
     left: Tensor
 
 
-def step(state: Ledger, token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Ledger, Tensor]:
-    """The state after one more drafted token, and what is emitted before it, e; token [B], rows [B, V] float64.
+def step(state: Ledger, token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Ledger, Tensor, Tensor]:
+    """The state after one more drafted token; what is emitted before it, e [B]; which shares of S stay, [B, 2].
+
+    token [B], rows [B, V] float64; the shares are those of tokens that drafts can have and of the others.
 
     A token that the draft cannot have drawn leaves the state as it is.
     """
@@ -63,7 +67,10 @@ def step(state: Ledger, token: Tensor, target_row: Tensor, draft_row: Tensor) ->
     p, q, most = (at(row, token) for row in (target_row, draft_row, wanted))
     free, room = at(free, token) * scale, at(room, token)
     placed = (room - free) * share(moved + spent, (draft_row - wanted).clamp_min(0).sum(dim=1) - freed)
-    owing = owed * p - free + at(surplus, token) * share(freed + spent, total)
+    offered = torch.where(draft_row > 0, surplus, 0).sum(dim=1)
+    first = share(freed + spent, offered)
+    other = share(freed + spent - offered, total - offered)
+    owing = owed * p - free + at(surplus, token) * first
     drawn = q > 0
     new = (torch.minimum(q, most) + free, placed, owing.clamp_min(0))
     kept, carried, missing = (
@@ -72,7 +79,7 @@ def step(state: Ledger, token: Tensor, target_row: Tensor, draft_row: Tensor) ->
     kept = kept.clamp_max(1)
     left = torch.where(drawn, kept * share(left - spent, true - total + freed), left)
     state = Ledger(kept, torch.minimum(carried, 1 - kept), missing, left)
-    return state, (total - freed - spent).clamp_min(0)
+    return state, (total - freed - spent).clamp_min(0), 1 - torch.stack([first, other], dim=1)
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
@@ -97,20 +104,25 @@ def budgeted(deviation: float = DEFAULT_DEVIATION) -> Verify:
         length = tokens.shape[1]
         one = torch.ones(len(tokens), dtype=torch.float64, device=tokens.device)
         state = Ledger(one, 0 * one, 0 * one, deviation * one)
-        scales, thresholds = [one], []
+        scales, shares, thresholds = [one], [], []
         for i in range(length):
             target_row, draft_row = target_probs[:, i].double(), draft_probs[:, i].double()
             lost = 1 - state.true - state.moved
-            state, emitted = step(state, tokens[:, i], target_row, draft_row)
+            state, emitted, stay = step(state, tokens[:, i], target_row, draft_row)
             total = emitted + lost.clamp_min(0)
             thresholds.append(torch.where(total > 0, emitted / total, one))
             scales.append(state.true)
+            shares.append(stay)
         thresholds.append((state.true + state.moved).clamp_max(1))
         kept = draws.accept_last(torch.stack(thresholds[1:], dim=1))
         scale = at(torch.stack(scales, dim=1), kept).to(target_probs.dtype)
         target_row, stopped = row_at(target_probs, kept), (kept < length).unsqueeze(1)
-        weights = correction_weights(scale, target_row, row_at(draft_probs, kept.clamp_max(length - 1)))
-        return Verdict(torch.zeros_like(kept), kept, draws.choose(torch.where(stopped, weights, target_row)))
+        inner = kept.clamp_max(length - 1)
+        draft_row, stay = row_at(draft_probs, inner), row_at(torch.stack(shares, dim=1), inner).to(scale.dtype)
+        surplus = (scale.unsqueeze(1) * target_row - draft_row).clamp_min(0)
+        weights = torch.where(draft_row > 0, stay[:, :1], stay[:, 1:]) * surplus
+        some = stopped & (weights.sum(dim=1, keepdim=True) > 0)
+        return Verdict(torch.zeros_like(kept), kept, draws.choose(torch.where(some, weights, target_row)))
 
     return verify
 

@@ -33,7 +33,7 @@ from ..verdict import Batch, Verdict
 from .naive import certain
 
 STEP, LOWEST, HIGHEST, LIMIT = 0.3, -56.0, 22.0, 18.0  # of log t; of log w
-DEFAULT_STEPS = 30
+DEFAULT_STEPS = 20
 
 
 def best_tokens(target: Tensor, draft: Tensor, count: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def global_resolution(steps: int = DEFAULT_STEPS) -> Verify:
     summary="the single-step optimum by weights from two convex problems, one token at a time",
     source="Global Resolution, arXiv:2511.15898 (from notes); steps and race: specbound (own)",
     paths="many",
-    cost="O(L V N M), N = 260 points of an integral, M = 30 steps; for small supports",
+    cost="O(L V N M), N = 260 points of an integral, M = 20 steps; for small supports",
     make=global_resolution,
     options=("steps",),
 )

@@ -133,6 +133,7 @@ def test_every_verifier_declared_lossless_has_a_claim_that_checks_it():
         "key-race": "KEY-RACE",
         "spectr-gbv": "SPECTR-realised",
         "table": "TABLE",
+        "global-resolution": "RESOLUTION-lossless",
     }
     for name in registry.names():
         if registry.get(name).lossless:
