@@ -28,6 +28,7 @@ from specbound.theory.prefix_tree import PrefixTree
 from ..laws.instances import random_tree
 from ..laws.law import exact_law
 from .evidence import Case, Subject, Value, lossless, many_path_cases, single_path_cases, size_of, wrong_at
+from .experiments import DELAYED
 from .instances import described, rational_rows, simple_instances, sizes_run
 from .ledger import OWN, Outcome, Paper, claim
 from .own import never_below
@@ -37,7 +38,6 @@ UNIVER = Paper("UniVer", "UniVer", "2605.04543")
 LAYER = Paper("Layer", "Layer Verification", None)
 RESOLUTION = Paper("Global Resolution", "Global Resolution", "2511.15898")
 GUMBEL = Paper("Gumbel coupling", "Gumbel coupling", "2408.07978")
-DELAYED = Paper("Delayed expansion", "Delayed expansion, its experimental ranking", "2602.16994")
 REPORTS = Paper("Reports", "Reports of users and of public pull requests", None)
 EXACT, NEAR = 1e-12, 1e-9
 
@@ -289,8 +289,8 @@ def convex_problems_give_the_single_step_optimum(steps: int, deep: bool) -> Outc
     for seed in range(60 if deep else 15):
         for paths in (2, 3):
             target, draft = np.random.default_rng(seed).dirichlet([0.5] * 4, size=2)
-            rows = (torch.as_tensor(row)[None] for row in (target, draft))
-            law = resolve(*rows, torch.full((1,), float(paths), dtype=torch.float64), steps)[2][0].numpy()
+            p, q = torch.as_tensor(target)[None], torch.as_tensor(draft)[None]
+            law = resolve(p, q, torch.full((1,), float(paths), dtype=torch.float64), steps)[2][0].numpy()
             best = single_step.optimum(target, draft, paths).value
             worst, count = max(worst, best - float(np.minimum(target, law).sum())), count + 1
             if worst > 1e-3:
@@ -381,11 +381,18 @@ def text_is_invariant(text: Callable[..., list[int]], deep: bool) -> Outcome:
 
 # ---------------------------------------------------------------------- rankings
 
+
+def plain_decoding(batch: Batch, draws: Draws) -> Verdict:
+    """Keeps nothing and draws from the target: plain decoding."""
+    zero = torch.zeros_like(batch.tokens[:, 0, 0])
+    return Verdict(zero, zero, draws.choose(batch.target_probs[:, 0, 0]))
+
+
 RANKED: dict[str, tuple[str, Value, Subject]] = {
     "specinfer": ("SpecInfer", lambda tree, k: float(level_by_level.specinfer(tree, k)[1:].sum()), "naive"),
     "kseq": ("SpecTr (K-SEQ)", lambda tree, k: float(level_by_level.kseq(tree, k)[1:].sum()), "single-step-optimal"),
     "block": ("block verification of one path", lambda tree, k: single_path.optimum(tree).value, "naive"),
-    "naive": ("naive sampling", lambda tree, k: float(level_by_level.naive(tree, k)[1:].sum()), None),
+    "naive": ("naive sampling", lambda tree, k: float(level_by_level.naive(tree, k)[1:].sum()), plain_decoding),
 }
 
 
@@ -400,17 +407,11 @@ def _ranking(name: str) -> None:
         statement=f"Traversal verification keeps at least as many tokens as {words}.",
         tested="exact law of the runtime verifier `traversal` against the closed form",
         subject="traversal",
-        control=wrong_at_everything if control is None else control,
+        control=control,
     )
     def check(verifier: Subject, deep: bool) -> Outcome:
         one_step = simple_cases(3, 1, 3, paths=2)[:: 1 if deep else 4]
         return never_below(kept_by(verifier), value, one_step if name == "kseq" else many_path_cases(deep))
-
-
-def wrong_at_everything(batch: Batch, draws: Draws) -> Verdict:
-    """Keeps nothing and draws from the target: plain decoding."""
-    zero = torch.zeros_like(batch.tokens[:, 0, 0])
-    return Verdict(zero, zero, draws.choose(batch.target_probs[:, 0, 0]))
 
 
 for _name in RANKED:
