@@ -420,6 +420,8 @@ for _name in (
     "__rmod__",
     "__floordiv__",
     "__rfloordiv__",
+    "__divmod__",
+    "__rdivmod__",
     "__rpow__",
     "__round__",
     "__ceil__",

@@ -224,6 +224,9 @@ def _tensor_elementwise(name: str, values: Sequence[Any]) -> torch.Tensor:
     like = next(value for value in values if isinstance(value, LazyTensor))
     if name not in COMPARISONS and any(isinstance(v, LazyTensor) and number_format(v) in STEPS for v in values):
         raise refuse(f"{name} of random numbers in half precision was taken, which rounds them")
+    kind = number_format(like)
+    if kind in STEPS and not any(isinstance(v, torch.Tensor) and v.ndim and v is not like for v in values):
+        values = [torch.tensor(v, dtype=kind).item() if isinstance(v, float) else v for v in values]
     result = elementwise(name, [_cells(value) for value in values])
     with torch._C.DisableTorchFunctionSubclass():
         if name in COMPARISONS:
