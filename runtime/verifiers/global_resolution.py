@@ -33,6 +33,7 @@ from ..verdict import Batch, Verdict
 from .naive import certain
 
 STEP, LOWEST, HIGHEST, LIMIT = 0.3, -56.0, 22.0, 18.0  # of log t; of log w
+TIE = 1e-12
 DEFAULT_STEPS = 20
 
 
@@ -41,7 +42,7 @@ def best_tokens(target: Tensor, draft: Tensor, count: Tensor) -> Tensor:
     order = target_ratio(target, draft).sort(dim=1, descending=True, stable=True).indices
     reached = draft.gather(1, order).cumsum(dim=1).clamp_max(1)
     slack = 1 - (1 - reached).pow(count.unsqueeze(1)) - target.gather(1, order).cumsum(dim=1)
-    slack = torch.cat([torch.zeros_like(slack[:, :1]), slack], dim=1)
+    slack = torch.cat([torch.zeros_like(slack[:, :1]), torch.where(slack > -TIE, 0, slack)], dim=1)
     inside = torch.arange(order.shape[1], device=order.device) < slack.argmin(dim=1, keepdim=True)
     return torch.zeros_like(inside).scatter(1, order, inside)
 
@@ -71,6 +72,13 @@ def resolve(target: Tensor, draft: Tensor, count: Tensor, steps: int) -> tuple[T
     return weights, inside, law
 
 
+def merged(shares: Tensor, tokens: Tensor, alive: Tensor) -> Tensor:
+    """[B, K] the shares of paths with the same token, all with the first of them: they go on together."""
+    same = (tokens.unsqueeze(2) == tokens.unsqueeze(1)) & alive.unsqueeze(1)
+    leading = alive & (same.long().argmax(dim=2) == torch.arange(tokens.shape[1], device=tokens.device))
+    return (same * shares.unsqueeze(1)).sum(dim=2) * leading
+
+
 def global_resolution(steps: int = DEFAULT_STEPS) -> Verify:
     """The verifier with so many steps on the convex problems; 0 selects among competing drafts at random.
 
@@ -96,7 +104,7 @@ def global_resolution(steps: int = DEFAULT_STEPS) -> Verify:
             chance = weights.gather(1, tokens).exp() * competing
             own, wanted = law.gather(1, tokens), target.gather(1, tokens)
             keep = torch.where(own > 0, wanted / own, torch.ones_like(own)).clamp_max(1)
-            shares = chance / chance.sum(dim=1, keepdim=True) * keep
+            shares = merged(chance / chance.sum(dim=1, keepdim=True) * keep, tokens, walk.alive)
             none = (1 - shares.sum(dim=1, keepdim=True)).clamp_min(0)
             options = torch.cat([none, shares], dim=1)
             chosen = draws.choose(torch.where(running.unsqueeze(1), options, certain(kept * 0, options)))
