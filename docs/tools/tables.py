@@ -63,6 +63,15 @@ def timings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def survey() -> str:
+    """Verifiers by the mean fraction of the certified optimum, from the recorded survey."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "all_verifiers.json").read_text(encoding="utf-8"))
+    ranked = sorted(record["fraction_of_optimum"].items(), key=lambda entry: -entry[1]["mean"])
+    lines = ["| verifier | mean | smallest |", "|---|---:|---:|", "| certified optimum | 1 | 1 |"]
+    lines += [f"| `{name}` | {values['mean']:.4f} | {values['min']:.4f} |" for name, values in ranked]
+    return "\n".join(lines) + "\n"
+
+
 def lossy() -> str:
     """What lossy verifiers cost and waste, from the recorded benchmark."""
     record = json.loads((ROOT / "benchmarks" / "results" / "lossy.json").read_text(encoding="utf-8"))
