@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from specbound.runtime.verifiers.table import table_verifier
-from specbound.theory import known_values, level_by_level, multi_path, score_race, selection, single_path
+from specbound.theory import (
+    key_safe_race,
+    known_values,
+    level_by_level,
+    multi_path,
+    score_race,
+    selection,
+    single_path,
+)
 from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import Array, Prefix, PrefixTree
 
@@ -367,3 +375,50 @@ def score_race_is_monotone(value: Value, deep: bool) -> Outcome:
 )
 def score_race_gap(value: Value, deep: bool) -> Outcome:
     return mean_share(value, 0.998, 300 if deep else 40)
+
+
+# ---------------------------------------------------------------------- towards a monotone rule
+
+
+def key_safe_value(tree: PrefixTree, paths: int) -> float:
+    """Acceptance length of the score race with the key race as its reserve."""
+    return float(key_safe_race.acceptance(tree, paths)[1:].sum())
+
+
+def late_token() -> PrefixTree:
+    """Two tokens, L = 3: the target wants token 1 from the second place on, the draft doubts it."""
+    half, sure = Fraction(1, 2), (Fraction(1), Fraction(0))
+    doubtful = (Fraction(3, 4), Fraction(1, 4))
+    rows = {(): ((half, half), doubtful), (0,): (sure[::-1], doubtful), (1,): (sure[::-1], sure)}
+    return from_rows(rows, (sure[::-1], (half, half)), 3)
+
+
+@claim(
+    "SCORE-RACE-at-least-key-race",
+    paper=OWN,
+    kind="own",
+    source="specbound (own), a question",
+    statement="The score race with the safe rule never keeps fewer tokens than the key race.",
+    tested="values in theory, small rational trees",
+    subject=score_race_value,
+    control=key_safe_value,
+)
+def score_race_against_key_race(value: Value, deep: bool) -> Outcome:
+    return never_below(value, key_race_value, with_random((late_token(), 2)))
+
+
+@claim(
+    "KEY-SAFE-at-least-key-race",
+    paper=OWN,
+    kind="own",
+    source="specbound (own), a theorem",
+    statement="A score race whose fallback reserves the key race never keeps fewer tokens than the key race, hence "
+    "than block verification of one path.",
+    tested="theory.key_safe_race (no runtime verifier) on trees that refute it of the score race, and on random trees",
+    subject=key_safe_value,
+    control=score_race_value,
+)
+def key_safe_against_key_race(value: Value, deep: bool) -> Outcome:
+    cases = [(late_token(), paths) for paths in (2, 3, 4, 8)]
+    cases += itertools.islice(lonely_branches(5), 200 if deep else 15)
+    return never_below(value, key_race_value, cases + [(t, k) for t in random_instances(12) for k in (2, 3)])
