@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..draws import Draws
 from ..verdict import arithmetic_dtype, validate_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROOT = -1
 Reader = Callable[["DraftedTree", Tensor], Tensor]

@@ -56,6 +56,8 @@ SHORTER = {"key-race": (2, 2, 2), "kseq": (2, 2, 3), "spectr-gbv": (2, 2, 2), "n
 ALONE = {
     "single-step-optimal",
     "many-level",
+    "score-race",
+    "score-race-2",
 }  # draws a path even where all offer the same sure token, so replay row by row
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from specbound.runtime.parts import block_rule
 from specbound.runtime.parts.block_rule import block_ratios
 from specbound.runtime.parts.draft_race import entry_scores, hit_chance, leaving, optimal_slopes, race_weights
 from specbound.runtime.parts.draft_tree import first_appearance, first_path, target_ratio
 from specbound.runtime.parts.roots import falling_root
 from specbound.runtime.parts.selected_path import next_ratio
 from specbound.runtime.parts.single_path import correction_weights
-from specbound.runtime.verifiers import block, spectr_gbv
+from specbound.runtime.verifiers import spectr_gbv
 from specbound.runtime.verifiers.key_race import key_bounds
 from specbound.runtime.verifiers.kseq import smallest_discount
 from specbound.runtime.verifiers.many_level import count_after_race, level_of
@@ -215,7 +216,7 @@ def test_a_token_that_the_draft_cannot_have_drawn_is_accepted_and_changes_no_rat
 
 def test_thresholds_of_nothing_left_are_one_and_rounding_lifts_none_above_one():
     row = rows([0.25, 0.75])
-    assert block.threshold(torch.ones(1).double(), row, row).tolist() == [1]
+    assert block_rule.threshold(torch.ones(1).double(), row, row).tolist() == [1]
     above, children, selected = rows([2e-16, 0, 0.5], [0, 0, 0.25], [1e-16, 0, 0.75])
     assert spectr_gbv.threshold(above, children, selected).tolist() == [1, 1, 0.5]
 
