@@ -38,6 +38,7 @@ from .solution import check_paths
 Rule = Literal["two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved", "best-set-soft"]
 SLACK = 8 * float(np.finfo(float).eps)
 HALVINGS = 60
+LARGEST_RATIO = 1e300  # of tokens that drafts all but never hold: times K it is still a number
 FULL_RESERVE_LEVELS = 3
 
 
@@ -153,7 +154,9 @@ def phi_and_selection(tree: PrefixTree, paths: int, rule: Rule = "safe") -> tupl
             break
         there = child >= 0
         draft, target = (np.where(there, row[child], 0.0) for row in (tree.draft, tree.target))
-        likely = np.divide(target, draft, out=np.zeros_like(draft), where=draft > 0)
+        with np.errstate(over="ignore"):
+            likely = np.divide(target, draft, out=np.zeros_like(draft), where=draft > 0)
+        likely = np.minimum(likely, LARGEST_RATIO)
         block = np.minimum(1, kept[nodes, None] * likely)
         rows = Rows(draft, ratio[nodes, None] * likely, block, slope)
         split, slopes = _split(measure, rows, rule, tree.length - depth - 1)
