@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..laws.deviation import Deviation
 from ..laws.instances import Instance
-from ..laws.judge import EXIT_CODES, Evidence, lossless
+from ..laws.judge import CONSISTENT, EXIT_CODES, Evidence, lossless
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,22 @@ class Breakdown:
 class Case:
     """One instance and what was found on it; `deviation` is None if the law is the target's.
 
-    `evidence` holds the laws themselves, if they are exact.
+    The certified optimum lies between `optimum` and `bound`; `evidence` holds the laws themselves, if they are exact.
     """
 
     instance: Instance
     deviation: Deviation | None
     acceptance_length: float
     optimum: float
+    bound: float
     evidence: Evidence | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the optimum; 1 where the acceptance length lies in the certified interval."""
+        if self.optimum <= self.acceptance_length <= self.bound + CONSISTENT or self.optimum == 0:
+            return 1.0
+        return self.acceptance_length / self.optimum
 
     @property
     def total_variation(self) -> float:

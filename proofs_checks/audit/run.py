@@ -166,8 +166,8 @@ def _audit_sampled(
             except Broken as error:
                 breakdowns.append(Breakdown(error.kind, str(error), *case.size))
                 break
-            best = optimum(case.tree, case.paths).value
-            results.append((Case(case, found.deviation, found.acceptance_length, best), found))
+            best = optimum(case.tree, case.paths)
+            results.append((Case(case, found.deviation, found.acceptance_length, best.value, best.bound), found))
             if found.deviation is not None:
                 break
     failed = [(case, found) for case, found in results if case.deviation is not None]
@@ -293,7 +293,7 @@ def _examine(
             return replace(looked, stateful=True)
         deviation = find_deviation(evidence.blocks, evidence.wanted, max(tolerance, evidence.resolution))
         best = optimum(case.tree, case.paths, stateful)
-        looked.found.append(Case(case, deviation, evidence.acceptance_length, best.value, evidence))
+        looked.found.append(Case(case, deviation, evidence.acceptance_length, best.value, best.bound, evidence))
         slack = evidence.resolution * (case.tree.length + 1) if evidence.bounded else math.inf
         if deviation is None and (odd := contradiction(evidence.acceptance_length - slack, best.bound)):
             looked.breakdowns.append((Breakdown("contradiction", odd, *case.size), case))
@@ -361,7 +361,7 @@ def _families(failed: list[Case], found: list[Case]) -> dict[str, tuple[int, int
 
 def _acceptance(found: list[Case]) -> dict[str, float]:
     pairs = [(case.acceptance_length, case.optimum) for case in found]
-    ratios = [length / best if best > 0 else 1.0 for length, best in pairs]
+    ratios = [case.share for case in found]
     if not ratios:
         return {}
     return {
