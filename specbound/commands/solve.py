@@ -18,6 +18,7 @@ from specbound.commands.terminal import print_table
 from specbound.files import replacing, write_text
 
 if TYPE_CHECKING:
+    from specbound.runtime.registry import Verifier
     from specbound.theory.drafted_trees import DraftedOptimum
     from specbound.theory.prefix_tree import PrefixTree
     from specbound.theory.solution import Solution
@@ -162,26 +163,41 @@ def certified_optima(tree: PrefixTree, paths: int, objective: str, tolerance: fl
 
 
 def known_results(tree: PrefixTree, paths: int, objective: str) -> list[dict[str, Any]]:
-    """The verifiers whose value is known exactly: bound = value, gap 0 up to rounding."""
-    from specbound.runtime.verifiers import of_closed_form
+    """The verifiers whose value is known exactly: bound = value, gap 0 up to rounding.
+
+    Where there is no torch, and so no registry, what it says of them is None.
+    """
     from specbound.theory.known_values import known_values
 
-    facts = [(of_closed_form(known.name), known) for known in known_values(tree, paths)]
-    return [
-        {
-            "name": known.name,
-            "value": known.value,
-            "exact": None if known.exact is None else str(known.exact),
-            "bound": known.value,
-            "gap": 0.0,
-            "lossless": verifier.lossless,
-            "stateful": verifier.stateful,
-            "source": verifier.source,
-            "seconds": None,
-        }
-        for verifier, known in facts
-        if objective == "all" or verifier.stateful == (objective == "block-transport")
-    ]
+    results = []
+    for known in known_values(tree, paths):
+        facts = _facts(known.name)
+        results.append(
+            {
+                "name": known.name,
+                "value": known.value,
+                "exact": None if known.exact is None else str(known.exact),
+                "bound": known.value,
+                "gap": 0.0,
+                "lossless": None if facts is None else facts.lossless,
+                "stateful": None if facts is None else facts.stateful,
+                "source": None if facts is None else facts.source,
+                "seconds": None,
+            }
+        )
+    wanted = {"all": (True, False, None), "block-transport": (True, None)}.get(objective, (False, None))
+    return [result for result in results if result["stateful"] in wanted]
+
+
+def _facts(name: str) -> Verifier | None:
+    """What the registry says of the verifier of a closed form; None where there is no torch."""
+    try:
+        from specbound.runtime.verifiers import of_closed_form
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        return None
+    return of_closed_form(name)
 
 
 def optimum_result(solution: Solution | DraftedOptimum) -> dict[str, Any]:
@@ -273,6 +289,6 @@ def print_results(instance: dict[str, Any], results: Sequence[dict[str, Any]], v
         optimum = result["name"].endswith("optimum")
         exact = result["exact"] if result["exact"] is not None and len(result["exact"]) <= 15 else ""
         gap = f"{result['gap']:.0e}" if optimum else ""
-        row = (result["name"], f"{result['value']:.6f}", exact, gap, _paper(result["source"]))
+        row = (result["name"], f"{result['value']:.6f}", exact, gap, _paper(result["source"] or ""))
         table.add_row(*row, style="bold" if optimum else None)
     print_table(table)
