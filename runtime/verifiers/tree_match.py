@@ -13,6 +13,7 @@ import torch
 from ..drafting.tree import ROOT, TreeBatch, TreeVerdict
 from ..draws import Draws
 from ..tree_registry import register_tree
+from .naive import certain
 
 
 @register_tree(
@@ -31,10 +32,6 @@ def verify_tree_match(batch: TreeBatch, draws: Draws) -> TreeVerdict:
         here = tree.present[:, j] & (tree.parent[:, j] == node) & (tree.tokens[:, j] == token)
         node = torch.where(here, j, node)
         accepted = accepted + here
-        again = torch.where(here[:, None], batch.target_row(node), _sure(token, batch.target_row(node)))
+        again = torch.where(here[:, None], batch.target_row(node), certain(token, batch.target_row(node)))
         token = draws.choose(again)
     return TreeVerdict(node, accepted, token)
-
-
-def _sure(token: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(like).scatter_(1, token[:, None], 1.0)
