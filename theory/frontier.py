@@ -463,7 +463,7 @@ def _fractions(program: _Program, x: Array, y: Array, z: Array) -> tuple[Array, 
     for row, limit in rows:
         slack = float(limit) - sum(float(c) * x[column] for column, c in row.items())
         tight.append(slack < TIGHT)
-    primal = _solved([*(row for row, t in zip(rows, tight, strict=True) if t), *program.equalities], x)
+    primal = lp.solved([*(row for row, t in zip(rows, tight, strict=True) if t), *program.equalities], x)
     columns: list[Row] = [{} for _ in range(program.size)]
     for place, (row, _) in enumerate([*program.inequalities, *program.equalities]):
         for column, coefficient in row.items():
@@ -471,40 +471,10 @@ def _fractions(program: _Program, x: Array, y: Array, z: Array) -> tuple[Array, 
     multipliers = np.concatenate([y, z])
     cost = [1] * (program.tree.size - 1) + [0] * (program.size - program.tree.size + 1)
     reduced = [cost[j] - sum(float(c) * multipliers[i] for i, c in column.items()) for j, column in enumerate(columns)]
-    dual = _solved([(columns[j], cost[j]) for j in range(program.size) if abs(reduced[j]) < TIGHT], multipliers)
+    dual = lp.solved([(columns[j], cost[j]) for j in range(program.size) if abs(reduced[j]) < TIGHT], multipliers)
     if primal is None or dual is None:
         return x, y, z
     return primal, dual[: len(y)], dual[len(y) :]
-
-
-def _solved(equations: list[tuple[Row, Any]], near: Array) -> Array | None:
-    """The solution of the equations whose entries near 0 are 0, in fractions; None if they contradict each other."""
-    zero = {column for column, value in enumerate(near) if abs(value) < TIGHT}
-    pivots: dict[int, tuple[Row, Any]] = {}
-    for given, limit in sorted(equations, key=lambda equation: len(equation[0])):
-        row = {column: Fraction(value) for column, value in given.items() if column not in zero and value != 0}
-        value = Fraction(limit)
-        while (hit := next((column for column in row if column in pivots), None)) is not None:
-            other, known = pivots[hit]
-            scale = row[hit]
-            for column, entry in other.items():
-                row[column] = row.get(column, Fraction(0)) - scale * entry
-                if row[column] == 0:
-                    del row[column]
-            value -= scale * known
-        if row:
-            pivot = max(row, key=lambda column: abs(row[column]))
-            scale = row[pivot]
-            pivots[pivot] = ({column: entry / scale for column, entry in row.items()}, value / scale)
-        elif value != 0:
-            return None
-    solution = {column: Fraction(0) for column in zero}
-    for column in range(len(near)):
-        if column not in pivots and column not in zero:
-            solution[column] = Fraction(float(near[column])).limit_denominator(10**6)
-    for pivot, (row, value) in reversed(pivots.items()):
-        solution[pivot] = value - sum(entry * solution[column] for column, entry in row.items() if column != pivot)
-    return np.array([solution[column] for column in range(len(near))], dtype=object)
 
 
 # ---------------------------------------------------------------------- searches
