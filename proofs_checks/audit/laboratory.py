@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
 from ..laws.judge import Evidence
@@ -38,6 +40,7 @@ class Laboratory:
     paths: str
     declared: bool | None
     stateful: bool
+    families: tuple[str, ...]
     call: Callable[..., Any]
 
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = False) -> Evidence:
@@ -57,6 +60,15 @@ class Laboratory:
         """
         with _breakdowns():
             return self.call("sample", tree.as_float(), paths, count, seed, device)
+
+    def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
+        """Counts of the first L+1 tokens of real calls (see `Subject.real`).
+
+        Raises:
+            Broken: if the code breaks down.
+        """
+        with _breakdowns():
+            return self.call("real", tree.as_float(), paths, count, seed)
 
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Counts of the first tokens of streams (see `Subject.stream`).
@@ -97,20 +109,32 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
     """
     if not isinstance(target, str) or ":" not in target:
         subject = load(target) if isinstance(target, str) else subject_of(target)
-        facts = subject.way, subject.paths, subject.lossless, subject.stateful
-        yield Laboratory(*facts, lambda request, *arguments: getattr(subject, request)(*arguments))
+        facts = subject.way, subject.paths, subject.lossless, subject.stateful, subject.families
+        with _one_thread():
+            yield Laboratory(*facts, lambda request, *arguments: getattr(subject, request)(*arguments))
         return
     with Sandbox(
         "specbound.proofs_checks.audit.subject:serve", target, seconds, memory, records=(Evidence,)
     ) as sandbox:
         try:
-            way, paths, declared, stateful = sandbox.call("facts")
+            way, paths, declared, stateful, families = sandbox.call("facts")
         except Raised as error:
             raise ValueError(str(error) if error.name == "ValueError" else f"{error.name}: {error}") from None
         except Died as error:
             yield _fatal(error)
             return
-        yield Laboratory(way, paths, declared, stateful, sandbox.call)
+        yield Laboratory(way, paths, declared, stateful, families, sandbox.call)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """On tensors of a few numbers torch's threads only wait for each other; a sandbox has one as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fatal(error: Died) -> Laboratory:
@@ -119,4 +143,4 @@ def _fatal(error: Died) -> Laboratory:
     def died(*_: Any) -> Any:
         raise error
 
-    return Laboratory("replay", "single", None, False, died)
+    return Laboratory("replay", "single", None, False, (), died)

@@ -26,7 +26,7 @@ from .foreign import conventions
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
 from .price import price
-from .reality import CALLS, continued, disagreement
+from .reality import CALLS, disagreement
 from .report import AuditReport, Breakdown, Case, report_text
 from .sampled import LOOKS, Sampled, plan, sample_law
 
@@ -87,7 +87,7 @@ def audit(
     started = time.perf_counter()
     with laboratory(target, seconds, memory) as lab:
         counts = _path_counts(lab, paths)
-        wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed))
+        wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed, lab.families))
         looked = _examine(lab, wanted, lab.stateful, tolerance, tell)
         if looked.stateful and not lab.stateful:
             looked = _examine(lab, wanted, True, tolerance, tell)
@@ -153,7 +153,7 @@ def _audit_sampled(
         if lab.stateful:
             raise ValueError("the sampled audit looks at one call; a stateful verifier wants the exact audit")
         counts = _path_counts(lab, paths)
-        for number, case in enumerate(instances(vocab, length, counts, cases, seed)):
+        for number, case in enumerate(instances(vocab, length, counts, cases, seed, lab.families)):
             progress(number, cases)
             planned = plan(case.tree.vocab, case.tree.length, *rates, instances=cases)
             first_seed = (seed * cases + number) * len(LOOKS)
@@ -316,7 +316,7 @@ def _held_against_reality(lab: Laboratory, looked: Looked, seed: int) -> list[Br
                 tokens = max(map(len, evidence.wanted))
                 seen = lab.stream(tree, paths, CALLS, seed, tokens)
             else:
-                seen = continued(tree, lab.sample(tree, paths, CALLS, seed, "cpu"), seed)
+                seen = lab.real(tree, paths, CALLS, seed)
         except Broken as error:
             return [Breakdown(error.kind, f"{error} (in real calls)", *case.instance.size)]
         if odd := disagreement(evidence.blocks, seen):
@@ -383,8 +383,9 @@ def _limits(lab: Laboratory, found: list[Case], tolerance: float) -> str:
     taken = " Random numbers are taken as continuous." if lab.way == "interception" else ""
     evidence = [case.evidence for case in found if case.evidence]
     notes = "".join(f" {note}" for note in dict.fromkeys(note for entry in evidence for note in entry.notes))
+    where = "" if any(entry.resolution for entry in evidence) else ", in float64"
     tolerance = max([tolerance, *(entry.resolution for entry in evidence)])
     return (
-        f"Exact on {len(found)} instances with {span}, in float64, to {tolerance:.2g} in total variation."
+        f"Exact on {len(found)} instances with {span}{where}, to {tolerance:.2g} in total variation."
         f"{taken}{notes} Not looked at: larger sizes, other number formats and devices, rarer special cases."
     )

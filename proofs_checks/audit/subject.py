@@ -35,7 +35,7 @@ from .foreign.adapters import KNOWN, Foreign, call_of, enumerated, foreign
 from .foreign.drafting import DraftAndVerify, draft_and_verify, joint_law, takes_laws
 from .foreign.sandbox import alive
 from .hidden_state import look_for_state, only_its_draws
-from .reality import real_streams
+from .reality import continued, real_streams
 
 BATCH = 8192
 
@@ -47,6 +47,7 @@ class Subject(Protocol):
     paths: Literal["single", "many"]
     lossless: bool | None
     stateful: bool
+    families: tuple[str, ...]
 
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
         """Its exact law on an instance, over several calls if it is `stateful` or returns a carry.
@@ -57,6 +58,9 @@ class Subject(Protocol):
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Counts of the blocks emitted in `count` real calls on drafts drawn from the draft law."""
+
+    def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
+        """Counts of the first L+1 tokens of `count` real calls, continued by the target that it was given."""
 
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Counts of the first tokens of `count` real streams, call after call, the carry passed on."""
@@ -71,6 +75,7 @@ class TensorSubject:
     lossless: bool | None
     stateful: bool = False
     way: Literal["replay", "interception"] = "replay"
+    families: tuple[str, ...] = ()
 
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
         """Exact law by replay (see `judge.evidence`).
@@ -110,6 +115,10 @@ class TensorSubject:
                 counts[(*path[:kept], token)] += 1
         return dict(counts)
 
+    def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
+        """See `Subject.real`."""
+        return continued(tree, self.sample(tree, paths, count, seed, "cpu"), seed)
+
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Real streams of different requests in one batch, on the two models of `judge.looped_pair`."""
         return real_streams(self.verify, judge.looped_pair(tree), tree.length, paths, count, seed, tokens)
@@ -129,15 +138,23 @@ class ForeignSubject:
         """ "single" if it takes one drafted path."""
         return self.code.paths
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of instances that its audit must hold."""
+        return self.code.families
+
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
         """Exact law by interception (see `enumerated`)."""
         found = enumerated(self.code, tree, paths, thorough)
-        law, wanted = found.law, {block: float(probability) for block, probability in tree.target_law().items()}
-        return Evidence(law.blocks, wanted, law.acceptance_length, law.outcomes, False, found.resolution, found.notes)
+        law = found.law
+        return Evidence(
+            law.blocks, found.wanted, law.acceptance_length, law.outcomes, False, found.resolution, found.notes
+        )
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Call it once per draft with its own randomness; the global generators are seeded first, and put back."""
         counts: Counter[Prefix] = Counter()
+        tree = self.code.handed(tree)
         call = cache(lambda *leaves: call_of(tree, leaves))
         with _seeded(seed):
             for leaves in _drafts(tree, paths, count, seed):
@@ -145,6 +162,10 @@ class ForeignSubject:
                     alive()
                     counts[self.code(call(*row))] += 1
         return dict(counts)
+
+    def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
+        """See `Subject.real`."""
+        return continued(self.code.handed(tree), self.sample(tree, paths, count, seed, "cpu"), seed)
 
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Not asked: foreign code returns no carry."""
@@ -174,6 +195,7 @@ class PairSubject:
     way: Literal["replay", "interception"] = "interception"
     lossless: bool | None = None
     stateful: bool = False
+    families: tuple[str, ...] = ()
 
     @property
     def paths(self) -> Literal["single", "many"]:
@@ -183,23 +205,35 @@ class PairSubject:
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
         """Exact joint law, of which the emitted tokens are judged and the drafts reported."""
         found = joint_law(self.code, tree, paths)
-        law, wanted = found.law, {block: float(probability) for block, probability in tree.target_law().items()}
+        law = found.law
         notes = [*found.notes, "Drafter and verifier are audited together, all their coins enumerated jointly."]
         if found.draft_distance is not None:
             apart = found.draft_distance > 1e-9
             notes.append(f"The drafts do {'not ' if apart else ''}follow the draft law.")
         return Evidence(
-            law.blocks, wanted, law.acceptance_length, law.outcomes, False, found.left_out, tuple(notes), bounded=False
+            law.blocks,
+            found.wanted,
+            law.acceptance_length,
+            law.outcomes,
+            False,
+            found.resolution,
+            tuple(notes),
+            bounded=False,
         )
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Call it with its own randomness; the global generators are seeded first, and put back."""
         counts: Counter[Prefix] = Counter()
+        tree = self.code.handed(tree)
         with _seeded(seed):
             for _ in range(count):
                 alive()
                 counts[self.code(tree, paths)[0]] += 1
         return dict(counts)
+
+    def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
+        """See `Subject.real`."""
+        return continued(self.code.handed(tree), self.sample(tree, paths, count, seed, "cpu"), seed)
 
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Not asked: foreign code returns no carry."""
@@ -261,7 +295,7 @@ def load(target: str) -> TensorSubject | ForeignSubject | PairSubject:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"target is {target!r}: {error}; want a registered name or package.module:function") from None
     if called and called != "ours":
-        return ForeignSubject(conventions.subject(found, *called.split(",")))
+        return subject_of(conventions.subject(found, *called.split(",")))
     if target in KNOWN:
         return ForeignSubject(KNOWN[target](found))
     return subject_of(found)
@@ -304,7 +338,7 @@ def serve(target: str) -> Callable[..., Any]:
 
     def answer(request: str, *arguments: Any) -> Any:
         if request == "facts":
-            return subject.way, subject.paths, subject.lossless, subject.stateful
+            return subject.way, subject.paths, subject.lossless, subject.stateful, subject.families
         return getattr(subject, request)(*arguments)
 
     return answer

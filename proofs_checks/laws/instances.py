@@ -184,12 +184,14 @@ def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
     return PrefixTree.from_conditionals(lambda w: pair(w)[0], lambda w: pair(w)[1], vocab, length)
 
 
-def instances(vocab: range, length: range, paths: range, cases: int, seed: int = 0) -> Iterator[Instance]:
+def instances(
+    vocab: range, length: range, paths: range, cases: int, seed: int = 0, families: Sequence[str] = ()
+) -> Iterator[Instance]:
     """`cases` instances, small sizes first: every (V, L, K) of the ranges in turn, each with its next family.
 
     Every second instance of a size is of a generic family, where most mistakes show; the others go through the special
-    ones, and every size starts at another one. The i-th instance depends on the ranges, `seed` and i only, so that a
-    case can be named and drawn again.
+    ones, and every size starts at another one; `families` come before them all. The i-th instance depends on the
+    ranges, the families, `seed` and i only, so that a case can be named and drawn again.
 
     Raises:
         ValueError: for an empty or non-positive range, or cases < 1.
@@ -205,7 +207,7 @@ def instances(vocab: range, length: range, paths: range, cases: int, seed: int =
     sizes = sorted(itertools.product(vocab, length, paths), key=lambda size: size[0] ** (size[1] * size[2]))
     for place, (v, ell, k) in enumerate(sizes):
         for turn, i in enumerate(range(place, cases, len(sizes))):
-            family = _family(place, turn)
+            family = families[turn] if turn < len(families) else _family(place, turn - len(families))
             yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)
 
 

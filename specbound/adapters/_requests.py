@@ -16,7 +16,7 @@ def emitted(
     """The tokens that a verifier of one path emits for one request.
 
     Args:
-        tokens [L]; draft_probs [L, V]; target_probs [L+1, V].
+        tokens [L], L may be 0; draft_probs [L, V]; target_probs [L+1, V].
 
     Raises:
         ValueError: if the verifier keeps state between calls, which these signatures have no place for.
@@ -24,6 +24,8 @@ def emitted(
     entry = registry.get(verifier)
     if entry.stateful:
         raise ValueError(f"verifier is {verifier!r}, which keeps a carry between calls; want a stateless one")
+    if len(tokens) == 0:
+        return [int(Draws(generator).choose(target_probs))]
     batch = Batch(tokens.long()[None, None], draft_probs[None, None], target_probs[None, None])
     verdict = entry.verify(batch, Draws(generator))
     return [*tokens[: int(verdict.accepted)].tolist(), int(verdict.token)]

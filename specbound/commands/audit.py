@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -139,8 +140,8 @@ def _list_conventions(as_json: bool) -> int:
         print_json(found)
         return 0
     for name, entry in found.items():
-        click.echo(f"{name}{entry['signature'] if entry['signature'].startswith('(') else ' ' + entry['signature']}")
-        click.echo(f"    {entry['assumes']}")
+        lines = [f"{name}{entry['signature']}", f"    {entry['assumes']}"]
+        click.echo("\n".join(textwrap.fill(line, 110, subsequent_indent="    ") for line in lines))
     return 0
 
 

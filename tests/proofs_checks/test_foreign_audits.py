@@ -134,7 +134,7 @@ def one_uniform_for_draft_and_verdict(draft_law, target_law):
     "right, words",
     [
         (float_of_a_tensor, "Found with concrete coins"),
-        (vectorised_in_float32, "total variations up to 2^-20 count as rounding"),
+        (vectorised_in_float32, "It computes in float32; (L+1)(4V+8) 2^-24 counts as rounding."),
         (filled_buffers, "taken as continuous"),
         (gumbel_coupled, "The drafts do follow the draft law"),
     ],

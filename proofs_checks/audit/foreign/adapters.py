@@ -9,10 +9,8 @@ Letters: L draft length, K paths, V vocabulary size.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import itertools
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -28,14 +26,13 @@ from ...laws.emissions import law_of_emissions
 from ...laws.law import Law, batch_of
 from ...laws.replay import InvalidResult
 from ..hidden_state import look_for_state
-from .interception import Interception
-from .lazy import NotExact
+from .formats import BITS, BOUND, coarser, name_of, rounding
+from .interception import Interception, Route
 
 Kind = Literal["list", "numpy", "torch"]
 Result = Callable[[Any, "Call"], Sequence[int]]
 MAX_CALLS = 50_000
 MAX_ENTRIES = 100_000
-NEEDS_COINS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,10 @@ class Foreign:
         arguments: from a `Call` to its keyword arguments.
         emitted: from its result (and the `Call`) to the emitted tokens: those kept and the one that follows them.
         paths: "single" if it takes one drafted path, "many" if K >= 1.
-        rounding: total variation that the number format of its rows explains.
+        dtype: number format of its rows.
+        rows: from an instance to the one whose rows that format can hold; None in float64.
+        precise: makes the same subject with rows in float64; None if these are.
+        families: families of instances that every audit must hold.
         note: what a reader of its law has to know.
     """
 
@@ -98,8 +98,15 @@ class Foreign:
     arguments: Callable[[Call], Mapping[str, Any]]
     emitted: Result
     paths: Literal["single", "many"] = "single"
-    rounding: float = 0.0
+    dtype: torch.dtype = torch.float64
+    rows: Callable[[PrefixTree], PrefixTree] | None = None
+    precise: Callable[[], Any] | None = None
+    families: tuple[str, ...] = ()
     note: str = ""
+
+    def handed(self, tree: PrefixTree) -> PrefixTree:
+        """The instance as the function gets it, in float64."""
+        return self.rows(tree) if self.rows else tree.as_float()
 
     def __call__(self, call: Call) -> Prefix:
         """The emitted block for one call; random.
@@ -238,12 +245,13 @@ class Enumerated:
     """An exact law, and what limits it.
 
     Attributes:
-        law: of one call.
+        law: of one call; wanted: the target's law of the rows that were handed over.
         resolution: total variation below which it says nothing (see `laws.judge.Evidence`).
         notes: what a reader has to know.
     """
 
     law: Law
+    wanted: dict[Prefix, float]
     resolution: float
     notes: tuple[str, ...]
 
@@ -271,38 +279,48 @@ def enumerated(code: Foreign, tree: PrefixTree, paths: int = 1, thorough: bool =
         InvalidResult: if it returns something that is not a block of tokens.
         ValueError: if there are more than 50000 K-tuples of drafts.
     """
-    tree = tree.as_float()
+    tree = code.handed(tree)
     drafted = [leaf for leaf in range(tree.leaves.start, tree.leaves.stop) if tree.draft_joint[leaf] > 0]
     if len(drafted) ** paths > MAX_CALLS:
         raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
     tuples = list(itertools.product(drafted, repeat=paths))
     with Interception(code.function) as interception:
-        laws = _laws(interception, code, [call_of(tree, leaves) for leaves in tuples], thorough)
+        calls = [partial(code, call_of(tree, leaves)) for leaves in tuples]
+        laws = interception.by_either_route(lambda law: _laws(law, calls, thorough), tree.vocab)
     emissions: dict[Prefix, float] = defaultdict(float)
     for leaves, law in zip(tuples, laws, strict=True):
         weight = float(np.prod(tree.draft_joint[list(leaves)]))
         for block, probability in law.items():
             emissions[block] += weight * probability
     emitted = law_of_emissions(tree, emissions, sum(map(len, laws)))
-    notes = tuple(note for note in (code.note, *interception.notes) if note)
-    return Enumerated(emitted, max(interception.resolution, code.rounding), notes)
+    resolution, notes = stated(interception, tree, code.dtype, code.note)
+    return Enumerated(emitted, wanted_law(tree), resolution, notes)
 
 
-def _laws(interception: Interception, code: Foreign, calls: list[Call], thorough: bool) -> list[dict[Prefix, float]]:
-    ways = [interception.symbolic, lambda call: interception.law(call, calls[0].vocab)]
-    reasons: list[str] = []
-    for way in ways[code.function in NEEDS_COINS :]:
+def stated(
+    interception: Interception, tree: PrefixTree, dtype: torch.dtype, note: str
+) -> tuple[float, tuple[str, ...]]:
+    """(resolution, notes) of a law: rounding in the coarser format of rows and arithmetic, and what was left out."""
+    seen = coarser(dtype, interception.arithmetic)
+    notes = [note, *interception.notes]
+    if seen != dtype:
+        notes.append(f"It computes in {name_of(seen)}; {BOUND} 2^-{BITS[seen]} counts as rounding.")
+    resolution = interception.resolution
+    if seen != torch.float64:
+        resolution += rounding(tree.vocab, tree.length, seen)
+    return resolution, tuple(filter(None, notes))
 
-        def ask(numbers: Sequence[int], way: Any = way) -> list[Any]:
-            return [way(partial(code, calls[number])) for number in numbers]
 
-        try:
-            laws = ask(range(len(calls)))
-            if thorough:
-                look_for_state(partial(ask, way=way), len(calls), batches=False)
-            return laws
-        except NotExact as error:
-            reasons.append(str(error))
-            with contextlib.suppress(TypeError):
-                NEEDS_COINS.add(code.function)
-    raise NotExact("; with concrete coins: ".join(reasons))
+def wanted_law(tree: PrefixTree) -> dict[Prefix, float]:
+    """The target's law in floats."""
+    return {block: float(probability) for block, probability in tree.target_law().items()}
+
+
+def _laws(law: Route, calls: list[Any], thorough: bool) -> list[dict[Prefix, float]]:
+    def ask(numbers: Sequence[int]) -> list[Any]:
+        return [law(calls[number]) for number in numbers]
+
+    laws = ask(range(len(calls)))
+    if thorough:
+        look_for_state(ask, len(calls), batches=False)
+    return laws

@@ -1,9 +1,7 @@
 """Calling conventions: how engines call their verification, so that the function they ship is audited as it is.
 
-Each convention names its parameters, builds them from a `Call`, and reads the emitted tokens back. Where a signature
-has a batch, the audited request is the second of two: the first is a companion with one-hot rows, whose answer needs
-no coin, and code that answers every request from the first row is found. Shapes: B = 2 requests, L drafted tokens, N
-drafted tokens of all requests, V vocabulary. Rows are handed over in the audit's number format.
+Each convention names its parameters, builds them from a `Call`, and reads the emitted tokens back (see `engines`).
+Rows are handed over in the audit's number format (see `formats`).
 """
 
 from __future__ import annotations
@@ -11,21 +9,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ...laws.replay import InvalidResult
+from . import engines
 from .adapters import Call, Foreign
-from .generators import FIRST_SEED
+from .drafting import DraftAndVerify
+from .engines import Arguments
+from .formats import BITS, BOUND, DTYPES, representable
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-ROUNDING = {"float64": 0.0, "float32": 2.0**-19, "bfloat16": 2.0**-5}
-Build = Callable[[Call, torch.dtype], dict[str, Any]]
-Read = Callable[[Any, dict[str, Any], Call], Sequence[int]]
+Build = Callable[[Call, torch.dtype], Arguments]
+Read = Callable[[Any, Arguments, Call], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -38,17 +34,21 @@ class Convention:
         returns: what comes back.
         assumes: what is taken for granted.
         build: from a `Call` and a number format to the arguments; read: from the result and the arguments (which may
-            be buffers written into) to the emitted tokens.
+            be buffers written into) to the emitted tokens. None where the function drafts itself.
         paths: "many" if it takes several drafted paths.
+        logits: whether the rows are handed over as logits.
+        families: families of instances that every audit must hold, because they are passed in a way of their own.
     """
 
     name: str
     parameters: tuple[str, ...]
     returns: str
     assumes: str
-    build: Build
-    read: Read
+    build: Build | None
+    read: Read | None
     paths: Literal["single", "many"] = "single"
+    logits: bool = False
+    families: tuple[str, ...] = ()
 
     @property
     def signature(self) -> str:
@@ -56,7 +56,7 @@ class Convention:
         return f"({', '.join(self.parameters)}) -> {self.returns}"
 
 
-def subject(function: Callable[..., Any], name: str, dtype: str = "float32") -> Foreign:
+def subject(function: Callable[..., Any], name: str, dtype: str = "float32") -> Foreign | DraftAndVerify:
     """The function as a subject of the audit, called by a convention.
 
     Raises:
@@ -66,18 +66,35 @@ def subject(function: Callable[..., Any], name: str, dtype: str = "float32") -> 
         raise ValueError(f"convention is {name!r}; known are {', '.join(CONVENTIONS)}, and ours")
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; want one of {', '.join(DTYPES)}")
-    convention = CONVENTIONS[name]
+    convention, kind = CONVENTIONS[name], DTYPES[dtype]
     _check_parameters(function, convention)
-    handed: list[dict[str, Any]] = []
+    note = f"Called as {name}, with rows in {dtype}; {BOUND} 2^-{BITS[kind]} counts as rounding."
+    rows = partial(representable, dtype=kind, logits=convention.logits)
+    precise = None if dtype == "float64" else partial(subject, function, name, "float64")
+    if convention.build is None or convention.read is None:
+        return _drafts_itself(function, kind, note, rows, precise)
+    build, read = convention.build, convention.read
+    handed: list[Arguments] = []
 
     def arguments(call: Call) -> Mapping[str, Any]:
-        handed[:] = [convention.build(call, DTYPES[dtype])]
+        handed[:] = [build(call, kind)]
         return handed[0]
 
     def emitted(result: Any, call: Call) -> Sequence[int]:
-        return convention.read(result, handed[0], call)
+        return read(result, handed[0], call)
 
-    return Foreign(function, arguments, emitted, convention.paths, ROUNDING[dtype], f"Called as {name}, in {dtype}.")
+    return Foreign(function, arguments, emitted, convention.paths, kind, rows, precise, convention.families, note=note)
+
+
+def _drafts_itself(
+    function: Callable[..., Any], dtype: torch.dtype, note: str, rows: Any, precise: Any
+) -> DraftAndVerify:
+    def called(draft_law: Any, target_law: Any, length: int, vocab: int) -> Any:
+        emitted = function(**engines.build_gpt_fast(draft_law, target_law, length, vocab, dtype))
+        return engines.tensor_of(emitted, tuple(getattr(emitted, "shape", ())), "gpt-fast").reshape(-1)
+
+    called.__module__ = function.__module__
+    return DraftAndVerify(called, "numpy", "single", dtype, rows, precise, note)
 
 
 def _check_parameters(function: Callable[..., Any], convention: Convention) -> None:
@@ -95,196 +112,15 @@ def _check_parameters(function: Callable[..., Any], convention: Convention) -> N
         )
 
 
-def _rows(values: np.ndarray, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.array(values)).to(dtype)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
 
-def _one_hot(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    rows = torch.zeros(shape, dtype=dtype)
-    rows[..., 0] = 1
-    return rows
-
-
-def _beside(mine: Tensor, other: Tensor) -> Tensor:
-    """[2, ...]: the companion first, the audited request second."""
-    return torch.stack([other.to(mine.dtype), mine])
-
-
-def _shaped(value: Any, shape: tuple[int, ...], convention: str) -> Tensor:
-    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise InvalidResult(f"it returned {got}; {convention} wants a tensor of shape {shape}")
-    return value
-
-
-def _companion(emitted: Sequence[int], length: int) -> None:
-    if list(emitted) != [0] * (length + 1):
-        raise InvalidResult(
-            f"beside the audited request stands one whose rows are one-hot at token 0 with {length} drafted; it must "
-            f"emit {[0] * (length + 1)}, and emitted {list(emitted)}"
-        )
-
-
-def _unpadded(row: Tensor) -> list[int]:
-    return [token for token in row.tolist() if token != -1]
-
-
-# ---------------------------------------------------------------------- transformers
-
-
-def _build_transformers(call: Call, dtype: torch.dtype) -> dict[str, Any]:
-    context = torch.zeros(1, 1, dtype=torch.int64)
-    return {
-        "candidate_input_ids": torch.cat([context, torch.from_numpy(call.tokens[:1].copy())], dim=1),
-        "candidate_logits": _rows(call.draft_logits[:1], dtype),
-        "candidate_length": call.length,
-        "new_logits": _rows(call.target_logits[:1], dtype),
-    }
-
-
-def _read_transformers(result: Any, arguments: dict[str, Any], call: Call) -> Sequence[int]:
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise InvalidResult(f"it returned {type(result).__name__}; transformers wants (tokens [1, n], matches)")
-    return [int(token) for token in result[0].reshape(-1).tolist()]
-
-
-# ---------------------------------------------------------------------- vLLM V1
-
-
-def _build_vllm(call: Call, dtype: torch.dtype) -> dict[str, Any]:
-    vocab, length = call.vocab, call.length
-    target = _rows(call.target_probs[0], dtype)
-    bonus = torch.multinomial(target[length], 1)
-    return {
-        "draft_token_ids": torch.cat([torch.zeros(1, dtype=torch.int32), torch.from_numpy(call.tokens[0]).int()]),
-        "num_draft_tokens": [1, length],
-        "max_spec_len": length,
-        "cu_num_draft_tokens": torch.tensor([1, 1 + length], dtype=torch.int32),
-        "draft_probs": torch.cat([_one_hot((1, vocab), dtype), _rows(call.draft_probs[0], dtype)]),
-        "target_probs": torch.cat([_one_hot((1, vocab), dtype), target[:length]]),
-        "bonus_token_ids": torch.stack([torch.zeros(1, dtype=torch.int32), bonus.int()]),
-        "sampling_metadata": SimpleNamespace(
-            all_greedy=False, all_random=True, temperature=torch.ones(2), generators={}, top_k=None, top_p=None
-        ),
-    }
-
-
-def _read_vllm(result: Any, arguments: dict[str, Any], call: Call) -> Sequence[int]:
-    emitted = _shaped(result, (2, call.length + 1), "vllm-v1")
-    _companion(_unpadded(emitted[0]), 1)
-    return _unpadded(emitted[1])
-
-
-# ---------------------------------------------------------------------- flashinfer, TensorRT-LLM
-
-
-def _build_rectangle(call: Call, dtype: torch.dtype) -> dict[str, Any]:
-    vocab, length = call.vocab, call.length
-    drafted = torch.from_numpy(call.tokens[0]).int()
-    return {
-        "draft_probs": _beside(_rows(call.draft_probs[0], dtype), _one_hot((length, vocab), dtype)),
-        "draft_token_ids": _beside(drafted, torch.zeros_like(drafted)),
-        "target_probs": _beside(_rows(call.target_probs[0], dtype), _one_hot((length + 1, vocab), dtype)),
-    }
-
-
-def _build_flashinfer(call: Call, dtype: torch.dtype) -> dict[str, Any]:
-    counters = {
-        name: torch.full((2,), 5, dtype=torch.int32)
-        for name in ("maybe_output_accepted_token_num", "maybe_output_emitted_draft_token_num")
-    }
-    return {**_build_rectangle(call, dtype), **counters, "deterministic": True, "generator": None}
-
-
-def _read_flashinfer(result: Any, arguments: dict[str, Any], call: Call) -> Sequence[int]:
-    if not isinstance(result, tuple) or len(result) != 3:
-        raise InvalidResult(f"it returned {type(result).__name__}; flashinfer-chain wants (ids, accepted, emitted)")
-    ids = _shaped(result[0], (2, call.length + 1), "flashinfer-chain")
-    mine = _unpadded(ids[1])
-    _companion(_unpadded(ids[0]), call.length)
-    if int(result[2][1]) != 5 + len(mine) - 1:
-        raise InvalidResult(
-            f"the counter of emitted draft tokens went from 5 to {int(result[2][1])} where {len(mine) - 1} were "
-            "emitted; flashinfer-chain adds to the counters that it is given"
-        )
-    return mine
-
-
-def _build_tensorrt(call: Call, dtype: torch.dtype) -> dict[str, Any]:
-    return {**_build_rectangle(call, dtype), "deterministic": True, "seed": FIRST_SEED, "offset": 0}
-
-
-def _read_tensorrt(result: Any, arguments: dict[str, Any], call: Call) -> Sequence[int]:
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise InvalidResult(f"it returned {type(result).__name__}; tensorrt-llm wants (tokens [B, K+1], counts [B])")
-    tokens = _shaped(result[0], (2, call.length + 1), "tensorrt-llm")
-    _companion(tokens[0, : int(result[1][0])].tolist(), call.length)
-    return [int(token) for token in tokens[1, : int(result[1][1])].tolist()]
-
-
-# ---------------------------------------------------------------------- SGLang
-
-
-def _build_sglang(call: Call, dtype: torch.dtype, drafted: bool) -> dict[str, Any]:
-    vocab, length = call.vocab, call.length
-    nodes = length + 1
-    chain = torch.cat([torch.zeros(1, dtype=torch.int64), torch.from_numpy(call.tokens[0].copy())])
-    step = torch.tensor([*range(1, nodes), -1])
-    draft = torch.zeros(nodes, vocab, dtype=dtype)
-    if drafted:
-        draft[:length] = _rows(call.draft_probs[0], dtype)
-    return {
-        "predicts": torch.zeros(2 * nodes, dtype=torch.int32),
-        "accept_index": torch.full((2, nodes), -1, dtype=torch.int32),
-        "accept_token_num": torch.zeros(2, dtype=torch.int32),
-        "candidates": _beside(chain, torch.zeros_like(chain)),
-        "retrive_index": torch.arange(2 * nodes).reshape(2, nodes),
-        "retrive_next_token": torch.stack([step, step]),
-        "retrive_next_sibling": torch.full((2, nodes), -1),
-        "uniform_samples": torch.rand(2, nodes),
-        "uniform_samples_for_final_sampling": torch.rand(2),
-        "target_probs": _beside(_rows(call.target_probs[0], dtype), _one_hot((nodes, vocab), dtype)),
-        "draft_probs": _beside(draft, _one_hot((nodes, vocab), dtype) if drafted else torch.zeros_like(draft)),
-        "threshold_single": 1.0,
-        "threshold_acc": 1.0,
-        "deterministic": True,
-    }
-
-
-def _read_sglang(result: Any, arguments: dict[str, Any], call: Call) -> Sequence[int]:
-    emitted = []
-    for row in range(2):
-        count = int(arguments["accept_token_num"][row])
-        places = arguments["accept_index"][row, : count + 1].tolist()
-        if count > call.length or min(places) < 0:
-            raise InvalidResult(
-                f"accept_token_num is {count} and accept_index {places}; want places of {count + 1} nodes"
-            )
-        emitted.append([int(arguments["predicts"][place]) for place in places])
-    _companion(emitted[0], call.length)
-    return emitted[1]
-
-
-# ---------------------------------------------------------------------- EAGLE
-
-
-def _build_eagle(call: Call, dtype: torch.dtype) -> dict[str, Any]:
-    root = np.zeros((call.paths, 1), dtype=np.int64)
-    return {
-        "logits": _rows(call.target_logits, dtype),
-        "candidates": torch.from_numpy(np.concatenate([root, call.tokens], axis=1)),
-        "logits_processor": lambda ids, logits: logits,
-    }
-
-
-def _read_eagle(result: Any, arguments: dict[str, Any], call: Call) -> Sequence[int]:
-    if not isinstance(result, tuple) or len(result) != 3:
-        raise InvalidResult(
-            f"it returned {type(result).__name__}; eagle-posterior wants (best, accept_length, sample_p)"
-        )
-    best, count, row = int(result[0]), int(result[1]), result[2].reshape(-1)
-    return [*call.tokens[best, :count].tolist(), int(torch.multinomial(row, 1))]
-
+SGLANG = _words("""predicts accept_index accept_token_num candidates retrive_index retrive_next_token
+    retrive_next_sibling uniform_samples uniform_samples_for_final_sampling target_probs draft_probs threshold_single
+    threshold_acc deterministic""")
+SGLANG_WRITES = "None; predicts, accept_index and accept_token_num are written"
+POINT_MASSES = ("one-hot draft",)
 
 CONVENTIONS = {
     convention.name: convention
@@ -293,111 +129,102 @@ CONVENTIONS = {
             "transformers",
             ("candidate_input_ids", "candidate_logits", "candidate_length", "new_logits"),
             "(tokens [1, n], matches)",
-            "One request with one context token; logits are logarithms of the rows; the result holds kept tokens and "
-            "the one behind them.",
-            _build_transformers,
-            _read_transformers,
+            "One request with one context token. Logits are logarithms of the rows relative to the largest entry, so "
+            "that a softmax is needed. The result holds the kept tokens and the one behind them.",
+            engines.build_transformers,
+            engines.read_transformers,
+            logits=True,
         ),
         Convention(
             "vllm-v1",
-            (
-                "draft_token_ids",
-                "num_draft_tokens",
-                "max_spec_len",
-                "cu_num_draft_tokens",
-                "draft_probs",
-                "target_probs",
-                "bonus_token_ids",
-                "sampling_metadata",
-            ),
+            _words("""draft_token_ids num_draft_tokens max_spec_len cu_num_draft_tokens draft_probs target_probs
+                bonus_token_ids sampling_metadata"""),
             "int [B, max_spec_len + 1], -1 padded",
-            "A ragged batch of two requests (1 and L drafted tokens), rows flattened; the caller has drawn the bonus "
-            "token from the row behind the draft; all requests are random, at temperature 1, without own generators.",
-            _build_vllm,
-            _read_vllm,
+            "A ragged batch of three requests (1, 0 and L drafted tokens), rows flattened. The caller has drawn the "
+            "bonus token from the row behind the draft. All requests are random, at temperature 1, without own "
+            "generators. Where every drafted token has draft probability 1, draft_probs is None.",
+            engines.build_vllm,
+            engines.read_vllm,
+            families=POINT_MASSES,
+        ),
+        Convention(
+            "vllm-mrv2",
+            _words("""target_logits draft_logits draft_sampled cu_num_logits pos idx_mapping expanded_idx_mapping
+                expanded_local_pos temperature seed num_speculative_steps synthetic_conditional_rates use_fp64
+                use_block_verification"""),
+            "(sampled [B, L+1], num_sampled [B])",
+            "A ragged batch of three requests (1, 0 and L drafted tokens); cu_num_logits starts at 0 and counts L+1 "
+            "rows a request. draft_sampled holds the last sampled token in front of the drafted ones. draft_logits, "
+            "temperature and seed belong to request states, which idx_mapping names; they are not in the order of the "
+            "batch. Every row has a pos of its own; the coins are those of streams that the code starts from seed and "
+            "pos. Entries of sampled behind num_sampled are not read. Where every drafted token has draft probability "
+            "1, draft_logits is None. Synthetic rates and block verification are off.",
+            engines.build_mrv2,
+            engines.read_mrv2,
+            logits=True,
+            families=POINT_MASSES,
         ),
         Convention(
             "sglang-tree",
-            (
-                "predicts",
-                "accept_index",
-                "accept_token_num",
-                "candidates",
-                "retrive_index",
-                "retrive_next_token",
-                "retrive_next_sibling",
-                "uniform_samples",
-                "uniform_samples_for_final_sampling",
-                "target_probs",
-                "draft_probs",
-                "threshold_single",
-                "threshold_acc",
-                "deterministic",
-            ),
-            "None; predicts, accept_index and accept_token_num are written",
-            "A chain given as a tree, its root first; draft_probs is a zeroed work buffer, so that a drafted token is "
-            "a deterministic child; coins come in as arguments; thresholds are 1.",
-            lambda call, dtype: _build_sglang(call, dtype, drafted=False),
-            _read_sglang,
+            SGLANG,
+            SGLANG_WRITES,
+            "The drafted paths merged into a tree, the root first, nodes level by level, siblings in the order drawn. "
+            "draft_probs is a zeroed work buffer: a drafted token is a deterministic child. Coins come in as "
+            "arguments; thresholds are 1. Two more requests are chains whose rows are one-hot, padded with nodes that "
+            "nothing points to.",
+            engines.build_sglang_tree,
+            engines.read_sglang,
+            "many",
         ),
         Convention(
             "sglang-chain",
-            (
-                "predicts",
-                "accept_index",
-                "accept_token_num",
-                "candidates",
-                "retrive_index",
-                "retrive_next_token",
-                "retrive_next_sibling",
-                "uniform_samples",
-                "uniform_samples_for_final_sampling",
-                "target_probs",
-                "draft_probs",
-                "threshold_single",
-                "threshold_acc",
-                "deterministic",
-            ),
-            "None; predicts, accept_index and accept_token_num are written",
-            "As sglang-tree, but draft_probs holds the rows that the drafted tokens were drawn from.",
-            lambda call, dtype: _build_sglang(call, dtype, drafted=True),
-            _read_sglang,
+            SGLANG,
+            SGLANG_WRITES,
+            "As sglang-tree with one path, but draft_probs holds the rows that the drafted tokens were drawn from.",
+            engines.build_sglang_chain,
+            engines.read_sglang,
         ),
         Convention(
             "flashinfer-chain",
-            (
-                "draft_probs",
-                "draft_token_ids",
-                "target_probs",
-                "maybe_output_accepted_token_num",
-                "maybe_output_emitted_draft_token_num",
-                "deterministic",
-                "generator",
-            ),
+            ("draft_probs", "draft_token_ids", "target_probs", *engines.COUNTERS, "deterministic", "generator"),
             "(ids [B, n+1], -1 padded, accepted [B], emitted [B])",
-            "Two requests of the same length; the counters start at 5 and are added to; the generator is None, so that "
-            "torch's own is used.",
-            _build_flashinfer,
-            _read_flashinfer,
+            "Three requests of the same length. The counters start at 5 and are added to. The generator is None, so "
+            "that torch's own is used.",
+            engines.build_flashinfer,
+            engines.read_flashinfer,
         ),
         Convention(
             "tensorrt-llm",
             ("draft_probs", "draft_token_ids", "target_probs", "deterministic", "seed", "offset"),
             "(tokens [B, K+1], counts [B])",
-            "Two requests of the same length; the coins are those of a generator that the code seeds with the seed "
-            "(plus a request's number, if it likes); counts includes the token behind the kept ones.",
-            _build_tensorrt,
-            _read_tensorrt,
+            "Three requests of the same length. The coins are those of a generator that the code seeds with the seed "
+            "(plus a request's number, if it likes). counts includes the token behind the kept ones.",
+            engines.build_tensorrt,
+            engines.read_tensorrt,
+        ),
+        Convention(
+            "gpt-fast",
+            ("model", "draft_model", "cur_token", "input_pos", "speculate_k"),
+            "tokens [n]",
+            "It drafts and verifies; all its coins are enumerated together. A model is called as model(x [1, S], "
+            "input_pos [S]) and gives logits [1, S, V] that depend on the tokens seen at all positions up to each, as "
+            "a cache does. cur_token stands at position 3, the first. The result holds the kept tokens and the one "
+            "behind them.",
+            None,
+            None,
+            logits=True,
         ),
         Convention(
             "eagle-posterior",
             ("logits", "candidates", "logits_processor"),
             "(best candidate, accept length, row to sample from)",
-            "K candidate paths behind a root token, drafted tokens are deterministic children (their q is 1); the "
-            "caller draws the token behind the kept ones from the row that comes back.",
-            _build_eagle,
-            _read_eagle,
+            "K candidate paths behind a root token; drafted tokens are deterministic children (their q is 1). Logits "
+            "are logarithms of the rows relative to the largest entry. The caller draws the token behind the kept "
+            "ones from the row that comes back.",
+            engines.build_eagle,
+            engines.read_eagle,
             "many",
+            logits=True,
         ),
     )
 }

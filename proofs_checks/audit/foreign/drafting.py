@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from specbound.theory.prefix_tree import Prefix, PrefixTree
 from ...laws.emissions import law_of_emissions
 from ...laws.law import Law
 from ...laws.replay import InvalidResult
+from .adapters import stated, wanted_law
 from .interception import Interception
 
 Kind = Literal["list", "numpy", "torch"]
@@ -44,11 +45,20 @@ class DraftAndVerify:
             parameters of these names.
         kind: what the rows are: lists, NumPy arrays or torch tensors, in float64.
         paths: "many" if it takes the number of paths.
+        dtype, rows, precise, note: see `adapters.Foreign`.
     """
 
     function: Callable[..., Any]
     kind: Kind
     paths: Literal["single", "many"] = "single"
+    dtype: torch.dtype = torch.float64
+    rows: Callable[[PrefixTree], PrefixTree] | None = None
+    precise: Callable[[], Any] | None = None
+    note: str = ""
+
+    def handed(self, tree: PrefixTree) -> PrefixTree:
+        """The instance as the function gets it, in float64."""
+        return self.rows(tree) if self.rows else tree.as_float()
 
     def __call__(self, tree: PrefixTree, paths: int) -> tuple[Prefix, Prefix | None]:
         """(emitted tokens, drafted tokens or None if it does not tell) of one call; random.
@@ -134,14 +144,16 @@ class JointLaw:
         drafts: law of the drafted tokens of all paths in a row; None if it does not tell.
         draft_distance: total variation of that law to K independent drafts from the draft law; None if unknown.
         notes: what a reader of the law has to know (see `Interception`).
-        left_out: probability that was not enumerated.
+        resolution: total variation below which it says nothing (see `laws.judge.Evidence`).
+        wanted: the target's law of the rows that were handed over.
     """
 
     law: Law
     drafts: dict[Prefix, float] | None
     draft_distance: float | None
     notes: tuple[str, ...] = ()
-    left_out: float = 0.0
+    resolution: float = 0.0
+    wanted: dict[Prefix, float] = field(default_factory=dict)
 
 
 def joint_law(subject: DraftAndVerify, tree: PrefixTree, paths: int = 1) -> JointLaw:
@@ -151,19 +163,20 @@ def joint_law(subject: DraftAndVerify, tree: PrefixTree, paths: int = 1) -> Join
         NotExact: if its randomness cannot be enumerated.
         InvalidResult: if it emits something that is not a block of tokens.
     """
-    tree = tree.as_float()
+    tree = subject.handed(tree)
     emissions: dict[Prefix, float] = defaultdict(float)
     drafts: dict[Prefix, float] = defaultdict(float)
     told = True
     with Interception(subject.function) as interception:
-        found = interception.outcomes(lambda: subject(tree, paths))
-    for (emitted, drafted), probability in found:
+        found = interception.by_either_route(lambda law: law(lambda: subject(tree, paths)), tree.vocab)
+    for (emitted, drafted), probability in found.items():
         emissions[emitted] += probability
         told = told and drafted is not None
         drafts[drafted or ()] += probability
     law = law_of_emissions(tree, emissions, len(found))
     distance = _draft_distance(drafts, tree, paths) if told else None
-    return JointLaw(law, dict(drafts) if told else None, distance, tuple(interception.notes), interception.left_out)
+    resolution, notes = stated(interception, tree, subject.dtype, subject.note)
+    return JointLaw(law, dict(drafts) if told else None, distance, notes, resolution, wanted_law(tree))
 
 
 def _draft_distance(drafts: dict[Prefix, float], tree: PrefixTree, paths: int) -> float:

@@ -19,6 +19,7 @@ import itertools
 import math
 import random
 import sys
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
@@ -29,6 +30,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .coins import REFINEMENTS, RESOLUTION, CoinTree, ConcreteQuestions
+from .formats import BITS, coarser
 from .generators import (
     LIBRARIES,
     LegacySampler,
@@ -55,15 +57,16 @@ from .lazy_tensors import (
 from .sandbox import alive
 
 T = TypeVar("T")
+R = TypeVar("R")
+Route = Callable[[Callable[[], Any]], dict[Any, float]]
 MAX_OUTCOMES = 10_000
 ENOUGH = 300
 LEFT_OUT = 1e-10
 STATED = 1e-3
 RUN_TWICE = 8
 FEW = 5
-SINGLE = 2.0**-20
 COINS = "Found with concrete coins, whose breakpoints are exact to 2^-24."
-FLOAT32 = "It computes in float32, so that total variations up to 2^-20 count as rounding."
+NEEDS_COINS: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Interception:
@@ -76,7 +79,8 @@ class Interception:
     Attributes:
         notes: what a reader of the law has to know: formats of uniforms, mass left out.
         left_out: the largest probability that was not enumerated in one call of `outcomes`.
-        resolution: total variation below which the laws say nothing.
+        resolution: total variation below which the laws say nothing, rounding apart.
+        arithmetic: the coarsest number format that the code was seen to compute in.
     """
 
     def __init__(self, *functions: Callable[..., Any]) -> None:
@@ -88,12 +92,12 @@ class Interception:
         self.notes: dict[str, None] = {}
         self.left_out = 0.0
         self.coins = 0
-        self.single = False
+        self.arithmetic = torch.float64
 
     @property
     def resolution(self) -> float:
-        """What was left out, the resolution of all concrete coins, and rounding in float32 if that was seen."""
-        return self.left_out + self.coins * RESOLUTION + SINGLE * self.single
+        """What was left out, and the resolution of all concrete coins."""
+        return self.left_out + self.coins * RESOLUTION
 
     def __enter__(self) -> Interception:
         try:
@@ -238,6 +242,27 @@ class Interception:
         self.coins = max(self.coins, tree.coins)
         return law  # type: ignore[return-value]
 
+    def by_either_route(self, ask: Callable[[Route], R], rows: int) -> R:
+        """What `ask` makes of symbolic numbers, or, where these are refused once, of concrete coins from then on.
+
+        Args:
+            ask: is given a function from a call to the law of its result.
+            rows: see `law`.
+
+        Raises:
+            NotExact: if both routes refuse; names both reasons.
+        """
+        ways: list[Route] = [self.symbolic, lambda call: self.law(call, rows)]
+        reasons: list[str] = []
+        for way in ways[self.functions[0] in NEEDS_COINS :]:
+            try:
+                return ask(way)
+            except NotExact as error:
+                reasons.append(str(error))
+                with contextlib.suppress(TypeError):
+                    NEEDS_COINS.add(self.functions[0])
+        raise NotExact("; with concrete coins: ".join(reasons))
+
     def _run(self, call: Callable[[], T], decisions: tuple[Decision, ...]) -> T:
         return self._ask(call, Questions(decisions))
 
@@ -331,9 +356,8 @@ class TorchSampler(TorchFunctionMode):
         if any(isinstance(arg, Lazy | LazyArray) for arg in args):
             args = tuple(tensor_of(torch.as_tensor, arg) if isinstance(arg, Lazy | LazyArray) else arg for arg in args)
         result = func(*args, **kwargs)
-        if type(result) is torch.Tensor and result.dtype == torch.float32 and result.numel() and name in ROUNDING:
-            self.interception.single = True
-            self.interception.notes[FLOAT32] = None
+        if type(result) is torch.Tensor and result.dtype in BITS and result.numel() and name in ROUNDING:
+            self.interception.arithmetic = coarser(self.interception.arithmetic, result.dtype)
         return result
 
     def _drawn(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
