@@ -1,8 +1,12 @@
-"""What every test run shares: a word on tests that want the marker `slow`, which `make quick` leaves out."""
+"""What every test run shares: no network, and a word on tests that want `slow`, which `make quick` leaves out."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client: a made-up name asks nobody
 
 LEFT_OUT = ("slow", "kernels", "devices", "fuzz")
 SLOW = 5.0

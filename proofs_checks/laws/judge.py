@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -122,6 +123,7 @@ def looped_pair(tree: PrefixTree) -> ModelPair:
     return ModelPair(target, draft)
 
 
+@lru_cache(maxsize=64)
 def optimum(tree: PrefixTree, paths: int, stateful: bool = False) -> Solution:
     """The certified optimum that a lossless verifier keeps at most: of lossless verification, or, for one that may
     change the target of later positions, of block transport."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 
 from specbound.runtime.registry import Verifier
 from specbound.runtime.verifiers.table import table_verifier
@@ -30,18 +31,19 @@ def measure(verifier: Verifier) -> Judgement:
     paths = 1 if verifier.paths == "single" else PATHS
     trees = measuring_trees()
     if verifier.stateful:
-        trees = [tree for tree in trees if len(tree.bonus) ** paths <= MOST_FOLLOWED]
+        trees = tuple(tree for tree in trees if len(tree.bonus) ** paths <= MOST_FOLLOWED)
     return judge(verifier, [(tree, paths) for tree in trees])
 
 
-def measuring_trees() -> list[PrefixTree]:
+@cache
+def measuring_trees() -> tuple[PrefixTree, ...]:
     """Trees on which every known lossy verifier of several paths shows: V = 3, L = 1..2, zeros and ties among them."""
     ties = PrefixTree.iid([0.5, 0.25, 0.25], [0.25, 0.25, 0.5], 2)
     zeros = PrefixTree.markov(
         [[0, 0.5, 0.5], [0.25, 0.75, 0], [1, 0, 0]], [[0.5, 0.5, 0], [0.2, 0.4, 0.4], [0, 0, 1]], 2
     )
     shapes = [(3, 1), (3, 2), (2, 2)]
-    return [ties, zeros, *(PrefixTree.random(v, d, seed, 1.0) for seed, (v, d) in enumerate(shapes * 2))]
+    return ties, zeros, *(PrefixTree.random(v, d, seed, 1.0) for seed, (v, d) in enumerate(shapes * 2))
 
 
 def tables() -> Iterator[tuple[Verifier, PrefixTree]]:
