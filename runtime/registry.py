@@ -44,6 +44,7 @@ class Verifier:
             i = 1..L, where that does not depend on how many more are drafted; None if it does, or is not known.
         make: makes the algorithm with other settings, `make(**options) -> Verify`; None if there are none.
         options: the settings that `make` takes.
+        settings: those that were given to `make`.
         needs: what must be provided before `verify` can run, for people; "" if nothing.
     """
 
@@ -63,9 +64,10 @@ class Verifier:
     make: Callable[..., Verify] | None = field(default=None, repr=False)
     options: tuple[str, ...] = ()
     needs: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def configured(self, **options: Any) -> Verifier:
-        """The same verifier with other settings.
+        """The same verifier with these settings; those it was given before stay.
 
         Raises:
             ValueError: it does not have such a setting, or not with that value.
@@ -74,7 +76,8 @@ class Verifier:
         if unknown or self.make is None:
             known = ", ".join(self.options) or "none"
             raise ValueError(f"verifier {self.name!r} has no setting {', '.join(unknown)}; it has {known}")
-        return replace(self, verify=self.make(**options))
+        settings = {**self.settings, **options}
+        return replace(self, verify=self.make(**settings), settings=settings)
 
 
 _VERIFIERS: dict[str, Verifier] = {}

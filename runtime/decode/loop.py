@@ -84,7 +84,8 @@ class Decoding:
             self._check_laws(target)
         self.target = hold(target, self.rows.count)
         vocab = max(vocabulary(model) for model in (target, *method.models))
-        self.sampler = Sampler(logits_processor, not config.do_sample, vocab, self.rows.padding, self.device)
+        greedy = not config.do_sample and not method.joint
+        self.sampler = Sampler(logits_processor, greedy, vocab, self.rows.padding, self.device)
         self.source: Source = method.source(self.rows.count, self.sampler, self.draws, self.agreed)
         self.carry: Carry | None = None
         self.row_after: RowAfter | None = None

@@ -110,6 +110,11 @@ class Method:
         return self.facts.name if tree_verifier is None else tree_verifier.name
 
     @property
+    def joint(self) -> bool:
+        """The verifier compares joint probabilities and can end with the most likely token (setting `token`)."""
+        return not isinstance(self.draft, TreeDraft) and "token" in self.facts.options
+
+    @property
     def branches(self) -> bool:
         """Drafted tokens may have several continuations."""
         return self.paths > 1 or isinstance(self.draft, TreeDraft)
@@ -153,6 +158,17 @@ class Method:
             return replace(self, draft=PromptLookup(config.max_matching_ngram_size or 2), length=count)
         return self if layers is None else replace(self, draft=early_exit(target, layers))
 
+    def decided(self, config: GenerationConfig) -> Method:
+        """The same; if joint probabilities are compared in greedy decoding, with beam drafts and the likeliest token.
+
+        Raises:
+            ValueError: a draft length that a beam search cannot have.
+        """
+        if config.do_sample or not self.joint:
+            return self
+        beams = max(1, self.beams) if self.models else self.beams
+        return replace(self, beams=beams, verifier=self.facts.configured(token="argmax"))
+
     @property
     def facts(self) -> Verifier:
         """The registry's entry."""
@@ -192,7 +208,7 @@ class Method:
             ValueError: models, settings or a prompt that cannot be used.
         """
         check_settings(vars(generation_config).items())
-        method = self.as_set(model, generation_config)
+        method = self.as_set(model, generation_config).decided(generation_config)
         for draft in method.models:
             check_pair(model, draft)
         check_processors(logits_processor, len(input_ids) * self.paths)

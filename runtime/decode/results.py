@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .rows import left_padded
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -70,15 +72,22 @@ class Generation:
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, sequences: Tensor, prompt: int, lengths: Tensor | None = None) -> Tensor:
+def perplexity(
+    model: PreTrainedModel,
+    sequences: Tensor,
+    prompt: int,
+    lengths: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
     """Perplexity [B] of the generated tokens under the model at temperature 1: exp(-mean log model(x_i | x_<i)).
 
     Args:
-        sequences [B, T] int64 without padding before the prompt; prompt: tokens given, at least 1.
+        sequences [B, T] int64; prompt: columns given, at least 1.
         lengths [B] int64: generated tokens that count; None for all T - prompt.
+        attention_mask [B, prompt]: 0 on padding, wherever it stands; None without padding.
 
     Raises:
-        ValueError: nothing was given, or nothing generated.
+        ValueError: nothing was given to a row, or nothing generated.
     """
     if not 1 <= prompt < sequences.shape[1]:
         raise ValueError(f"prompt is {prompt} of {sequences.shape[1]} tokens; want at least one given, one generated")
@@ -87,8 +96,14 @@ def perplexity(model: PreTrainedModel, sequences: Tensor, prompt: int, lengths: 
         lengths = torch.full((len(sequences),), generated)
     if lengths.shape != sequences.shape[:1] or bool(((lengths < 1) | (lengths > generated)).any()):
         raise ValueError(f"lengths is {lengths.tolist()}; want one number in 1..{generated} for each row")
-    logits = model(sequences[:, :-1].to(model.device)).logits[:, prompt - 1 :]
+    ids, padding = left_padded(sequences[:, :prompt], attention_mask)
+    first = torch.tensor(padding, device=sequences.device)[:, None]
+    place = first + torch.arange(sequences.shape[1] - min(padding), device=sequences.device)
+    texts = torch.cat([ids, sequences[:, prompt:]], dim=1).gather(1, place.clamp_max(sequences.shape[1] - 1))
+    logits = model(texts[:, :-1].to(model.device)).logits[:, prompt - max(padding) - 1 :]
     rows = logits.log_softmax(dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    found = rows.gather(-1, sequences[:, prompt:, None].to(rows.device))[..., 0]
-    counts = torch.arange(found.shape[1], device=found.device) < lengths[:, None].to(found.device)
+    found = rows.gather(-1, texts[:, prompt - max(padding) :, None].to(rows.device))[..., 0]
+    begin = (max(padding) - first).to(found.device)
+    place = torch.arange(found.shape[1], device=found.device) - begin
+    counts = (place >= 0) & (place < lengths[:, None].to(found.device))
     return torch.exp(-(found * counts).sum(dim=1) / counts.sum(dim=1))

@@ -10,6 +10,9 @@ beam search under the draft model, not a sample.
 What is guaranteed: the kept prefix x has P(x) >= threshold Q(x); if the draft is the most likely block under Q and
 all of it is kept, P(x) >= threshold (Q(y) / P(y)) max P with y the target's most likely block.
 
+Greedy decoding (`generate` with temperature 0) drafts by beam search, compares the joint probabilities at temperature
+1, and takes the target's most likely token after the kept prefix.
+
 B requests, L drafted tokens, V vocabulary. [MJSD] arXiv:2407.09722, joint-likelihood verification.
 """
 
@@ -85,7 +88,7 @@ def mjsd(threshold: float = DEFAULT_THRESHOLD, token: Literal["sample", "argmax"
     cost="O(L + V)",
     drafts="any",
     make=mjsd,
-    options=("threshold",),
+    options=("threshold", "token"),
 )
 def verify_mjsd(batch: Batch, draws: Draws) -> Verdict:
     """Joint-likelihood acceptance at the default threshold; `mjsd(threshold)` makes others."""

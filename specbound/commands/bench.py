@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from specbound.commands.decode import read_prompts
+from specbound.commands.decode import ADAPTIVE, read_length, read_prompts, shipped_head
+from specbound.commands.deviation import measured_deviation
 from specbound.commands.instance import print_json
 from specbound.commands.options import SEED, Number
 from specbound.commands.pair import pair_options, read_pair
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from specbound.runtime.decode import Generation
+    from specbound.runtime.lengths import LengthPolicy
     from specbound.runtime.models import Pair
 
 
@@ -32,6 +35,9 @@ class Run:
         parts: seconds by part of the loop.
         verification: what verified, "kernels" or "tensor"; None for "plain".
         drafts: what is drafted, as for `decode --drafts`; None for paths of the draft model.
+        adaptive: what stops a draft early, as for `decode --adaptive`; policy: the same as an object.
+        nats: of the generated tokens under the target, per prompt.
+        deviation: of a lossy verifier of one sampled path, on the first text.
     """
 
     verifier: str
@@ -43,9 +49,15 @@ class Run:
     parts: dict[str, float] = field(default_factory=dict)
     verification: str | None = None
     drafts: str | None = None
+    adaptive: str | None = None
+    policy: LengthPolicy | None = None
+    nats: list[float] = field(default_factory=list)
+    deviation: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
+        if self.adaptive is not None:
+            return f"{self.verifier} {self.adaptive} L<={self.length}"
         if self.drafts is not None:
             return f"{self.verifier} {self.drafts} L={self.length}"
         return self.verifier if self.verifier == "plain" else f"{self.verifier} K={self.paths} L={self.length}"
@@ -53,6 +65,11 @@ class Run:
     @property
     def speed(self) -> float:
         return sum(self.tokens) / sum(self.seconds)
+
+    @property
+    def perplexity(self) -> float:
+        """Of all generated tokens under the target."""
+        return math.exp(sum(self.nats) / sum(self.tokens))
 
 
 @click.command(
@@ -71,11 +88,23 @@ class Run:
 @click.option(
     "--count", type=click.IntRange(min=2), default=8, show_default=True, help="How many of the prompts to use."
 )
+@click.option(
+    "--verifiers",
+    metavar="NAME,...",
+    help="Verifiers to try, or all; if not given, token and block, and the best for several paths.",
+)
 @click.option("--lengths", default="2,4,8", show_default=True, help="Draft lengths L to try.")
 @click.option("--paths", default="1,2,4", show_default=True, help="Numbers of paths K to try.")
 @click.option(
     "--drafts", multiple=True, metavar="SPEC", help="Also what is drafted here, as for `decode`; may be repeated."
 )
+@click.option(
+    "--adaptive",
+    type=click.Choice(ADAPTIVE),
+    multiple=True,
+    help="Also drafts that stop early, as for `decode`; may be repeated.",
+)
+@click.option("--head", type=click.Path(dir_okay=False), help="Acceptance head of --adaptive head.")
 @click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True)
 @click.option("--temperature", type=Number(min=0), default=1.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
@@ -85,9 +114,12 @@ def bench(
     models: dict[str, Any],
     prompts_file: str | None,
     count: int,
+    verifiers: str | None,
     lengths: str,
     paths: str,
     drafts: tuple[str, ...],
+    adaptive: tuple[str, ...],
+    head: str | None,
     new_tokens: int,
     temperature: float,
     top_k: int,
@@ -96,17 +128,24 @@ def bench(
 ) -> None:
     """Time plain decoding and every candidate on the same prompts, and recommend one.
 
-    Candidates: token and block verification with one path, the default verifier with several, at every length, and
-    whatever --drafts names (trees are verified by traversal, given tokens as one path). Beside
-    each measured speed stands the one that theory expects from the acceptance statistics of the longest drafts.
+    Candidates: token and block verification with one path, the default verifier with several, or those of --verifiers,
+    at every length; drafts that stop early, with --adaptive; and whatever --drafts names (trees are verified by
+    traversal, given tokens as one path). Beside each measured speed stands the one that theory expects from the
+    acceptance statistics of the longest drafts, and the perplexity of the text under the target; beside a lossy
+    verifier, how far it is from the target.
     """
     from rich.progress import track
 
     from specbound.runtime.processes import is_first, process_count
     from specbound.runtime.tuning import recommend
-    from specbound.runtime.verifiers import default, entries
+    from specbound.runtime.verifiers import get
 
     sizes, counts = _numbers("--lengths", lengths), _numbers("--paths", paths)
+    candidates = _candidates(verifiers, counts)
+    if "head" in adaptive:
+        head = head or shipped_head(models)
+    elif head is not None:
+        raise ValueError(f"--head is {head}; it belongs to --adaptive head")
     texts = _texts(prompts_file)[:count]
     if process_count() > 1 and models["target_tp_plan"] is models["draft_tp_plan"] is None:
         raise ValueError("bench times one copy of the models; under torchrun give --target-tp-plan or --draft-tp-plan")
@@ -114,19 +153,15 @@ def bench(
     sampling: dict[str, Any] = {"do_sample": False} if temperature == 0 else {"do_sample": True, "top_p": 1.0}
     if temperature:
         sampling |= {"temperature": temperature, "top_k": top_k}
-    predictable = [entry for entry in entries() if entry.kept is not None]
-    runs = [Run("plain", 1, 0)]
-    for number in counts:
-        names = [entry.name for entry in predictable] if number == 1 else [default(number).name]
-        runs += [Run(name, number, size) for name in names for size in sizes]
-    runs += _drafters(drafts, sizes)
+    chosen = [Run(name, number, size) for name, number in candidates for size in sizes]
+    runs = [Run("plain", 1, 0), *chosen, *_stopped(candidates, adaptive, head, sizes), *_drafters(drafts, sizes)]
     for run in track(runs, "decoding", console=progress_console(quiet=not is_first()), transient=True):
         for place, text in enumerate([texts[0], *texts]):
             _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
     kept = {
-        entry.name: _kept(pair, Run(entry.name, 1, max(sizes)), texts, new_tokens, sampling, seed)
-        for entry in predictable
-        if 1 in counts
+        name: _kept(pair, Run(name, 1, max(sizes)), texts, new_tokens, sampling, seed)
+        for name, number in candidates
+        if number == 1 and get(name).kept is not None
     }
     found = recommend({run.name: run.tokens for run in runs}, {run.name: run.seconds for run in runs})
     report = {
@@ -148,6 +183,9 @@ def _decode(
     """Decode one prompt; what the warm-up measures is thrown away."""
     import torch
 
+    from specbound.runtime.decode import perplexity
+    from specbound.runtime.verifiers import get
+
     inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.device)
     begin = time.perf_counter()
     if run.verifier == "plain":
@@ -161,7 +199,13 @@ def _decode(
         return
     run.tokens.append(sequences.shape[1] - inputs["input_ids"].shape[1])
     run.seconds.append(seconds)
+    prompt = inputs["input_ids"].shape[1]
+    value = float(perplexity(pair.target, sequences, prompt, attention_mask=inputs["attention_mask"]))
+    run.nats.append(run.tokens[-1] * math.log(value))
     if statistics is not None:
+        if not run.seconds[1:] and _lossy_samples(run, sampling):
+            settings = (run.length, sampling["top_k"], sampling["temperature"])
+            run.deviation = measured_deviation(pair, get(run.verifier), sequences[0], prompt, *settings)
         run.verification = statistics.verification
         run.accepted += statistics.accepted[:, 0].tolist()
         for part, value in statistics.seconds.items():
@@ -175,9 +219,13 @@ def _generate(
 
     from specbound.runtime.decode import generate
     from specbound.runtime.drafting.spec import read_drafts
+    from specbound.runtime.lengths import AcceptanceHeadLength
 
     generator = torch.Generator(pair.device).manual_seed(seed)
-    chosen: dict[str, Any] = {"verifier": run.verifier, "paths": run.paths, "length": run.length, "on_call": on_call}
+    length = run.length if run.policy is None else run.policy
+    if isinstance(length, AcceptanceHeadLength):
+        length.head.to(pair.device)
+    chosen: dict[str, Any] = {"verifier": run.verifier, "paths": run.paths, "length": length, "on_call": on_call}
     settings: dict[str, Any] = {**inputs, **chosen, **sampling}
     draft = read_drafts(run.drafts).bind(pair.target, pair.draft, run.length) if run.drafts else pair.draft
     return generate(pair.target, draft, **settings, generator=generator, max_new_tokens=new_tokens)
@@ -220,13 +268,69 @@ def _described(run: Run, plain: Run, kept: dict[str, Tensor]) -> dict[str, Any]:
 
     entry: dict[str, Any] = {"method": run.name, "verifier": run.verifier, "paths": run.paths, "length": run.length}
     entry |= {"tokens_per_second": run.speed, "speedup": run.speed / plain.speed, "seconds": run.parts}
-    entry["verification"] = run.verification
+    entry |= {"verification": run.verification, "perplexity": run.perplexity}
+    if run.adaptive is not None:
+        entry["adaptive"] = run.adaptive
+    if run.deviation is not None:
+        entry["deviation"] = run.deviation
     if run.accepted:
         entry["block_efficiency"] = 1 + sum(run.accepted) / len(run.accepted)
-    if run.accepted and run.drafts is None and run.verifier in kept:
+    if run.accepted and run.drafts is run.policy is None and run.verifier in kept:
         per_call = sum(run.seconds) / len(run.accepted)
         entry["predicted_tokens_per_second"] = predicted_speed(kept[run.verifier], run.length, per_call)
     return entry
+
+
+def _candidates(verifiers: str | None, counts: list[int]) -> list[tuple[str, int]]:
+    """(verifier, K): those named, or those of known prediction for one path and the default for several.
+
+    Raises:
+        ValueError: a name that cannot be run, or only with another number of paths.
+    """
+    from specbound.runtime.verifiers import default, entries, get
+
+    if verifiers is None:
+        predictable = [entry.name for entry in entries() if entry.kept is not None]
+        return [(name, k) for k in counts for name in (predictable if k == 1 else [default(k).name])]
+    if verifiers == "all":
+        chosen = [entry for entry in entries() if not entry.needs]
+    else:
+        chosen = [get(name.strip()) for name in verifiers.split(",")]
+    for entry in chosen:
+        if entry.needs:
+            raise ValueError(f"--verifiers has {entry.name!r}, which needs {entry.needs}; leave it out")
+        if entry.paths == "single" and 1 not in counts and verifiers != "all":
+            raise ValueError(f"--verifiers has {entry.name!r}, which takes one path; give --paths 1 too")
+    return [(entry.name, k) for k in counts for entry in chosen if k == 1 or entry.paths == "many"]
+
+
+def _stopped(
+    candidates: list[tuple[str, int]], adaptive: tuple[str, ...], head: str | None, lengths: list[int]
+) -> list[Run]:
+    """The candidates of one path whose drafts may stop early, for every rule and every largest length.
+
+    Raises:
+        ValueError: there is no candidate of one path without a state, or no acceptance head.
+    """
+    from specbound.runtime.verifiers import get
+
+    names = [name for name, number in candidates if number == 1 and not get(name).stateful]
+    if adaptive and not names:
+        raise ValueError(f"--adaptive is {adaptive[0]}; it wants a candidate of one path, give --paths 1 too")
+    return [
+        Run(name, 1, size, adaptive=rule, policy=read_length(size, rule, None, head if rule == "head" else None))
+        for rule in dict.fromkeys(adaptive)
+        for name in names
+        for size in lengths
+    ]
+
+
+def _lossy_samples(run: Run, sampling: dict[str, Any]) -> bool:
+    """Whether the deviation of this run can be measured: a lossy verifier of one sampled path of fixed length."""
+    from specbound.runtime.verifiers import get
+
+    plain = sampling["do_sample"] and run.paths == 1 and run.drafts is run.policy is None
+    return plain and not get(run.verifier).lossless
 
 
 def _texts(prompts_file: str | None) -> list[str]:
@@ -254,7 +358,9 @@ def _print_table(report: dict[str, Any]) -> None:
 
     table = Table(caption="by theory: from the acceptance statistics of the longest drafts and the measured call time")
     table.add_column("candidate", no_wrap=True)
-    for column in ("tokens/s", "x plain", "tokens per call", "tokens/s by theory", "verify + overhead"):
+    columns = ["tokens/s", "x plain", "tokens per call", "tokens/s by theory", "verify + overhead", "perplexity"]
+    lossy = any("deviation" in entry for entry in report["decoding"])
+    for column in columns + ["deviation"] * lossy:
         table.add_column(column, justify="right")
     for entry in report["decoding"]:
         parts = entry["seconds"]
@@ -266,6 +372,8 @@ def _print_table(report: dict[str, Any]) -> None:
             f"{entry['block_efficiency']:.3f}" if "block_efficiency" in entry else "1",
             f"{entry['predicted_tokens_per_second']:.1f}" if "predicted_tokens_per_second" in entry else "",
             "" if share is None else f"{100 * share:.0f} %",
+            f"{entry['perplexity']:.1f}",
+            *([f"{entry['deviation']['deviation']:.4f}" if "deviation" in entry else ""] * lossy),
         )
     print_table(table)
     console = Console(highlight=False)

@@ -18,6 +18,7 @@ from specbound.commands.pair import pair_options, read_pair
 from specbound.files import read_text
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
     from torch import Tensor
 
@@ -54,7 +55,13 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
 @click.option("--drafts", metavar="SPEC", help="What is drafted instead: a tree, prompt look-up, .. (see the guide).")
 @click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
+@click.option("--min-length", type=click.IntRange(min=1), help="Least draft length of --adaptive; 1 if not given.")
 @click.option("--threshold", type=Number(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
+@click.option(
+    "--correction",
+    type=click.Choice(("sample", "argmax")),
+    help="The token after the kept ones, of --verifier mjsd; argmax if greedy.",
+)
 @click.option("--deviation", type=Number(0, 1), help="Budget per call of --verifier budgeted, a total variation.")
 @click.option("--setting", multiple=True, metavar="NAME=NUMBER", help="Of the verifier, e.g. floor=0.2 of typical.")
 @click.option(
@@ -66,6 +73,9 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @click.option("--prompt", multiple=True, help="A prompt; may be repeated. Standard input if none is given.")
 @click.option(
     "--prompts", "prompts_file", type=click.Path(dir_okay=False), help="File of prompts: JSON list, or lines."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Prompts decoded together."
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--temperature", type=Number(min=0), default=1.0, show_default=True, help="0 is greedy.")
@@ -80,13 +90,16 @@ def decode(
     length: int,
     drafts: str | None,
     adaptive: str | None,
+    min_length: int | None,
     threshold: float | None,
+    correction: str | None,
     deviation: float | None,
     setting: tuple[str, ...],
     head: str | None,
     beams: int | None,
     prompt: tuple[str, ...],
     prompts_file: str | None,
+    batch_size: int,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -96,11 +109,14 @@ def decode(
 ) -> int:
     """Continue prompts with a target model; drafted tokens that were kept are green, the verifier's own magenta.
 
-    Prompt number i (from 0) is decoded with seed + i. Under torchrun every process decodes its share of the prompts,
-    with the same output as one process; with a tensor-parallel plan all of them decode every prompt together.
+    Prompt number i (from 0) is decoded with seed + i, a batch with the seed of its first prompt. Under torchrun every
+    process decodes its share of the prompts, in batches of its own; with a tensor-parallel plan all of them decode
+    every prompt together. Greedy decoding with --verifier mjsd drafts by beam search and compares joint probabilities.
     After Ctrl-C: what there is so far, and exit code 130.
     """
     prompts = read_prompts(prompt, prompts_file)
+
+    import torch
 
     from specbound.runtime.drafting.spec import read_drafts
     from specbound.runtime.lengths import AcceptanceHeadLength
@@ -108,8 +124,10 @@ def decode(
     from specbound.runtime.registry import Verifier
 
     settings = read_settings(setting)
-    if adaptive is None and threshold is not None:
+    if threshold is not None and adaptive is None:
         settings["threshold"] = threshold
+    if correction is not None:
+        settings["token"] = correction
     if deviation is not None:
         verifier, settings["deviation"] = verifier or "budgeted", deviation
     spec = None if drafts is None else read_drafts(drafts)
@@ -118,14 +136,22 @@ def decode(
     paths = paths if spec is None else spec.paths
     tree = spec is not None and spec.tree
     entry = _tree_verifier(verifier, settings) if tree else _verifier(verifier, paths, settings)
+    if (
+        adaptive
+        and threshold is not None
+        and "threshold" in getattr(entry, "options", ())
+        and "threshold" not in settings
+    ):
+        raise ValueError(
+            f"--threshold is {threshold}; --adaptive {adaptive} and --verifier {entry.name} both have one; it is that "
+            f"of --adaptive, give the verifier's too, as --setting threshold={threshold}"
+        )
     if beams is not None and isinstance(entry, Verifier) and entry.drafts != "any":
         takers = _names(lambda other: other.drafts == "any")
         raise ValueError(f"--beams is {beams}; only --verifier {takers} takes a beam draft")
-    if adaptive == "head" and head is None and models["target"] is None:
-        from specbound.shipped_pair import HEAD
-
-        head = str(HEAD)
-    policy = _length(length, adaptive, threshold, head)
+    if adaptive == "head":
+        head = head or shipped_head(models)
+    policy = read_length(length, adaptive, threshold, head, min_length)
     sampling: dict[str, Any] = (
         {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
     )
@@ -137,26 +163,32 @@ def decode(
     draft: Any = pair.draft if spec is None else spec.bind(pair.target, pair.draft, length)
     chosen = {"draft": draft, "verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
     chosen |= sampling | {"max_new_tokens": max_new_tokens}
-    outputs = _decode_all(pair, prompts, chosen, seed, as_json)
+    outputs = _decode_all(pair, prompts, chosen, seed, batch_size, as_json)
     if as_json and is_first():
-        shown = {
+        shown = models | {"device": str(pair.device), "threads": torch.get_num_threads()}
+        shown |= {
             "verifier": entry.name,
             "verifier_settings": settings,
             "paths": paths,
             "length": length,
             "drafts": drafts,
             "adaptive": adaptive,
+            "min_length": min_length,
             "threshold": threshold,
+            "head": head,
+            "beams": beams,
+            "batch_size": batch_size,
         }
-        shown |= sampling | {"seed": seed, "max_new_tokens": max_new_tokens}
+        shown |= {"do_sample": temperature > 0, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        shown |= {"seed": seed, "max_new_tokens": max_new_tokens, "versions": _versions()}
         print_json({"settings": shown, "outputs": outputs, "total": _total(outputs)})
     return INTERRUPTED if any(output["interrupted"] for output in outputs) else 0
 
 
 def _decode_all(
-    pair: Pair, prompts: list[str], chosen: dict[str, Any], seed: int, as_json: bool
+    pair: Pair, prompts: list[str], chosen: dict[str, Any], seed: int, batch_size: int, as_json: bool
 ) -> list[dict[str, Any]]:
-    """Decode the prompts, as many as there are processes at a time unless these hold one model together.
+    """Decode the prompts in batches, as many as there are processes at a time unless these hold one model together.
 
     Process 0 prints, and gets the outputs in the order of the prompts.
     """
@@ -168,16 +200,16 @@ def _decode_all(
     console = Console(highlight=False, quiet=as_json or not is_first())
     numbered = list(enumerate(prompts, start=seed))
     if process_count() == 1 or is_cut(pair.target) or is_cut(pair.draft):
-        outputs = _decode_in_turn(pair, numbered, chosen, console)
+        outputs = _decode_in_turn(pair, numbered, chosen, batch_size, console)
     else:
-        outputs = _decode_shares(pair, numbered, chosen, console)
+        outputs = _decode_shares(pair, numbered, chosen, batch_size, console)
     if len(outputs) > 1:
         _print_total(console, _total(outputs))
     return outputs
 
 
 def _decode_shares(
-    pair: Pair, numbered: list[tuple[int, str]], chosen: dict[str, Any], console: Console
+    pair: Pair, numbered: list[tuple[int, str]], chosen: dict[str, Any], batch_size: int, console: Console
 ) -> list[dict[str, Any]]:
     """Decode this process's share of the prompts; gather what the others printed and found."""
     from rich.console import Console
@@ -191,44 +223,80 @@ def _decode_shares(
     page = io.StringIO()
     own = Console(highlight=False, file=page, force_terminal=console.is_terminal, width=console.width)
     with PartialState(cpu=pair.device.type == "cpu").split_between_processes(numbered) as mine:
-        outputs = _decode_in_turn(pair, mine, chosen, own)
+        outputs = _decode_in_turn(pair, mine, chosen, batch_size, own)
     for text in gather_object([page.getvalue()]):
         console.out(text, end="", highlight=False)
     return gather_object(outputs)
 
 
 def _decode_in_turn(
+    pair: Pair, numbered: list[tuple[int, str]], chosen: dict[str, Any], batch_size: int, console: Console
+) -> list[dict[str, Any]]:
+    """Decode (seed, prompt) batch after batch, a single prompt printed as it grows; an interrupt ends the list."""
+    outputs: list[dict[str, Any]] = []
+    for start in range(0, len(numbered), batch_size):
+        batch = numbered[start : start + batch_size]
+        outputs += _decode_batch(pair, batch, chosen, console)
+        if outputs[-1]["interrupted"]:
+            break
+    return outputs
+
+
+def _decode_batch(
     pair: Pair, numbered: list[tuple[int, str]], chosen: dict[str, Any], console: Console
 ) -> list[dict[str, Any]]:
-    """Decode (seed, prompt) one after the other, each printed as it grows; an interrupt ends the list."""
+    """Decode some prompts together, with the seed of the first, and say what became of each."""
     import torch
 
     from specbound.runtime.decode import generate, perplexity
 
-    outputs: list[dict[str, Any]] = []
-    for seed, text in numbered:
-        inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.device)
-        marked = MarkedStream(pair.tokenizer, console)
-        output = generate(
-            pair.target,
-            **inputs,
-            **chosen,
-            streamer=marked,
-            on_call=marked.on_call,
-            generator=torch.Generator(pair.device).manual_seed(seed),
-        )
-        outputs.append(_described(text, marked, output))
-        if not chosen["verifier"].lossless and marked.tokens:
-            begin = inputs["input_ids"].shape[1]
-            outputs[-1]["perplexity"] = float(perplexity(pair.target, output.sequences, begin))
-            if _solvable(pair, chosen):
+    texts = [text for _, text in numbered]
+    marked = [MarkedStream(pair.tokenizer, console) for _ in texts]
+    alone = len(texts) == 1
+    inputs = _encoded(pair, texts)
+    output = generate(
+        pair.target,
+        **inputs,
+        **chosen,
+        streamer=marked[0] if alone else None,
+        on_call=marked[0].on_call if alone else None,
+        generator=torch.Generator(pair.device).manual_seed(numbered[0][0]),
+    )
+    given, statistics = inputs["input_ids"].shape[1], output.statistics
+    lengths = (statistics.emitted * statistics.active).sum(dim=0)
+    complete = bool(lengths.all())
+    perplexities = (
+        perplexity(pair.target, output.sequences, given, lengths, inputs["attention_mask"]) if complete else None
+    )
+    found: list[dict[str, Any]] = []
+    for row, (text, stream) in enumerate(zip(texts, marked, strict=True)):
+        if not alone:
+            stream.replay(output, row, inputs)
+        found.append(_described(text, stream, output, row))
+        if perplexities is not None:
+            found[-1]["perplexity"] = float(perplexities[row])
+            if not chosen["verifier"].lossless and _solvable(pair, chosen):
                 sampled = (chosen["length"], chosen["top_k"], chosen["temperature"])
-                found = measured_deviation(pair, chosen["verifier"], output.sequences[0], begin, *sampled)
-                outputs[-1]["deviation"] = found
-        _print_summary(console, outputs[-1])
-        if output.statistics.interrupted:
-            break
-    return outputs
+                text_ids, begin = stream.text_ids(pair.device)
+                found[-1]["deviation"] = measured_deviation(pair, chosen["verifier"], text_ids, begin, *sampled)
+        _print_summary(console, found[-1])
+    return found
+
+
+def _encoded(pair: Pair, texts: list[str]) -> Any:
+    """Token ids and mask [B, n], padded on the left."""
+    tokenizer = pair.tokenizer
+    if len(texts) > 1 and tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    padding: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+    return tokenizer(texts, return_tensors="pt", return_token_type_ids=False, **padding).to(pair.device)
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides which tokens come out."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("specbound", "torch", "transformers")}
 
 
 class MarkedStream:
@@ -265,6 +333,23 @@ class MarkedStream:
             if not text.endswith("\ufffd"):
                 self._print(text[self.printed :], DRAFTED if place < self.kept else CORRECTED)
                 self.printed = len(text)
+
+    def replay(self, output: Generation, row: int, inputs: Any) -> None:
+        """Show a row of a batch that was decoded without a streamer."""
+        statistics, given = output.statistics, inputs["input_ids"].shape[1]
+        self.put(inputs["input_ids"][row][inputs["attention_mask"][row].bool()])
+        for call in statistics.active[:, row].nonzero()[:, 0].tolist():
+            self.kept, stop = int(statistics.accepted[call, row]), given + int(statistics.emitted[call, row])
+            self.put(output.sequences[row, given:stop])
+            given = stop
+        self.end()
+
+    def text_ids(self, device: torch.device) -> tuple[Tensor, int]:
+        """The prompt and the tokens after it [T], and how many tokens the prompt has."""
+        import torch
+
+        assert self.prompt is not None
+        return torch.tensor([*self.prompt, *self.tokens], device=device), len(self.prompt)
 
     def end(self) -> None:
         """Close the line."""
@@ -305,10 +390,14 @@ def _verifier(name: str | None, paths: int, settings: dict[str, Any]) -> Verifie
     entry = get(name) if name else default(paths)
     if entry.needs:
         raise ValueError(f"--verifier is {entry.name!r}, which needs {entry.needs}; choose another verifier")
-    for option, belongs in (("threshold", "--adaptive and to --verifier"), ("deviation", "--verifier")):
-        if option in settings and option not in entry.options:
-            takers = _names(partial(_takes, option))
-            raise ValueError(f"--{option} is {settings[option]}; it belongs to {belongs} {takers}")
+    for option, setting, belongs in (
+        ("threshold", "threshold", "--adaptive and to --verifier"),
+        ("deviation", "deviation", "--verifier"),
+        ("correction", "token", "--verifier"),
+    ):
+        if setting in settings and setting not in entry.options:
+            takers = _names(partial(_takes, setting))
+            raise ValueError(f"--{option} is {settings[setting]}; it belongs to {belongs} {takers}")
     return entry.configured(**settings) if settings else entry
 
 
@@ -332,16 +421,32 @@ def _names(takes: Callable[[Verifier], bool]) -> str:
     return ", ".join(entry.name for entry in entries() if takes(entry))
 
 
-def _length(length: int, adaptive: str | None, threshold: float | None, head: str | None) -> int | LengthPolicy:
-    """The draft length, or the policy that stops drafts early."""
+def shipped_head(models: dict[str, Any]) -> str | None:
+    """The file of the shipped pair's acceptance head, if that is the pair."""
+    from specbound.shipped_pair import HEAD
+
+    return None if models["target"] is not None else str(HEAD)
+
+
+def read_length(
+    length: int, adaptive: str | None, threshold: float | None, head: str | None, minimum: int | None = None
+) -> int | LengthPolicy:
+    """The draft length, or the policy that stops drafts early.
+
+    Raises:
+        ValueError: an option of an adaptive length without one, or no file of a head.
+    """
     from specbound.runtime import lengths
     from specbound.runtime.acceptance_head import AcceptanceHead
 
     if head is not None and adaptive != "head":
         raise ValueError(f"--head is {head}; it belongs to --adaptive head")
     if adaptive is None:
+        if minimum is not None:
+            raise ValueError(f"--min-length is {minimum}; it belongs to --adaptive")
         return length
-    bounds: dict[str, Any] = {"maximum": length} if threshold is None else {"maximum": length, "threshold": threshold}
+    bounds: dict[str, Any] = {"maximum": length}
+    bounds |= {name: value for name, value in (("minimum", minimum), ("threshold", threshold)) if value is not None}
     if adaptive == "entropy":
         return lengths.EntropyLength(**bounds)
     if adaptive == "confidence":
@@ -391,19 +496,24 @@ def read_prompts(given: tuple[str, ...], file: str | None) -> list[str]:
     return [text]
 
 
-def _described(prompt: str, marked: MarkedStream, output: Generation) -> dict[str, Any]:
+def _described(prompt: str, marked: MarkedStream, output: Generation, row: int) -> dict[str, Any]:
+    """What became of one prompt; the seconds are those of its whole batch."""
     statistics = output.statistics
     seconds = sum(statistics.seconds.values())
+    active = statistics.active[:, row]
+    accepted = statistics.accepted[active, row]
+    drafted = int(statistics.drafted[active, row].sum()) * statistics.paths
     return {
         "prompt": prompt,
         "text": marked.tokenizer.decode(marked.tokens),
         "tokens": len(marked.tokens),
         "origins": marked.origins,
-        "calls": statistics.calls,
-        "accepted": statistics.accepted[:, 0].tolist() if statistics.calls else [],
-        "drafted": statistics.discarded + int(statistics.accepted.sum()),
-        "discarded": statistics.discarded,
-        "block_efficiency": statistics.block_efficiency,
+        "calls": len(accepted),
+        "accepted": accepted.tolist(),
+        "drafted": drafted,
+        "discarded": drafted - int(accepted.sum()),
+        "block_efficiency": float((accepted + 1).double().mean()) if len(accepted) else 0.0,
+        "batch": output.sequences.shape[0],
         "tokens_per_second": len(marked.tokens) / seconds,
         "seconds": statistics.seconds,
         "interrupted": statistics.interrupted,
@@ -416,9 +526,11 @@ def _total(outputs: list[dict[str, Any]]) -> dict[str, Any]:
 
     per_call = [kept + 1 for output in outputs for kept in output["accepted"]]
     sums = {name: sum(output[name] for output in outputs) for name in ("tokens", "calls", "drafted", "discarded")}
+    seconds = sum(sum(output["seconds"].values()) / output["batch"] for output in outputs)
     return {
         "prompts": len(outputs),
         **sums,
+        "tokens_per_second": sums["tokens"] / seconds,
         "block_efficiency": sum(per_call) / len(per_call) if per_call else 0.0,
         "interval": list(mean_interval(per_call)) if len(per_call) > 1 else None,
         "interrupted": any(output["interrupted"] for output in outputs),
@@ -429,8 +541,8 @@ def _print_total(console: Console, total: dict[str, Any]) -> None:
     interval = "[{:.2f}, {:.2f}]".format(*total["interval"]) if total["interval"] else ""
     console.print(
         f"{total['prompts']} prompts: {total['tokens']} tokens in {total['calls']} target calls: "
-        f"{total['block_efficiency']:.2f} {interval} per call; {total['discarded']} of {total['drafted']} drafted "
-        "tokens discarded",
+        f"{total['block_efficiency']:.2f} {interval} per call, {total['tokens_per_second']:.1f} tokens/s; "
+        f"{total['discarded']} of {total['drafted']} drafted tokens discarded",
         style="dim",
         markup=False,
     )

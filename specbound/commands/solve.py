@@ -14,6 +14,7 @@ from specbound.commands.draft_length import solve_draft_length
 from specbound.commands.drafts import drafted_optima, write_files
 from specbound.commands.frontier import draw_frontier, lossy_results, read_deviation
 from specbound.commands.instance import OutputFile, given_options, instance_options, print_json, read_instance
+from specbound.commands.routes import SOLVERS, agreement, routes
 from specbound.commands.terminal import print_table
 from specbound.files import replacing, write_text
 
@@ -46,6 +47,13 @@ OBJECTIVES = ("lossless", "block-transport", "all")
 )
 @click.option("--tokens", type=click.IntRange(min=1), help="Also count the target calls for N tokens, carries allowed.")
 @click.option("--tolerance", type=float, default=1e-6, show_default=True, help="Largest certified gap of an optimum.")
+@click.option(
+    "--solver",
+    "solvers",
+    type=click.Choice([*SOLVERS, "all"]),
+    multiple=True,
+    help="Also solve by HiGHS, CVXPY or POT (block transport), on small trees; may be repeated.",
+)
 @click.option("--certificate", type=OutputFile(), help="Write the certificate of the (lossless) optimum, JSON.")
 @click.option("--emit", type=OutputFile(), help="Write the optimal (lossless) verifier as a table, JSON.")
 @click.option("--plot", type=OutputFile(PICTURES), help="Draw the tree and the values against K and L (png, svg, pdf).")
@@ -70,6 +78,7 @@ def solve(
     objective: str,
     tokens: int | None,
     tolerance: float,
+    solvers: tuple[str, ...],
     emit: str | None,
     certificate: str | None,
     plot: str | None,
@@ -79,16 +88,17 @@ def solve(
     mdp_file: str | None,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Expected acceptance length of the verifiers, and the certified optima, of one instance.
 
-    Values are drafted tokens kept per target call; the correction token is not counted.
+    Values are drafted tokens kept per target call; the correction token is not counted. With --solver the optima are
+    computed by other routes too; exit code 1 if they do not agree.
     """
     if mdp_file is not None:
         if others := [option for option in given_options(context) if option not in ("--mdp", "--json")]:
             raise ValueError(f"--mdp is a problem of its own; leave out {others[0]}")
         solve_draft_length(mdp_file, as_json)
-        return
+        return 0
     if not 0 < tolerance < 1:
         raise ValueError(f"--tolerance is {tolerance}; want a small positive number, e.g. 1e-6")
     if options["random_vocab"] is None and (alone := {"--seed", "--concentration"} & {*given_options(context)}):
@@ -96,7 +106,9 @@ def solve(
     allowed = None if deviation is None else read_deviation(deviation)
     description, tree = read_instance(**options)
     if spec is not None:
-        if alone := {"--paths", "--emit", "--tokens", "--deviation", "--frontier"} & {*given_options(context)}:
+        if alone := {"--paths", "--emit", "--tokens", "--deviation", "--frontier", "--solver"} & {
+            *given_options(context)
+        }:
             raise ValueError(f"{min(alone)} is about K independent paths; leave it out with --drafts")
         objectives = asked(objective)
         drafted = drafted_optima(tree, spec, objectives, tolerance)
@@ -105,7 +117,7 @@ def solve(
         write_files(tree, best, tolerance, certificate, plot)
         description |= {"drafts": str(best.drafts), "drafted_nodes": float(best.nodes)}
         show(description, [*known, *map(optimum_result, drafted.values())], as_json)
-        return
+        return 0
     optima = certified_optima(tree, paths, objective, tolerance)
     wanted = optima["block-transport" if objective == "block-transport" else "lossless"]
     results = [*known_results(tree, paths, objective), *map(optimum_result, optima.values())]
@@ -120,17 +132,38 @@ def solve(
         results += lossy_results(tree, paths, allowed, tolerance)
     if frontier is not None:
         draw_frontier(tree, paths, Path(frontier))
-    show(description | {"paths": paths} | ({} if tokens is None else {"tokens": tokens}), results, as_json, counted)
+    if solvers:
+        results += routes(tree, paths, asked(objective), solvers, tolerance)
+    agreed = agreement(results, tolerance)
+    show(
+        description | {"paths": paths} | ({} if tokens is None else {"tokens": tokens}),
+        results,
+        as_json,
+        counted,
+        agreed,
+    )
+    return 0 if all(found["agree"] for found in agreed.values()) else 1
 
 
 def show(
-    description: dict[str, Any], results: list[dict[str, Any]], as_json: bool, counted: Sequence[dict[str, Any]] = ()
+    description: dict[str, Any],
+    results: list[dict[str, Any]],
+    as_json: bool,
+    counted: Sequence[dict[str, Any]] = (),
+    agreed: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Print the results, for machines or for people; `counted` are those about target calls for N tokens."""
+    """Print the results, for machines or for people.
+
+    Args:
+        counted: those about target calls for N tokens; agreed: what `routes.agreement` found.
+    """
     if as_json:
-        print_json({"instance": description, "results": [*results, *counted]})
+        print_json({"instance": description, "results": [*results, *counted]} | ({"routes": agreed} if agreed else {}))
         return
     print_results(description, results, "drafted tokens kept per target call (correction token not counted)")
+    for objective, found in (agreed or {}).items():
+        verdict = "agree" if found["agree"] else "DO NOT AGREE"
+        click.echo(f"{objective}: {found['routes']} routes {verdict}, values within {found['difference']:.0e}")
     if counted:
         print_results(description, counted, f"expected target calls for {description['tokens']} tokens")
 
@@ -286,7 +319,7 @@ def print_results(instance: dict[str, Any], results: Sequence[dict[str, Any]], v
     for name in ("", "value", "exact", "gap", "source"):
         table.add_column(name, justify="left" if name in ("", "source") else "right", no_wrap=True)
     for result in results:
-        optimum = result["name"].endswith("optimum")
+        optimum = "-optimum" in result["name"]
         exact = result["exact"] if result["exact"] is not None and len(result["exact"]) <= 15 else ""
         gap = f"{result['gap']:.0e}" if optimum else ""
         row = (result["name"], f"{result['value']:.6f}", exact, gap, _paper(result["source"] or ""))

@@ -176,6 +176,23 @@ def test_joint_decoding_keeps_the_blocks_of_a_plain_beam_search(family, beams):
     assert len(kept) > 1
 
 
+def test_greedy_joint_decoding_compares_joint_probabilities_of_beam_drafts_and_ends_with_the_likeliest_token():
+    target, draft, ids = tiny("llama", 0, vocab=6, layers=2), tiny("llama", 1, vocab=6), torch.tensor([[4, 5, 1]])
+    entry = registry.get("mjsd").configured(threshold=0.02)
+    settings = {"length": 3, "max_new_tokens": 12}
+    for beams in (0, 1, 3):
+        greedy = generate(target, draft, ids, verifier=entry, beams=beams, do_sample=False, **settings)
+        same = entry.configured(token="argmax")
+        explicit = generate(target, draft, ids, verifier=same, beams=max(1, beams), **settings, **EXACT)
+        assert greedy.sequences.tolist() == explicit.sequences.tolist()
+    matched = generate(target, draft, ids, verifier="token", do_sample=False, **settings)
+    assert greedy.statistics.block_efficiency > matched.statistics.block_efficiency
+    strict = entry.configured(threshold=1.0)
+    assert strict.settings == {"threshold": 1.0}
+    plain = generate(target, draft, ids, verifier=strict, do_sample=False, **settings)
+    assert plain.sequences.tolist() == matched.sequences.tolist()
+
+
 def test_perplexity_is_that_of_the_chain_rule():
     model = tiny("llama", 0, vocab=6)
     sequences = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 5]])
@@ -187,6 +204,21 @@ def test_perplexity_is_that_of_the_chain_rule():
     for lengths in ([0, 2], [1, 3], [1]):
         with pytest.raises(ValueError, match=r"want one number in 1\.\.2 for each row"):
             perplexity(model, sequences, 2, torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_wherever_it_stands_does_not_change_the_perplexity(family):
+    model = tiny(family, 0, vocab=6)
+    prompts, texts = ([[9, 9, 3], [4, 9, 1], [4, 5, 1]], [[2, 4], [2, 0], [1, 1]])
+    mask = torch.tensor(prompts) != 9
+    sequences = torch.tensor(
+        [[*(0 if t == 9 else t for t in p), *more] for p, more in zip(prompts, texts, strict=True)]
+    )
+    found = perplexity(model, sequences, 3, torch.tensor([2, 1, 2]), mask)
+    for row, (real, count) in enumerate(zip(mask, (2, 1, 2), strict=True)):
+        alone = torch.cat([sequences[row, :3][real], sequences[row, 3 : 3 + count]])[None]
+        assert float(found[row]) == pytest.approx(float(perplexity(model, alone, int(real.sum()))[0]), rel=1e-12)
+    assert not torch.allclose(found, perplexity(model, sequences, 3, torch.tensor([2, 1, 2])))
 
 
 def drop_one(self: CachedModel, base: list[int]) -> None:

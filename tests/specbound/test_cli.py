@@ -301,6 +301,36 @@ def test_bench_recommends_a_candidate_and_says_how_sure(run):
     assert 0 <= report["recommendation"]["confidence"] <= 1
 
 
+def test_bench_takes_any_verifier_and_drafts_that_stop_early(run):
+    small = ("--count", "2", "--lengths", "3", "--paths", "1,2", "--new-tokens", "8", "--top-k", "3")
+    chosen = ("--verifiers", "typical,key-race", "--adaptive", "entropy", "--adaptive", "head")
+    code, out, err = run("bench", *small, *chosen, "--json")
+    assert code == 0, err
+    entries = {entry["method"]: entry for entry in json.loads(out)["decoding"]}
+    names = [f"{name} K={k} L=3" for k, name in ((1, "typical"), (1, "key-race"), (2, "key-race"))]
+    stopped = [f"{name} {rule} L<=3" for rule in ("entropy", "head") for name in ("typical", "key-race")]
+    assert list(entries) == ["plain", *names, *stopped]
+    assert all(entry["perplexity"] > 1 for entry in entries.values())
+    assert [name for name, entry in entries.items() if "deviation" in entry] == [names[0]]
+    assert 0 < entries[names[0]]["deviation"]["deviation"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--verifiers", "tokn"), "verifier is 'tokn'"),
+        (("--verifiers", "table"), "--verifiers has 'table', which needs"),
+        (("--verifiers", "token", "--paths", "2"), "takes one path; give --paths 1 too"),
+        (("--adaptive", "entropy", "--paths", "2"), "wants a candidate of one path"),
+        (("--head", "x"), "belongs to --adaptive head"),
+    ],
+)
+def test_bench_refuses_candidates_that_cannot_run(run, options, message):
+    code, _, err = run("bench", *options)
+    assert code == 2
+    assert message in err
+
+
 def test_decode_marks_every_token_with_its_origin(run):
     code, out, _ = run("decode", "--prompt", "def main(", "--max-new-tokens", "12", "--top-k", "4", "--json")
     (output,) = json.loads(out)["outputs"]
@@ -319,7 +349,47 @@ def test_decode_takes_adaptive_lengths_and_joint_acceptance(run, options):
     (output,) = json.loads(out)["outputs"]
     assert code == 0
     assert output["tokens"] == 10
-    assert ("perplexity" in output) == ("mjsd" in options)
+    assert output["perplexity"] > 1
+
+
+def test_decoding_in_batches_gives_each_prompt_what_it_gets_alone(run):
+    """Greedily, where the seed decides nothing; statistics, origins and perplexity by row."""
+    prompts = ("--prompt", "def main(", "--prompt", "import", "--prompt", "class A:\n    x = ")
+    options = ("--temperature", "0", "--max-new-tokens", "9", "--json")
+    alone, together = (json.loads(run("decode", *prompts, *options, "--batch-size", size)[1]) for size in ("1", "2"))
+    for one, other in zip(alone["outputs"], together["outputs"], strict=True):
+        for name in ("prompt", "text", "tokens", "origins", "calls", "accepted", "drafted", "block_efficiency"):
+            assert one[name] == other[name]
+        assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-4)
+    assert [output["batch"] for output in together["outputs"]] == [2, 2, 1]
+    assert "class A:" in run("decode", *prompts, *options[:-1], "--batch-size", "3")[1]
+
+
+def test_greedy_mjsd_from_the_command_line_is_mjsd_with_its_threshold(run):
+    options = ("--prompt", "def main(", "--temperature", "0", "--max-new-tokens", "16", "--verifier", "mjsd", "--json")
+    kept = []
+    for threshold in ("0", "0.3", "1"):
+        report = json.loads(run("decode", *options, "--threshold", threshold, "--correction", "argmax")[1])
+        assert report["settings"]["verifier_settings"] == {"threshold": float(threshold), "token": "argmax"}
+        kept.append(report["outputs"][0]["block_efficiency"])
+    assert kept[0] == 5 > kept[1] > kept[2] == 1
+
+
+def test_the_settings_that_decode_reports_repeat_the_run(run):
+    options = ("--adaptive", "head", "--min-length", "2", "--threshold", "0.3", "--top-k", "9", "--seed", "3")
+    first = json.loads(run("decode", "--prompt", "def main(", "--max-new-tokens", "10", *options, "--json")[1])
+    assert {"specbound", "torch", "transformers"} == first["settings"].pop("versions").keys()
+    again, settings = [], first["settings"]
+    assert settings.pop("verifier_settings") == {}
+    assert settings.pop("do_sample")
+    for name, value in settings.items():
+        if value not in (None, False):
+            again += [f"--{name.replace('_', '-')}", str(value)]
+    second = json.loads(run("decode", "--prompt", first["outputs"][0]["prompt"], *again, "--json")[1])
+    assert second["outputs"][0]["origins"] == first["outputs"][0]["origins"]
+    assert second["outputs"][0]["text"] == first["outputs"][0]["text"]
+    third = json.loads(run("decode", "--prompt", "def main(", *again, "--json", "--seed", "4")[1])
+    assert third["outputs"][0]["text"] != first["outputs"][0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -350,6 +420,9 @@ def test_decode_measures_the_deviation_of_a_lossy_verifier_beside_the_perplexity
         (("--threshold", "0.5"), "belongs to --adaptive and to --verifier mjsd"),
         (("--adaptive", "head", "--target", "gpt2", "--draft", "gpt2"), "--head is missing"),
         (("--head", "x"), "belongs to --adaptive head"),
+        (("--min-length", "2"), "belongs to --adaptive"),
+        (("--correction", "argmax"), "--correction is argmax; it belongs to --verifier mjsd"),
+        (("--adaptive", "entropy", "--verifier", "mjsd", "--threshold", "0.5"), "--verifier mjsd both have one"),
         (("--paths", "2", "--adaptive", "entropy"), "wants one sampled path"),
     ],
 )
@@ -587,3 +660,27 @@ def test_experiments_are_listed_and_write_what_they_found(run, tmp_path):
     code, _, err = run("experiment", "block-verification", *small, "--temperature", "1", "--draft-temperature", "1")
     assert code == 2
     assert "--temperature is that of both models" in err
+
+
+def test_three_routes_agree_on_the_optima(run, monkeypatch):
+    from specbound.theory import block_transport
+
+    arguments = (*PUBLISHED, "--paths", "2", "--solver", "all")
+    code, out, _ = run(*arguments, "--json")
+    report = json.loads(out)
+    found = {entry["name"]: entry["value"] for entry in report["results"]}
+    assert code == 0
+    for objective, solvers, value in (
+        ("lossless", ("highs", "cvxpy"), 131 / 81),
+        ("block-transport", ("pot",), 134 / 81),
+    ):
+        for solver in solvers:
+            assert found[f"{objective}-optimum ({solver})"] == pytest.approx(value, abs=1e-7)
+    assert "lossless-optimum (pot)" not in found
+    assert [entry["routes"] for entry in report["routes"].values()] == [3, 4]
+    pot = block_transport.pot_optimum
+    monkeypatch.setattr(block_transport, "pot_optimum", lambda tree, paths: pot(tree, paths - 1))
+    code, out, _ = run(*arguments, "--objective", "block-transport")
+    assert code == 1
+    assert "4 routes DO NOT AGREE" in out
+    assert "is no transport problem" in run(*PUBLISHED, "--objective", "lossless", "--solver", "pot")[2]
