@@ -50,7 +50,7 @@ class Run:
     verification: str | None = None
     drafts: str | None = None
     adaptive: str | None = None
-    policy: LengthPolicy | None = None
+    policy: int | LengthPolicy | None = None
     nats: list[float] = field(default_factory=list)
     deviation: dict[str, Any] | None = None
 
@@ -275,7 +275,7 @@ def _described(run: Run, plain: Run, kept: dict[str, Tensor]) -> dict[str, Any]:
         entry["deviation"] = run.deviation
     if run.accepted:
         entry["block_efficiency"] = 1 + sum(run.accepted) / len(run.accepted)
-    if run.accepted and run.drafts is run.policy is None and run.verifier in kept:
+    if run.accepted and run.drafts is None and run.policy is None and run.verifier in kept:
         per_call = sum(run.seconds) / len(run.accepted)
         entry["predicted_tokens_per_second"] = predicted_speed(kept[run.verifier], run.length, per_call)
     return entry
@@ -329,7 +329,7 @@ def _lossy_samples(run: Run, sampling: dict[str, Any]) -> bool:
     """Whether the deviation of this run can be measured: a lossy verifier of one sampled path of fixed length."""
     from specbound.runtime.verifiers import get
 
-    plain = sampling["do_sample"] and run.paths == 1 and run.drafts is run.policy is None
+    plain = sampling["do_sample"] and run.paths == 1 and run.drafts is None and run.policy is None
     return plain and not get(run.verifier).lossless
 
 

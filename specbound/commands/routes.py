@@ -69,10 +69,12 @@ def _result(tree: PrefixTree, paths: int, objective: str, solver: str, tolerance
     else:
         from specbound.theory.block_transport import pot_optimum
         from specbound.theory.multi_path import antichain
+        from specbound.theory.multi_path.certificates import check_objective
 
-        solved: Any = (
-            pot_optimum(tree, paths) if solver == "pot" else antichain.optimum(tree, paths, objective, tolerance)
-        )  # type: ignore[arg-type]
+        if solver == "pot":
+            solved = pot_optimum(tree, paths)
+        else:
+            solved = antichain.optimum(tree, paths, check_objective(objective), tolerance)
         value, bound, exact = solved.value, solved.bound, solved.exact
     return {
         "name": f"{objective}-optimum ({solver})",
