@@ -5,6 +5,7 @@ Letters: V vocabulary size, L draft length, K paths.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -72,7 +73,7 @@ def explain(lab: Laboratory, failed: list[Case], stateful: bool, tolerance: floa
         again = "asked again about an instance on which it went wrong, the code answers otherwise"
         search.breakdowns.setdefault("changed", Breakdown("changed", again, *start.instance.size))
         found, evidence, deviation = Shrunk(tree, paths, 1), start.evidence, start.deviation
-    causes = () if stateful else likely_causes([(found.tree, found.paths, evidence), *_largest(failed)])
+    causes = () if stateful else likely_causes([(found.tree, found.paths, evidence), *_largest(failed, lab)])
     story = _counterexample(lab, found, evidence, deviation, causes)
     return Explained(story, causes, tuple(search.breakdowns.values()))
 
@@ -104,10 +105,14 @@ class _Failing:
         return True
 
 
-def _largest(failed: list[Case]) -> list[Compared]:
-    """The largest failing cases."""
+def _largest(failed: list[Case], lab: Laboratory) -> list[Compared]:
+    """The largest failing cases; with their laws in float64 if these are to be had."""
     order = sorted(failed, key=lambda case: (case.instance.tree.size * case.instance.paths, -case.instance.tree.length))
-    return [(case.instance.tree, case.instance.paths, case.evidence) for case in order[-COMPARED:] if case.evidence]
+    compared = [(case.instance.tree, case.instance.paths, case.evidence) for case in order[-COMPARED:]]
+    if lab.precise:
+        with contextlib.suppress(Broken):
+            compared = [(tree, paths, lab.evidence(tree, paths)) for tree, paths, _ in compared]
+    return [(tree, paths, evidence) for tree, paths, evidence in compared if evidence is not None]
 
 
 def likely_causes(compared: list[Compared]) -> tuple[str, ...]:
@@ -119,8 +124,8 @@ def likely_causes(compared: list[Compared]) -> tuple[str, ...]:
     def explains(mistake: Mistake) -> bool:
         if (mistake.paths == "single") != all(paths == 1 for _, paths, _ in compared):
             return False
-        laws = ((mistake.law(tree, paths).blocks, found.blocks) for tree, paths, found in compared)
-        return all(distance(known, blocks) < SAME_LAW for known, blocks in laws)
+        laws = ((mistake.law(tree, paths).blocks, found) for tree, paths, found in compared)
+        return all(distance(known, found.blocks) < max(SAME_LAW, found.resolution) for known, found in laws)
 
     return tuple(mistake.cause for mistake in MISTAKES.values() if explains(mistake))
 

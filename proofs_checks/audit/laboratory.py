@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from specbound.theory.prefix_tree import Prefix, PrefixTree
 
 from ..laws.judge import Evidence
 from .foreign.sandbox import Died, Raised, Sandbox, message_of
-from .subject import load, subject_of
+from .subject import facts_of, load, subject_of
 
 KINDS = {
     "NotExact": "not exact",
@@ -34,14 +34,25 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Where the target is run: in this process, or in a sandbox; `call(request, ...)` asks its subject."""
+    """Where the target is run: in this process, or in a sandbox; `call(request, ...)` asks its subject.
+
+    Attributes:
+        way, paths, declared, stateful, families, sharper: see `subject.facts_of`.
+        precise: whether laws are asked for with rows in float64.
+    """
 
     way: str
     paths: str
     declared: bool | None
     stateful: bool
     families: tuple[str, ...]
+    sharper: bool
     call: Callable[..., Any]
+    precise: bool = False
+
+    def in_float64(self) -> Laboratory | None:
+        """The same with rows in float64; None if they are, or cannot be."""
+        return replace(self, precise=True) if self.sharper else None
 
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = False) -> Evidence:
         """The exact law on one instance (see `Subject.evidence`).
@@ -50,7 +61,7 @@ class Laboratory:
             Broken: if the code gives none.
         """
         with _breakdowns():
-            return self.call("evidence", tree, paths, stateful, thorough)
+            return self.call("precise" if self.precise else "evidence", tree, paths, stateful, thorough)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Counts of emitted blocks (see `Subject.sample`).
@@ -109,21 +120,20 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
     """
     if not isinstance(target, str) or ":" not in target:
         subject = load(target) if isinstance(target, str) else subject_of(target)
-        facts = subject.way, subject.paths, subject.lossless, subject.stateful, subject.families
         with _one_thread():
-            yield Laboratory(*facts, lambda request, *arguments: getattr(subject, request)(*arguments))
+            yield Laboratory(*facts_of(subject), lambda request, *arguments: getattr(subject, request)(*arguments))
         return
     with Sandbox(
         "specbound.proofs_checks.audit.subject:serve", target, seconds, memory, records=(Evidence,)
     ) as sandbox:
         try:
-            way, paths, declared, stateful, families = sandbox.call("facts")
+            way, paths, declared, stateful, families, sharper = sandbox.call("facts")
         except Raised as error:
             raise ValueError(str(error) if error.name == "ValueError" else f"{error.name}: {error}") from None
         except Died as error:
             yield _fatal(error)
             return
-        yield Laboratory(way, paths, declared, stateful, families, sandbox.call)
+        yield Laboratory(way, paths, declared, stateful, families, sharper, sandbox.call)
 
 
 @contextlib.contextmanager
@@ -143,4 +153,4 @@ def _fatal(error: Died) -> Laboratory:
     def died(*_: Any) -> Any:
         raise error
 
-    return Laboratory("replay", "single", None, False, (), died)
+    return Laboratory("replay", "single", None, False, (), False, died)

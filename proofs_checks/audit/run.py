@@ -25,6 +25,7 @@ from .counterexample import Explained, explain, sampled_counterexample, signific
 from .foreign import conventions
 from .foreign.adapters import Foreign
 from .laboratory import Broken, Laboratory, laboratory
+from .precision import told_apart
 from .price import price
 from .reality import CALLS, disagreement
 from .report import AuditReport, Breakdown, Case, report_text
@@ -91,6 +92,8 @@ def audit(
         looked = _examine(lab, wanted, lab.stateful, tolerance, tell)
         if looked.stateful and not lab.stateful:
             looked = _examine(lab, wanted, True, tolerance, tell)
+        apart = told_apart(lab, looked.found, dtype, tolerance)
+        looked = replace(looked, found=apart.cases)
         failed = [case for case in looked.found if case.deviation is not None]
         troubles = [breakdown for breakdown, _ in looked.breakdowns]
         real = _held_against_reality(lab, looked, seed)
@@ -101,7 +104,8 @@ def audit(
         explained = Explained()
         if failed:
             shown, coarse = significant(failed, tolerance)
-            explained = explain(lab, shown, looked.stateful, coarse)
+            sharp = lab.in_float64() if apart.biased else None
+            explained = explain(sharp or lab, shown, looked.stateful, coarse)
         elif looked.breakdowns and troubles[0].kind in ("exception", "invalid result"):
             explained = Explained(smallest_breakdown(lab, *looked.breakdowns[0], looked.stateful))
     troubles += explained.breakdowns
@@ -127,7 +131,7 @@ def audit(
         breakdowns=tuple(troubles),
         counterexample=explained.counterexample,
         causes=explained.causes,
-        limits=_limits(lab, looked.found, tolerance),
+        limits=_limits(lab, looked.found, tolerance, apart.note),
         advice=_advice(troubles, looked.skipped) if word == "undecided" else None,
         seconds=time.perf_counter() - started,
     )
@@ -373,7 +377,7 @@ def _acceptance(found: list[Case]) -> dict[str, float]:
     }
 
 
-def _limits(lab: Laboratory, found: list[Case], tolerance: float) -> str:
+def _limits(lab: Laboratory, found: list[Case], tolerance: float, note: str) -> str:
     sizes = sorted({case.instance.size for case in found})
     if not sizes:
         return "Nothing was audited."
@@ -382,7 +386,8 @@ def _limits(lab: Laboratory, found: list[Case], tolerance: float) -> str:
     )
     taken = " Random numbers are taken as continuous." if lab.way == "interception" else ""
     evidence = [case.evidence for case in found if case.evidence]
-    notes = "".join(f" {note}" for note in dict.fromkeys(note for entry in evidence for note in entry.notes))
+    told = dict.fromkeys([note for entry in evidence for note in entry.notes] + [note] * bool(note))
+    notes = "".join(f" {said}" for said in told)
     where = "" if any(entry.resolution for entry in evidence) else ", in float64"
     tolerance = max([tolerance, *(entry.resolution for entry in evidence)])
     return (

@@ -56,6 +56,9 @@ class Subject(Protocol):
             thorough: also look for requests that influence each other.
         """
 
+    def precise(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
+        """The same with rows in float64."""
+
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Counts of the blocks emitted in `count` real calls on drafts drawn from the draft law."""
 
@@ -76,6 +79,7 @@ class TensorSubject:
     stateful: bool = False
     way: Literal["replay", "interception"] = "replay"
     families: tuple[str, ...] = ()
+    sharper: bool = False
 
     def evidence(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
         """Exact law by replay (see `judge.evidence`).
@@ -93,6 +97,10 @@ class TensorSubject:
 
         _look_for_state(verify, tree.as_float(), paths)
         return judge.evidence(verify, tree, paths, stateful)
+
+    def precise(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
+        """As `evidence`: its rows are in float64."""
+        return self.evidence(tree, paths, stateful, thorough)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Run in batches with a generator on the device, as in production; the drafts are drawn on the CPU.
@@ -150,6 +158,16 @@ class ForeignSubject:
         return Evidence(
             law.blocks, found.wanted, law.acceptance_length, law.outcomes, False, found.resolution, found.notes
         )
+
+    @property
+    def sharper(self) -> bool:
+        """Whether its rows are in a coarser format, and it can be asked with rows in float64 (`precise`)."""
+        return self.code.precise is not None
+
+    def precise(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
+        """See `Subject.precise`."""
+        code = self.code.precise() if self.code.precise else self.code
+        return ForeignSubject(code).evidence(tree, paths, stateful, thorough)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Call it once per draft with its own randomness; the global generators are seeded first, and put back."""
@@ -220,6 +238,16 @@ class PairSubject:
             tuple(notes),
             bounded=False,
         )
+
+    @property
+    def sharper(self) -> bool:
+        """Whether its rows are in a coarser format, and it can be asked with rows in float64 (`precise`)."""
+        return self.code.precise is not None
+
+    def precise(self, tree: PrefixTree, paths: int, stateful: bool = False, thorough: bool = True) -> Evidence:
+        """See `Subject.precise`."""
+        code = self.code.precise() if self.code.precise else self.code
+        return PairSubject(code).evidence(tree, paths, stateful, thorough)
 
     def sample(self, tree: PrefixTree, paths: int, count: int, seed: int, device: str) -> dict[Prefix, int]:
         """Call it with its own randomness; the global generators are seeded first, and put back."""
@@ -323,6 +351,13 @@ def subject_of(found: Any) -> TensorSubject | ForeignSubject | PairSubject:
     return PairSubject(draft_and_verify(found)) if takes_laws(found) else ForeignSubject(foreign(found))
 
 
+def facts_of(
+    subject: TensorSubject | ForeignSubject | PairSubject,
+) -> tuple[str, str, bool | None, bool, tuple[str, ...], bool]:
+    """What a laboratory knows of a subject without asking it for a law."""
+    return subject.way, subject.paths, subject.lossless, subject.stateful, subject.families, subject.sharper
+
+
 def _registered(verifier: registry.Verifier) -> TensorSubject:
     return TensorSubject(verifier.verify, verifier.paths, verifier.lossless, verifier.stateful)
 
@@ -338,7 +373,7 @@ def serve(target: str) -> Callable[..., Any]:
 
     def answer(request: str, *arguments: Any) -> Any:
         if request == "facts":
-            return subject.way, subject.paths, subject.lossless, subject.stateful, subject.families
+            return facts_of(subject)
         return getattr(subject, request)(*arguments)
 
     return answer

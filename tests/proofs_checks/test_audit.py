@@ -348,10 +348,8 @@ def test_code_that_ends_or_hangs_its_process_at_the_first_call_is_a_finding(tmp_
 
 
 def test_the_share_of_an_optimum_smaller_than_its_certified_gap_is_not_above_one():
-    reports = [audit(name, range(2, 4), range(1, 3), range(1, 3), 20) for name in ("two-level", "score-race")]
-    for report in reports:
-        assert report.acceptance["smallest_ratio"] > 0
-        assert report.acceptance["mean_ratio"] <= 1
+    report = audit("two-level", range(2, 4), range(1, 2), range(2, 3), 6)
+    assert 0 < report.acceptance["smallest_ratio"] <= report.acceptance["mean_ratio"] <= 1
     instance = next(instances(range(2, 3), range(1, 2), range(2, 3), 1, 0))
     shares = [Case(instance, None, length, 1e-6, 2e-6).share for length in (5e-7, 1.4e-6, 4e-6)]
     assert shares == pytest.approx([0.5, 1, 4])
