@@ -24,6 +24,7 @@ from ..laws.judge import VOID, contradiction, optimum, verdict
 from .counterexample import Explained, explain, sampled_counterexample, significant, smallest_breakdown
 from .foreign import conventions
 from .foreign.adapters import Foreign
+from .foreign.drafting import DraftAndVerify
 from .laboratory import Broken, Laboratory, laboratory
 from .precision import told_apart
 from .price import price
@@ -247,8 +248,9 @@ def _called(target: Any, convention: str, dtype: str) -> Any:
 def _name(target: Any) -> str:
     if isinstance(target, str):
         return target.replace("@", " as ").replace(",", ", ")
-    function = target.function if isinstance(target, Foreign) else target
-    return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+    function = target.function if isinstance(target, Foreign | DraftAndVerify) else target
+    inner = getattr(function, "func", function)
+    return f"{inner.__module__}:{getattr(inner, '__qualname__', inner)}"
 
 
 def _tuples(case: Instance) -> int:

@@ -195,6 +195,22 @@ def test_an_audit_by_convention_and_the_assertion_for_test_suites():
         audit("token", **SMALL, convention="vllm-v1")
 
 
+@pytest.mark.parametrize(
+    "function, name",
+    [
+        (stand_ins.kernel_of_a_seed, "tensorrt-llm"),
+        (stand_ins.mrv2, "vllm-mrv2"),
+        (stand_ins.speculative_decode, "gpt-fast"),
+        (partial(stand_ins.flash, verify=stand_ins.token_verification), "flashinfer-chain"),
+    ],
+)
+def test_whole_audits_agree_with_real_calls(function, name):
+    """A seed that is handed over is another one in every real call."""
+    report = audit(function, **{**SMALL, "cases": 1}, convention=name)
+    assert report.verdict == "lossless", report_text(report).plain
+    assert report.target == f"tests.support.stand_ins:{getattr(function, 'func', function).__name__}"
+
+
 def test_the_command_lists_the_conventions():
     listed = json.loads(CliRunner().invoke(command, ["--conventions", "--json"]).output)
     assert set(listed) == {*CONVENTIONS, "ours"}

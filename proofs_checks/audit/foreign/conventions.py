@@ -93,7 +93,7 @@ def _drafts_itself(
         emitted = function(**engines.build_gpt_fast(draft_law, target_law, length, vocab, dtype))
         return engines.tensor_of(emitted, tuple(getattr(emitted, "shape", ())), "gpt-fast").reshape(-1)
 
-    called.__module__ = function.__module__
+    called.__module__, called.__qualname__ = function.__module__, getattr(function, "__qualname__", str(function))
     return DraftAndVerify(called, "numpy", "single", dtype, rows, precise, note)
 
 

@@ -22,7 +22,7 @@ from torch.nn.functional import one_hot, pad
 
 from ...laws.replay import InvalidResult
 from .adapters import Call
-from .generators import FIRST_SEED
+from .generators import given_seed
 
 Arguments = dict[str, Any]
 
@@ -181,7 +181,7 @@ def build_mrv2(call: Call, dtype: torch.dtype) -> Arguments:
         "expanded_idx_mapping": states.repeat_interleave(torch.tensor(rows)),
         "expanded_local_pos": torch.cat([torch.arange(count) for count in rows]).int(),
         "temperature": torch.ones(3),
-        "seed": FIRST_SEED + 1000 * torch.arange(3),
+        "seed": given_seed() + 1000 * torch.arange(3),
         "num_speculative_steps": call.length,
         "synthetic_conditional_rates": None,
         "use_fp64": dtype == torch.float64,
@@ -235,7 +235,7 @@ def read_flashinfer(result: Any, arguments: Arguments, call: Call) -> Sequence[i
 
 
 def build_tensorrt(call: Call, dtype: torch.dtype) -> Arguments:
-    return {**build_rectangle(call, dtype), "deterministic": True, "seed": FIRST_SEED, "offset": 0}
+    return {**build_rectangle(call, dtype), "deterministic": True, "seed": given_seed(), "offset": 0}
 
 
 def read_tensorrt(result: Any, arguments: Arguments, call: Call) -> Sequence[int]:

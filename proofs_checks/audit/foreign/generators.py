@@ -29,7 +29,15 @@ from .lazy_arrays import numbers
 Replace = Callable[[Any, str, Any], None]
 FIRST_SEED = 7_000_000_000
 SEEDS = 1 << 20
+APART = 4096
+INTERCEPTED = [False]
 TIED = "a generator's state was {}, which ties random numbers to each other"
+
+
+def given_seed() -> int:
+    """A seed that the code is given as an argument: the same in every intercepted call, where its stream is followed,
+    another one in every real call. The next 4095 numbers belong to it."""
+    return FIRST_SEED + (0 if INTERCEPTED[0] else APART * random.randrange(2**40))
 
 
 class Streams:

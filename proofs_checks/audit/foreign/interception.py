@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from .coins import REFINEMENTS, RESOLUTION, CoinTree, ConcreteQuestions
 from .formats import BITS, coarser
 from .generators import (
+    INTERCEPTED,
     LIBRARIES,
     LegacySampler,
     NumpySampler,
@@ -272,10 +273,13 @@ class Interception:
         start_run(self.questions)
         self.streams.start_run()
         try:
+            INTERCEPTED[0] = True
             with TorchSampler(self):
                 result = call()
         except Exception as error:
             raise self.questions.refusal or error from None
+        finally:
+            INTERCEPTED[0] = False
         self.streams.end_run()
         if self.questions.refusal:
             raise self.questions.refusal
