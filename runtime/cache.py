@@ -4,11 +4,15 @@ B rows, n tokens fed at once, V vocabulary. The committed tokens of row b lie in
 position: a prompt's padding never enters. Tokens fed after them form the row's *tail*, slots base_b, base_b + 1, ...
 A tail may hold a tree: which of its slots a token sees is given, and its position is given too. Forgetting a tail
 costs nothing (the next one overwrites it); keeping a path moves its slots to the front of the tail.
+
+A layer that looks back at a window only keeps the slots of the window and `ROLLBACK` more, so that rows may still go
+back a little: the slots before them are dropped when there are `SPARE` of them.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -16,19 +20,25 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from .layers import reaches
+from .layers import kinds_of_layers, reaches
 from .models import context_limit, input_device, uncompiled, vocabulary
 
 SLOTS_AT_FIRST = 256
 CHUNK = 1024
+ROLLBACK, SPARE = 64, 256
 
 
 class SlotCache(Cache):
-    """Keys and values of every layer, [B, heads, slots, size]; `CachedModel` says where the next tokens go."""
+    """Keys and values of every layer, [B, heads, slots, size]; `CachedModel` says where the next tokens go.
+
+    Attributes:
+        dropped: for each layer, how many slots were dropped: the first in its store is the one of that number.
+    """
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.stores: list[tuple[Tensor, Tensor]] = []
+        self.dropped: dict[int, int] = defaultdict(int)
         self.start: int | None = None
         self.slots: Tensor | None = None
         self.end = 0
@@ -36,19 +46,30 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write the new tokens' keys and values into their slots; return all slots in use."""
+        """Write the new tokens' keys and values into their slots; return all slots in use that are kept."""
+        dropped = self.dropped[layer_idx]
+        end = self.end - dropped
         while len(self.stores) <= layer_idx:
-            self.stores.append((_store(key_states, self.end), _store(value_states, self.end)))
-        if self.stores[layer_idx][0].shape[2] < self.end:
+            self.stores.append((_store(key_states, end), _store(value_states, end)))
+        if self.stores[layer_idx][0].shape[2] < end:
             keys, values = self.stores[layer_idx]
-            self.stores[layer_idx] = (_grown(keys, self.end), _grown(values, self.end))
+            self.stores[layer_idx] = (_grown(keys, end), _grown(values, end))
         keys, values = self.stores[layer_idx]
-        for store, states in ((keys, key_states), (values, value_states)):
-            if self.slots is None:
-                store[:, :, self.start : self.end] = states
-            else:
-                store.scatter_(2, self.slots.to(store.device)[:, None, :, None].expand(states.shape), states)
-        return keys[:, :, : self.end], values[:, :, : self.end]
+        if self.slots is None:
+            begin = end - key_states.shape[2]
+            keys[:, :, begin:end], values[:, :, begin:end] = key_states, value_states
+        else:
+            slots = self.slots.to(keys.device) - dropped
+            row = torch.arange(len(slots), device=keys.device)[:, None]
+            keys[row, :, slots], values[row, :, slots] = key_states.transpose(1, 2), value_states.transpose(1, 2)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def drop(self, layer: int, first: int) -> None:
+        """Keep the slots from `first` on, if there are `SPARE` before it."""
+        count = first - self.dropped[layer]
+        if count >= SPARE and layer < len(self.stores):
+            self.stores[layer] = tuple(store[:, :, count:].clone() for store in self.stores[layer])  # type: ignore[assignment]
+            self.dropped[layer] = first
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Slots in use before the tokens that are fed now: where these begin, as far as the model's own masks go."""
@@ -64,11 +85,14 @@ class SlotCache(Cache):
 
     def move(self, source: Tensor, to: Tensor) -> None:
         """Copy slots `source` [B, m] to slots `to` [B, m] in every layer."""
-        for pair in self.stores:
-            for store in pair:
-                shape = (store.shape[0], store.shape[1], source.shape[1], store.shape[3])
-                kept = store.gather(2, source.to(store.device)[:, None, :, None].expand(shape))
-                store.scatter_(2, to.to(store.device)[:, None, :, None].expand(shape), kept)
+        row = torch.arange(len(source), device=source.device)[:, None]
+        places: dict[tuple[torch.device, int], list[Tensor]] = {}
+        for layer, (keys, values) in enumerate(self.stores):
+            where = keys.device, self.dropped[layer]
+            if where not in places:
+                places[where] = [index.to(keys.device) for index in (row, source - where[1], to - where[1])]
+            rows, old, new = places[where]
+            keys[rows, :, new], values[rows, :, new] = keys[rows, :, old], values[rows, :, old]
 
 
 def _store(states: Tensor, end: int) -> Tensor:
@@ -88,7 +112,8 @@ class CachedModel:
 
     Attributes:
         base: for each row the number of committed tokens.
-        places [B, m] int64: positions of the tokens of the tail.
+        fed: tokens of each row's tail, m.
+        places: their positions, [B or 1, ...] int64 from every pass.
         hidden [B, n, D]: last hidden states of the tokens fed last, what the language-model head read; None unless
             `wants_hidden`.
         limit: positions the model has, None if unlimited; a draft that overshoots them (its tokens are then cut from
@@ -101,16 +126,31 @@ class CachedModel:
         self.model = model
         self.base = [0] * rows
         self.device = input_device(model)
-        self.places = torch.zeros(rows, 0, dtype=torch.int64, device=self.device)
+        self.fed = 0
+        self.places: list[Tensor] = []
+        self.triangles: dict[int, Tensor] = {}
+        config = model.config.get_text_config()
+        self.kinds = kinds_of_layers(config)
         self.cache = SlotCache()
         self.limit = context_limit(model)
-        self.reaches = reaches(model.config.get_text_config())
+        self.reaches = reaches(config)
         self.vocab = vocabulary(model)
         self.hidden: Tensor | None = None
         self.options = {"use_cache": True, "return_dict": True}
         if wants_hidden:
             self.options["output_hidden_states"] = True
         self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(uncompiled(model).forward).parameters
+
+    def start(self, tokens: Tensor, known: Sequence[int]) -> None:
+        """Feed prompts [B, n] to the empty slots and commit `known` tokens of each row.
+
+        A long prompt goes chunk by chunk where layers look back at a window only: they need not hold all of it.
+        """
+        longest = tokens.shape[1]
+        size = CHUNK if any(reach.hides(longest) for reach in self.reaches.values()) else max(longest, 1)
+        for begin in range(0, longest, size):
+            self.read(tokens[:, begin : begin + size], last=1)
+            self.forget_tail([min(count, begin + size) for count in known])
 
     def read(self, tokens: Tensor, last: int = 0) -> Tensor:
         """Feed a plain run: n tokens per row behind all that was fed, each seeing everything before it.
@@ -123,25 +163,25 @@ class CachedModel:
         Returns:
             logits [B, n, V], or of the `last` tokens if not 0.
         """
-        count, fed = tokens.shape[1], self.places.shape[1]
-        begin = torch.tensor(self.base, device=self.device)[:, None] + fed
+        count, begin = tokens.shape[1], max(self.base) + self.fed
         if count > max(CHUNK, last) and any(reach.hides(count) for reach in self.reaches.values()):
             first = min(CHUNK, count - last)
             head = self.read(tokens[:, :first], last=0 if last == 0 else 1)
             rest = self.read(tokens[:, first:], last)
             return rest if last else torch.cat([head, rest], dim=1)
-        positions = begin + torch.arange(count, device=self.device)
-        if max(self.base) + fed == 0:
-            return self._feed(tokens, positions, None, last)
-        size = fed + count
+        slot = torch.arange(begin + count, device=self.device)
         even = min(self.base) == max(self.base)
-        rows = positions[:1] if even else positions
-        slot = torch.arange(max(self.base) + size, device=self.device)
-        if even and count == 1 and not any(reach.hides(len(slot)) for reach in self.reaches.values()):
-            seen = None
+        if even:
+            positions = slot[None, begin:]
         else:
-            seen = slot <= rows[:, :, None]
-        return self._feed(tokens, positions, self._masks(seen, rows, slot[None], len(slot)), last)
+            base = torch.tensor(self.base, device=self.device)[:, None]
+            positions = base + torch.arange(self.fed, self.fed + count, device=self.device)
+        if begin == 0:
+            return self._feed(tokens, positions, None, last)
+        if even and not any(reach.hides(len(slot)) for reach in self.reaches.values()):
+            return self._feed(tokens, positions, self._causal(count, len(slot)), last)
+        seen = slot <= positions[:, :, None]
+        return self._feed(tokens, positions, self._masks(seen, positions, slot[None]), last)
 
     def extend(self, tokens: Tensor, positions: Tensor, tail: Tensor, last: int = 0) -> Tensor:
         """Feed n tokens per row behind the tail; logits [B, n, V], or of the `last` tokens if not 0.
@@ -159,15 +199,27 @@ class CachedModel:
         tail_slots = base + torch.arange(size, device=self.device)
         index = tail_slots[:, None, :].expand(rows, tail.shape[-2], size)
         seen.scatter_(2, index, tail.expand(index.shape))
-        places = torch.cat([self.places[:, : size - tokens.shape[1]], positions], dim=1)
+        places = torch.cat([part.expand(rows, -1) for part in (*self.places, positions)], dim=1)
         place = slot.expand(rows, -1).scatter(1, tail_slots, places)
-        self.places = places[:, : size - tokens.shape[1]]
-        return self._feed(tokens, positions, self._masks(seen, positions, place, len(slot)), last)
+        return self._feed(tokens, positions, self._masks(seen, positions, place), last)
 
     def forget_tail(self, base: Sequence[int]) -> None:
-        """Set the number of committed tokens of each row; what lies behind is forgotten."""
-        self.base = list(base)
-        self.places = self.places[:, :0]
+        """Set the number of committed tokens of each row; what lies behind is forgotten.
+
+        Raises:
+            RuntimeError: a row goes back by more than ROLLBACK, to where slots of a window were dropped.
+        """
+        self.base, self.fed, self.places = list(base), 0, []
+        lowest = min(base)
+        for layer, kind in enumerate(self.kinds):
+            reach = self.reaches[kind]
+            if reach.kind == "all":
+                continue
+            if reach.first(lowest) < self.cache.dropped[layer]:
+                raise RuntimeError(
+                    f"a row goes back to {lowest} tokens; slots from {self.cache.dropped[layer]} on are left"
+                )
+            self.cache.drop(layer, reach.first(max(0, lowest - ROLLBACK)))
 
     def keep_path(self, places: Tensor) -> None:
         """Move the tail's slots `places` [B, m], in that order, to the front of the tail."""
@@ -177,19 +229,20 @@ class CachedModel:
 
     def _feed(self, tokens: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None, last: int) -> Tensor:
         """One pass of the model over tokens [B, n] that go behind the tail."""
-        count, fed = tokens.shape[1], self.places.shape[1]
-        self.cache.end = max(self.base) + fed + count
+        count, rows = tokens.shape[1], len(self.base)
+        self.cache.end = max(self.base) + self.fed + count
         self.cache.start, self.cache.slots = self.cache.end - count, None
         if min(self.base) < max(self.base):
-            order = torch.arange(fed, fed + count, device=self.device)
+            order = torch.arange(self.fed, self.fed + count, device=self.device)
             self.cache.slots = torch.tensor(self.base, device=self.device)[:, None] + order
-        self.places = torch.cat([self.places, positions.expand(len(self.base), -1)], dim=1)
-        if self.limit is not None:
+        self.fed += count
+        self.places.append(positions)
+        if self.limit is not None and self.cache.end > self.limit:
             positions = positions.clamp_max(self.limit - 1)
         keep = {"logits_to_keep": last} if last and self.takes_logits_to_keep else {}
         output = self.model(
             input_ids=tokens.to(self.device).clamp_max(self.vocab - 1),
-            position_ids=positions,
+            position_ids=positions if len(positions) == rows else positions.repeat(rows, 1),
             attention_mask=mask,
             past_key_values=self.cache,
             **self.options,
@@ -199,25 +252,33 @@ class CachedModel:
         logits: Tensor = output.logits[:, -last:]
         return logits
 
-    def _masks(self, seen: Tensor | None, positions: Tensor, place: Tensor, slots: int) -> Tensor | dict[str, Tensor]:
+    def _masks(self, seen: Tensor, positions: Tensor, place: Tensor) -> Tensor | dict[str, Tensor]:
         """What the model takes as attention mask: one for all layers, or one for each kind where they differ.
 
         Args:
-            seen [B or 1, n, slots] bool: what a token sees in a layer that reaches everything; None for all.
+            seen [B or 1, n, slots] bool: what a token sees in a layer that reaches everything.
             positions [B or 1, n], place [B or 1, slots]: of the tokens and of what the slots hold.
         """
+        slots = seen.shape[2]
         if not any(reach.hides(slots) for reach in self.reaches.values()):
-            return self._additive(seen, slots)
-        assert seen is not None
-        masks = {
-            kind: self._additive(seen & reach.sees(positions, place) if reach.hides(slots) else seen, slots)
-            for kind, reach in self.reaches.items()
-        }
+            return self._additive(seen)
+        masks = {}
+        for kind, reach in self.reaches.items():
+            first = self.cache.dropped[self.kinds.index(kind)] if kind in self.kinds else 0
+            here = seen[:, :, first:]
+            if reach.hides(slots):
+                here = here & reach.sees(positions, place[:, first:])
+            masks[kind] = self._additive(here)
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _additive(self, seen: Tensor | None, slots: int) -> Tensor:
+    def _causal(self, count: int, slots: int) -> Tensor:
+        """Additive mask [1, 1, n, slots] of the last `count` tokens: each sees all slots up to its own."""
+        if count not in self.triangles:
+            own = torch.ones(1, count, count, dtype=torch.bool, device=self.device).tril()
+            self.triangles[count] = self._additive(own)
+        return torch.nn.functional.pad(self.triangles[count], (slots - count, 0))
+
+    def _additive(self, seen: Tensor) -> Tensor:
         """Additive mask [B or 1, 1, n, slots]: 0 where a token sees a slot, the dtype's minimum elsewhere."""
-        if seen is None:
-            return torch.zeros(1, 1, 1, slots, dtype=self.model.dtype, device=self.device)
         hidden = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         return hidden.masked_fill_(~seen, torch.finfo(self.model.dtype).min)[:, None]

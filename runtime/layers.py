@@ -35,6 +35,12 @@ class Reach:
             return others // self.size == tokens // self.size
         return others > tokens - self.size
 
+    def first(self, position: int) -> int:
+        """The first position that a token at `position`, or any later one, reaches."""
+        if self.kind == "all":
+            return 0
+        return self.size * (position // self.size) if self.kind == "chunk" else max(0, position - self.size + 1)
+
 
 SIZES = ("sliding_window", "attention_chunk_size")
 ALL = Reach("all")
@@ -53,6 +59,12 @@ def reaches(config: Any) -> dict[str, Reach]:
     if chunk:
         found["chunked_attention"] = Reach("chunk", int(chunk))
     return {kind: found.get(kind, ALL) for kind in dict.fromkeys(kinds)}
+
+
+def kinds_of_layers(config: Any) -> list[str]:
+    """The kind of each layer, as `reaches` names them."""
+    kinds = getattr(config, "layer_types", None)
+    return list(kinds) if kinds else [next(iter(reaches(config)))] * int(config.num_hidden_layers)
 
 
 def smallest_window(config: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""How many tokens to draft before asking the target: fixed, by an acceptance head, or by the draft's own doubt.
+"""How many tokens to draft before asking the target: fixed, measured, by an acceptance head, or by the draft's doubt.
 
 A policy is asked after every drafted token whether to stop. The decoder's loop is
 
@@ -15,17 +15,20 @@ rule: with one path and a stateless verifier ("token", "block") the output law i
 a prefix depends on that prefix alone. With several paths it is not safe: the paths that go on are no longer
 independent draws of the draft, and "two-level" and "gbv" then emit a wrong law. Nor with a stateful verifier: its
 carried layers must know where the rule would have stopped on branches that were never drafted. Use `FixedLength`
-there; a length that changes between rounds without looking at the drafted tokens is fine. All this is measured in
-the tests of this module.
+or `MeasuredLength` there: a length that changes between rounds without looking at the drafted tokens of its own round
+is fine with every stateless verifier. All this is measured in the tests of this module.
 
 [SD++] SpecDec++, arXiv:2405.19715, Section 3; the entropy bound is AdaEDL, arXiv:2410.18351, Eq. (7).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,8 +39,8 @@ class LengthPolicy(Protocol):
     """What the decoder needs of a policy.
 
     Attributes:
-        minimum, maximum: bounds on the tokens drafted per round, inclusive, 1 <= minimum <= maximum. `should_stop`
-            never says stop before `minimum` and always at `maximum`.
+        minimum, maximum: bounds on the tokens drafted per round, inclusive, 1 <= minimum <= maximum (minimum 0 for
+            `MeasuredLength`). `should_stop` never says stop before `minimum` and always at `maximum`.
         adaptive: True if the decision depends on drafted tokens (see the module text for where that is lossless).
         needs_hidden: True if `hidden` must be given.
     """
@@ -99,6 +102,112 @@ class FixedLength:
     ) -> tuple[Tensor, Tensor | None]:
         """Stop after `length` tokens."""
         return torch.full_like(token, drafted >= self.length, dtype=torch.bool), None
+
+
+@dataclass
+class Pace:
+    """What calls with so many rows and paths took and kept, and the draft length that is fastest by it.
+
+        tokens per second at length l = (1 + a + a^2 + .. + a^l) / seconds(l)
+
+    a is the share of drafted tokens kept among those that were reached, recent calls counting more; seconds(l) is the
+    least seen at l among recent calls, between lengths that were tried by a straight line.
+
+    Attributes:
+        maximum: largest length.
+        seconds: of a call at each length 0..maximum if known beforehand; else they are measured.
+        kept, reached: drafted tokens, discounted by `MEMORY` with every call.
+    """
+
+    maximum: int
+    seconds: Sequence[float] | None = None
+    kept: float = 1.0
+    reached: float = 2.0
+    calls: int = 0
+    taken: dict[int, deque[float]] = field(default_factory=dict)
+
+    def length(self) -> int:
+        """Of the next drafts; 0 for none, a plain step of the target."""
+        if self.seconds is None:
+            probes = dict.fromkeys((min(4, self.maximum), 1, 0))
+            untried = [length for length in probes if len(self.taken.get(length, ())) < TRIES]
+            if untried:
+                return min(untried, key=lambda length: len(self.taken.get(length, ())))
+        share = self.kept / self.reached
+        tokens = np.cumsum(share ** np.arange(self.maximum + 1))
+        speed = tokens / (self.costs() if self.seconds is None else np.asarray(self.seconds))
+        best = int(speed.argmax())
+        if self.seconds is None and self.calls % RETRY == 0:
+            return int(speed[1:].argmax()) + 1 if best == 0 else 0
+        return best
+
+    def costs(self) -> np.ndarray:
+        """[maximum + 1]: seconds of a call at each length, measured or read off the line through those measured."""
+        least = {length: min(taken) for length, taken in self.taken.items()}
+        tried = sorted(length for length in least if length)
+        slope, start = np.polyfit(tried, [least[length] for length in tried], 1) if len(tried) > 1 else (0.0, 0.0)
+        line = start + max(slope, 0.0) * np.arange(self.maximum + 1)
+        for length, seconds in least.items():
+            line[length] = seconds
+        return line
+
+    def saw(self, length: int, seconds: float | None, kept: Sequence[int], drafted: Sequence[int]) -> None:
+        """Count a call in.
+
+        Args:
+            seconds: None if it was no call like the others.
+            kept, drafted: of each row that was not done.
+        """
+        self.calls += 1
+        if seconds is not None:
+            self.taken.setdefault(length, deque(maxlen=RECENT)).append(seconds)
+        if any(drafted):
+            pairs = list(zip(kept, drafted, strict=True))
+            self.kept = MEMORY * self.kept + sum(kept)
+            self.reached = MEMORY * self.reached + sum(some + (some < most) for some, most in pairs)
+
+
+TRIES, RECENT, RETRY, MEMORY = 2, 8, 32, 0.97
+
+
+class MeasuredLength:
+    """The draft length of largest speed by what earlier calls kept and took; 0, no draft at all, is one of them.
+
+    The first calls try a few lengths. Handed to several generations, it goes on learning, for each number of rows and
+    paths apart. Since it goes by measured time, a seed does not fix the text, only its law.
+
+    Args:
+        maximum: most tokens per round.
+        seconds: of a call at lengths 0..maximum, if they are known: then nothing is measured, and a seed fixes the
+            text.
+
+    Raises:
+        ValueError: bounds out of range, or not one positive number of seconds per length.
+    """
+
+    minimum = 0
+    adaptive = False
+    needs_hidden = False
+
+    def __init__(self, maximum: int = 8, seconds: Sequence[float] | None = None) -> None:
+        _check_bounds(1, maximum)
+        if seconds is not None and (len(seconds) != maximum + 1 or not all(0 < value < np.inf for value in seconds)):
+            raise ValueError(f"seconds is {seconds}; want {maximum + 1} positive numbers, for lengths 0..{maximum}")
+        self.maximum, self.seconds = maximum, seconds
+        self.paces: dict[tuple[int, int], Pace] = {}
+
+    def __repr__(self) -> str:
+        return f"MeasuredLength(maximum={self.maximum})"
+
+    def pace(self, rows: int, paths: int) -> Pace:
+        """What was learnt with so many rows and paths."""
+        return self.paces.setdefault((rows, paths), Pace(self.maximum, self.seconds))
+
+    def should_stop(
+        self, state: Tensor | None, *, draft_row: Tensor, hidden: Tensor | None, token: Tensor, drafted: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Stop after `maximum` tokens: a round's length is known before it begins."""
+        return torch.full_like(token, drafted >= self.maximum, dtype=torch.bool), None
 
 
 @dataclass(frozen=True)

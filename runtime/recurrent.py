@@ -72,6 +72,12 @@ class StateModel:
         self.takes_positions = "position_ids" in parameters
         self.runs = takes_runs(model)
 
+    def start(self, tokens: Tensor, known: Sequence[int]) -> None:
+        """Feed prompts [B, n] and commit `known` tokens of each row."""
+        if tokens.shape[1]:
+            self.read(tokens, last=1)
+        self.forget_tail(known)
+
     def read(self, tokens: Tensor, last: int = 0) -> Tensor:
         """Feed a plain run behind all that was fed; see `CachedModel.read`."""
         given = zip(self.rows, self.base, tokens.tolist(), strict=True)

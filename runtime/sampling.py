@@ -96,14 +96,18 @@ class Sampler:
             start = padding if isinstance(processor, READS_TOKENS) else 0
             scores = processor(None if tokens is None else tokens[..., start:], scores)
         scores = scores.view(*logits.shape[:-1], self.vocab)
-        if not bool(scores.amax(dim=-1).isfinite().all()):
+        if self.greedy:
+            law = torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
+            wrong = ~scores.amax(dim=-1).isfinite().all()
+        else:
+            law = scores.softmax(dim=-1)
+            wrong = law[..., 0].isnan().any()  # without a law every entry of the softmax is NaN
+        if bool(wrong):
             raise ValueError(
                 "the logits hold NaN or +inf, or -inf for every token: no law to sample from (overflow in a half "
                 "precision model, or processors that leave no token)"
             )
-        if self.greedy:
-            return torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
-        return scores.softmax(dim=-1)
+        return law
 
 
 def _after(tokens: Tensor, drafted: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def generate(
     attention_mask: Tensor | None = None,
     verifier: str | Verifier | TreeVerifier | None = None,
     paths: int = 1,
-    length: int | LengthPolicy = 8,
+    length: int | LengthPolicy | Literal["auto"] = 8,
     generation_config: GenerationConfig | None = None,
     logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
@@ -51,7 +51,8 @@ def generate(
         verifier: a name of the registry, or an entry of your own, such as `get("mjsd").configured(threshold=0.1)`;
             None for the registry's default for so many paths.
         paths: K, drafts per call.
-        length: L, tokens per draft; or a policy of `specbound.runtime.lengths`.
+        length: L, tokens per draft; "auto" for the fastest by measured times and acceptance (`MeasuredLength`: then a
+            seed fixes the law of the text, not the text); or another policy of `specbound.runtime.lengths`.
         generation_config, logits_processor, stopping_criteria, generation_kwargs: as for `target.generate`;
             temperature=0 means greedy, and stop_strings want a tokenizer.
         streamer: receives each call's tokens (one row only).
@@ -92,7 +93,7 @@ def speculative(
     draft: PreTrainedModel | GivenTokens | TreeDraft | None = None,
     verifier: str | Verifier | TreeVerifier | None = None,
     paths: int = 1,
-    length: int | LengthPolicy = 8,
+    length: int | LengthPolicy | Literal["auto"] = 8,
     generator: torch.Generator | Draws | None = None,
     streamer: BaseStreamer | None = None,
     on_call: OnCall | None = None,

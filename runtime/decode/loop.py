@@ -16,10 +16,12 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from .. import kernels
+from ..cache import CHUNK
 from ..carry import Carry
 from ..drafting.paths import Drafts
 from ..draws import Draws
 from ..layers import smallest_window
+from ..lengths import MeasuredLength
 from ..models import context_limit, input_device, tolerance, vocabulary
 from ..processes import agreement, check_same_request, own
 from ..sampling import Sampler
@@ -71,6 +73,9 @@ class Decoding:
         config: GenerationConfig,
     ) -> None:
         self.method, self.policy = method, method.policy
+        measured = isinstance(self.policy, MeasuredLength)
+        self.pace = self.policy.pace(len(input_ids), method.paths) if measured else None
+        self.longest = self.policy.maximum
         self.device = input_device(target)
         self.draws = method.generator if isinstance(method.generator, Draws) else Draws(method.generator)
         self.agreed = agreement(target, *method.models)
@@ -145,23 +150,23 @@ class Decoding:
     def _prefill(self) -> None:
         """Feed every prompt token but the last to the models that cannot take them with their first drafts.
 
-        Rows of one length need it only for a target that reads a tree, or that cannot forget the drafts; rows of
-        different lengths for both models.
+        Prompts of one length and of no more than a chunk need it only for a target that reads a tree, or that cannot
+        forget the drafts; others for both models.
         """
         known = self.rows.known
-        longest, even = max(known) - 1, min(known) == max(known)
+        longest, apart = max(known) - 1, max(known) > min(min(known), CHUNK)
         alone = self.method.branches or not self.target.rolls_back
-        models = [self.target] * (alone or not even) + [self.source.model] * (not even)
+        models = [self.target] * (alone or apart) + [self.source.model] * apart
         for model in filter(None, models):
-            if longest:
-                model.read(self.rows.prompts(longest), last=1)
-            model.forget_tail([count - 1 for count in known])
+            model.start(self.rows.prompts(longest), [count - 1 for count in known])
 
     def _call(self) -> None:
         """Draft, one target pass, verify, keep."""
         starts = self.rows.known
-        self.since = time.perf_counter()
-        call = self._one_call(starts)
+        self.since = began = time.perf_counter()
+        if self.pace is not None:
+            self.longest = int(self.agreed(torch.tensor(self.pace.length(), device=self.device)))
+        call = self._one_call(starts) if self.longest else self._plain_call(starts)
         active = [not done for done in self.rows.done]
         self.rows.write(call.block)
         emitted = [self._count_in(row, block) for row, block in enumerate(call.emitted)]
@@ -172,6 +177,11 @@ class Decoding:
             {"start": starts, "drafted": call.drafted, "accepted": accepted, "path": call.path}
             | {"emitted": emitted, "active": active, "rows_after": self._asked}
         )
+        if self.pace is not None:
+            usual = len(self.records) > 1 and max(call.drafted) == self.longest
+            counted = [row for row, counts in enumerate(active) if counts]
+            kept, drafted = ([values[row] for row in counted] for values in (accepted, call.drafted))
+            self.pace.saw(self.longest, time.perf_counter() - began if usual else None, kept, drafted)
 
     def tick(self, part: str) -> None:
         """Count the time since the last tick as that of `part`."""
@@ -206,12 +216,27 @@ class Decoding:
             lambda known: self.source.commit(known, starts, accepted, read),
         )
 
+    def _plain_call(self, starts: list[int]) -> Call:
+        """A step of the target alone: no drafts, and its own token."""
+        rows = len(starts)
+        tokens = self.rows.ids.new_zeros(rows, 1, 0)
+        target_probs, _ = self._score(starts, tokens)
+        self.tick("target")
+        token = self.agreed(self.draws.choose(target_probs[:, 0, 0]))
+        none = torch.zeros_like(token)
+        emitted = token[:, None].tolist()
+        self.tick("verify")
+        if self.method.on_call is not None:
+            laws = target_probs[:, :, :0]
+            self.method.on_call(Batch(tokens, laws, target_probs), Verdict(none, none, token), starts)
+        return Call(token[:, None], emitted, [0] * rows, [0] * rows, lambda known: None)
+
     def _draft_lengths(self) -> list[int]:
         """Each row's largest draft length: L, less where the row's end is nearer, 0 once it is done.
 
         A stateful verifier wants the same L in every call, and so does a beam search.
         """
-        longest = self.policy.maximum
+        longest = self.longest
         shortest = longest if self.method.facts.stateful or self.method.beams else 1
         return [
             0 if done else max(shortest, min(longest, self.rows.limit - end - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..drafting.early_exit import early_exit
 from ..drafting.given import GivenTokens, PromptLookup
 from ..drafting.tree import TreeDraft
 from ..draws import Draws
-from ..lengths import AcceptanceHeadLength, FixedLength, LengthPolicy
+from ..lengths import AcceptanceHeadLength, FixedLength, LengthPolicy, MeasuredLength
 from ..models import check_pair
 from ..processes import Agreed
 from ..registry import Verifier
@@ -43,7 +43,7 @@ class Method:
     draft: PreTrainedModel | GivenTokens | TreeDraft | None
     verifier: str | Verifier | TreeVerifier | None
     paths: int
-    length: int | LengthPolicy
+    length: int | LengthPolicy | Literal["auto"]
     generator: torch.Generator | Draws | None
     streamer: BaseStreamer | None
     on_call: OnCall | None
@@ -65,10 +65,16 @@ class Method:
             return
         if not isinstance(self.facts, Verifier):
             raise ValueError(f"verifier is {self.verifier!r}; want a name of the registry or an entry of it")
-        if not hasattr(self.length, "should_stop") and (type(self.length) is not int or self.length < 1):
-            raise ValueError(f"length is {self.length!r}; want an integer of at least 1, or a policy")
+        known = self.length == "auto" or hasattr(self.length, "should_stop")
+        if not known and (type(self.length) is not int or self.length < 1):
+            raise ValueError(f"length is {self.length!r}; want an integer of at least 1, 'auto' or a policy")
         if self.facts.paths == "single" and self.paths > 1:
             raise ValueError(f"verifier {self.facts.name!r} takes one path; paths is {self.paths}")
+        if isinstance(self.policy, MeasuredLength) and (self.facts.stateful or self.beams):
+            raise ValueError(
+                f"length is {self.length}, which changes from call to call; {self.facts.name!r} (beams {self.beams}) "
+                "wants a fixed length"
+            )
         if self.beams and self.facts.drafts != "any":
             kind = "the lossless verifier" if self.facts.lossless else "verifier"
             raise ValueError(f"beams is {self.beams}; {kind} {self.facts.name!r} wants sampled drafts (0)")
@@ -93,6 +99,8 @@ class Method:
             raise ValueError(f"verifier is {self.verifier!r}; want a name of the tree registry or an entry of it")
         if self.paths > 1 or self.beams:
             raise ValueError(f"paths is {self.paths} and beams {self.beams}; a drafted tree wants 1 and 0")
+        if isinstance(self.policy, MeasuredLength):
+            raise ValueError(f"length is {self.length!r}; the depth of a drafted tree is that of its shape")
 
     @property
     def tree_verifier(self) -> TreeVerifier | None:
@@ -179,6 +187,8 @@ class Method:
     @property
     def policy(self) -> LengthPolicy:
         """The draft length as a policy."""
+        if self.length == "auto":
+            return MeasuredLength()
         return FixedLength(self.length) if isinstance(self.length, int) else self.length
 
     def with_streamer(self, streamer: BaseStreamer | None) -> Method:

@@ -76,17 +76,26 @@ class Rows:
 
     def last(self, count: int) -> Tensor:
         """[B, count]: the last known tokens of each row."""
+        if min(self.end) == max(self.end):
+            return self.ids[:, max(self.end[0] - count, 0) : self.end[0]]
         columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-count, 0, device=self.device)
-        return self.ids.gather(1, columns)
+        return self.ids.gather(1, columns.clamp_min(0))
 
     def unread(self, model: Held, starts: list[int]) -> Tensor:
-        """Known tokens [B, n] the model has not read, n that of the row with most; others read some again."""
-        count = max(start - base for start, base in zip(starts, model.base, strict=True))
-        model.forget_tail([start - count for start in starts])
+        """Known tokens [B, n] the model has not read, n that of the row with most; others read some again.
+
+        What rows that are done read is void.
+        """
+        rows = list(zip(starts, model.base, self.done, strict=True))
+        count = max(start - base for start, base, done in rows if not done)
+        model.forget_tail([base if done else start - count for start, base, done in rows])
         return self.last(count)
 
     def write(self, block: Tensor) -> None:
         """Write each row's block [B, m] behind its text; `count_in` says how much of it counts."""
+        if min(self.end) == max(self.end):
+            self.ids[:, self.end[0] : self.end[0] + block.shape[1]] = block
+            return
         end = torch.tensor(self.end, device=self.device)[:, None]
         self.ids.scatter_(1, end + torch.arange(block.shape[1], device=self.device), block)
 

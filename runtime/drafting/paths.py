@@ -68,19 +68,21 @@ def draft_paths(
     """
     logits = _last_logits(model, context).expand(-1, paths, -1)
     place, longest, lengths = context.place, max(lengths), list(lengths)
-    tokens = context.recent.new_zeros(len(place), paths, longest)
+    nothing = context.recent.new_zeros(len(place), paths, 0)
     own = torch.eye(paths, dtype=torch.bool, device=place.device)
+    tokens: list[Tensor] = []
     laws: list[Tensor] = []
     state = None
     for i in range(longest):
-        law = sampler.next_laws(logits, context.known, tokens[:, :, :i])
+        before = torch.stack(tokens, dim=2) if tokens and sampler.reads_tokens else nothing
+        law = sampler.next_laws(logits, context.known, before)
         law = _sure_beyond(law, lengths, i)
-        tokens[:, :, i] = agreed(draws.choose(law))
+        tokens.append(agreed(draws.choose(law)))
         laws.append(law)
         if policy.adaptive:
             hidden = None if model.hidden is None else model.hidden[:, -1].to(law.device)
             stop, state = policy.should_stop(
-                state, draft_row=law[:, 0], hidden=hidden, token=tokens[:, 0, i], drafted=i + 1
+                state, draft_row=law[:, 0], hidden=hidden, token=tokens[-1][:, 0], drafted=i + 1
             )
             lengths = [
                 min(length, i + 1) if ends else length
@@ -89,12 +91,12 @@ def draft_paths(
         if i + 1 >= max(lengths):
             break
         if paths == 1:
-            logits = model.read(tokens[:, :, i])
+            logits = model.read(tokens[-1])
         else:
-            logits = model.extend(tokens[:, :, i], (place + 1 + i)[:, None].expand(-1, paths), own.repeat(1, i + 1))
+            logits = model.extend(tokens[-1], (place + 1 + i)[:, None].expand(-1, paths), own.repeat(1, i + 1))
     steps = torch.arange(len(laws) - 1, device=place.device) * paths
     slots = (steps + torch.arange(paths, device=place.device)[:, None]).expand(len(place), -1, -1)
-    return Drafts(tokens[:, :, : len(laws)], torch.stack(laws, dim=2), lengths, slots)
+    return Drafts(torch.stack(tokens, dim=2), torch.stack(laws, dim=2), lengths, slots)
 
 
 def draft_beam(model: Held, sampler: Sampler, context: Context, beams: int, length: int, agreed: Agreed) -> Drafts:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from specbound.runtime.verifiers import Verifier
 
 INTERRUPTED = 130
-ADAPTIVE = ("head", "entropy", "confidence")
+ADAPTIVE = ("head", "entropy", "confidence", "speed")
 DRAFTED, CORRECTED = "green", "bold magenta"
 
 
@@ -54,7 +54,9 @@ DRAFTED, CORRECTED = "green", "bold magenta"
 @click.option("--paths", type=click.IntRange(min=1), default=1, show_default=True, help="Drafted paths K per call.")
 @click.option("--length", type=click.IntRange(min=1), default=4, show_default=True, help="Draft length L, or the most.")
 @click.option("--drafts", metavar="SPEC", help="What is drafted instead: a tree, prompt look-up, .. (see the guide).")
-@click.option("--adaptive", type=click.Choice(ADAPTIVE), help="Stop a draft early: by the head, entropy or confidence.")
+@click.option(
+    "--adaptive", type=click.Choice(ADAPTIVE), help="Length by head, entropy, confidence, or the speed measured."
+)
 @click.option("--min-length", type=click.IntRange(min=1), help="Least draft length of --adaptive; 1 if not given.")
 @click.option("--threshold", type=Number(0, 1), help="Of --adaptive, or tau of --verifier mjsd.")
 @click.option(
@@ -445,6 +447,11 @@ def read_length(
         if minimum is not None:
             raise ValueError(f"--min-length is {minimum}; it belongs to --adaptive")
         return length
+    if adaptive == "speed":
+        for name, value in (("--threshold", threshold), ("--min-length", minimum)):
+            if value is not None:
+                raise ValueError(f"{name} is {value}; --adaptive speed has none, leave it out")
+        return lengths.MeasuredLength(length)
     bounds: dict[str, Any] = {"maximum": length}
     bounds |= {name: value for name, value in (("minimum", minimum), ("threshold", threshold)) if value is not None}
     if adaptive == "entropy":

@@ -112,8 +112,11 @@ def test_long_runs_over_windows_are_fed_in_chunks_with_the_same_rows(monkeypatch
 KINDS = [["sliding_attention"] * 2, ["sliding_attention", "full_attention"]]
 
 
+@pytest.mark.parametrize("spare", [1, 256])
 @pytest.mark.parametrize("kinds", KINDS, ids=["all", "mixed"])
-def test_beyond_a_sliding_window_pieces_trees_and_rows_give_the_rows_of_one_pass(kinds):
+def test_beyond_a_sliding_window_pieces_trees_and_rows_give_the_rows_of_one_pass(kinds, spare, monkeypatch):
+    monkeypatch.setattr(cache, "ROLLBACK", 0)
+    monkeypatch.setattr(cache, "SPARE", spare)
     model = windowed(kinds)
     both = torch.cat([TEXT[:, :30], TEXT[:, 10:40]])
     with torch.no_grad():
@@ -141,3 +144,27 @@ def test_beyond_a_sliding_window_pieces_trees_and_rows_give_the_rows_of_one_pass
         after = cached.read(torch.stack([both[0, 23:24], both[1, 16:17]]))
         torch.testing.assert_close(after[0, 0], wanted[0, 23], rtol=0, atol=1e-12)
         torch.testing.assert_close(after[1, 0], wanted[1, 16], rtol=0, atol=1e-12)
+        assert bool(cached.cache.dropped[0]) == (spare == 1)
+        assert not any(cached.cache.dropped[layer] for layer, kind in enumerate(kinds) if kind == "full_attention")
+
+
+def test_layers_with_a_window_keep_its_slots_and_a_few_more(monkeypatch):
+    monkeypatch.setattr(cache, "ROLLBACK", 2)
+    monkeypatch.setattr(cache, "SPARE", 3)
+    monkeypatch.setattr(cache, "SLOTS_AT_FIRST", 1)
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    model = windowed(["sliding_attention", "full_attention"])
+    cached = CachedModel(model, 1)
+    with torch.no_grad():
+        wanted = rows_of(model, TEXT)
+        cached.start(TEXT[:, :21], [20])
+        for end in range(20, 40):
+            logits = cached.read(TEXT[:, end : end + 1])
+            torch.testing.assert_close(logits[:, 0], wanted[:, end], rtol=0, atol=1e-12)
+            cached.forget_tail([end + 1])
+    window, whole = (keys.shape[2] for keys, _ in cached.cache.stores)
+    assert window <= 2 * (4 + 2 + 3 + 4)
+    assert whole >= 40
+    cached.forget_tail([38])
+    with pytest.raises(RuntimeError, match="a row goes back to 10 tokens"):
+        cached.forget_tail([10])

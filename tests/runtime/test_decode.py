@@ -20,7 +20,7 @@ from specbound.runtime.acceptance_head import AcceptanceHead
 from specbound.runtime.cache import CachedModel
 from specbound.runtime.decode import Generation, generate, loop, pad_rows, perplexity, speculative
 from specbound.runtime.draws import Draws
-from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength
+from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength, MeasuredLength, Pace
 from specbound.runtime.models import load_pair
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.mjsd import mjsd
@@ -108,6 +108,46 @@ def test_the_whole_loop_has_the_law_of_the_target_with_adaptive_lengths(pair, ve
     distances = loop_distance(pair, 4, verifier=verifier, length=policy, on_call=lambda b, *_: seen.append(b.shape[2]))
     assert distances < 1e-12
     assert max(seen) <= 3
+
+
+@pytest.mark.parametrize(("verifier", "paths", "new"), [("block", 1, 3), ("key-race", 2, 2)])
+def test_the_whole_loop_has_the_law_of_the_target_with_measured_lengths(pair, monkeypatch, verifier, paths, new):
+    """Lengths follow from what earlier calls kept; those of a batch are common, so every row is replayed alone."""
+    drafted: set[int] = set()
+
+    def off() -> float:
+        policy = MeasuredLength(2, seconds=[1.0, 1.4, 1.9])
+        monkeypatch.setattr(MeasuredLength, "pace", lambda self, *_: Pace(2, self.seconds, kept=0.5, reached=1.0))
+        settings = {"verifier": verifier, "paths": paths, "length": policy, "rows_per_pass": 1}
+        (law,) = replayed_law(*pair, [[1]], new, on_call=lambda batch, *_: drafted.add(batch.shape[2]), **settings)
+        return distance(law, target_law(pair[0], [1], new))
+
+    assert off() < 1e-12
+    assert {0, 1} <= drafted
+
+    def flipped(self: loop.Decoding, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+        laws, slots = score(self, starts, tokens)
+        return laws if tokens.shape[2] else laws.flip(-1), slots
+
+    score = loop.Decoding._score
+    monkeypatch.setattr(loop.Decoding, "_score", flipped)
+    assert off() > 1e-3
+
+
+def test_measured_lengths_go_on_after_plain_steps_and_rows_that_ended(models):
+    policy = MeasuredLength(3)
+    lengths = iter([2, 0, 0, 0, 0, 0, 0, 3, 0, 1] * 9)
+    policy.pace(3, 1).length = lambda: next(lengths)
+    ids, mask = torch.tensor([[0, 0, 5], [4, 3, 2], [0, 7, 7]]), torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]])
+    target, draft = models
+    end = int(target.generate(ids[:1, 2:], do_sample=False, max_new_tokens=4)[0, 4])
+    settings = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": end, "pad_token_id": end}
+    output = generate(target, draft, ids, mask, length=policy, **settings)
+    for row in range(3):
+        alone = target.generate(ids[row][mask[row].bool()][None], **settings)[0, int(mask[row].sum()) :].tolist()
+        ours = output.sequences[row, 3:].tolist()
+        assert ours == alone + [end] * (len(ours) - len(alone))
+    assert {0, 1, 3} <= set(output.statistics.drafted.flatten().tolist())
 
 
 def test_the_exact_law_of_the_loop_rejects_padding_without_the_moved_bonus_row(pair, monkeypatch):
@@ -579,6 +619,8 @@ REFUSED = [
     ({"paths": 2, "verifier": "block"}, "takes one path; paths is 2"),
     ({"paths": 0}, "paths is 0"),
     ({"length": 0}, "length is 0"),
+    ({"length": "automatic"}, "want an integer of at least 1, 'auto' or a policy"),
+    ({"length": "auto", "verifier": "greedy-block"}, "changes from call to call; 'greedy-block'"),
     ({"max_new_tokens": 500}, "the target reads at most 64"),
     ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams is 3"),
     ({"attention_mask": torch.zeros(1, 2)}, "row 0 of input_ids is empty"),

@@ -10,7 +10,7 @@ import torch
 from specbound.proofs_checks.laws.law import exact_law
 from specbound.proofs_checks.laws.stream import stream_law
 from specbound.runtime.acceptance_head import AcceptanceHead
-from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength, FixedLength
+from specbound.runtime.lengths import AcceptanceHeadLength, ConfidenceLength, EntropyLength, FixedLength, MeasuredLength
 from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers import get, greedy_block
 from specbound.theory.contexts import ModelPair
@@ -184,3 +184,49 @@ def test_with_carried_layers_a_length_that_looks_at_the_draft_is_lossy(monkeypat
         found[name] = stream_law(shorter, pair, 2, 3).total_variation(pair.target_law(3))
     assert found["looking"] > 1e-2
     assert found["blind"] < 1e-12
+
+
+# ---- measured lengths -----------------------------------------------------------------------------------------------
+
+
+def best_length(share, seconds):
+    speeds = [sum(share**i for i in range(length + 1)) / cost for length, cost in enumerate(seconds)]
+    return max(range(len(seconds)), key=speeds.__getitem__)
+
+
+@pytest.mark.parametrize("seconds", [[1.0, 1.2, 1.4, 1.6, 1.8], [1.0, 2.5, 4.0, 5.5, 7.0], [1.0, 1.3, 2.4, 3.5, 4.6]])
+def test_a_measured_length_is_the_fastest_for_the_share_of_tokens_kept(seconds):
+    pace, found = MeasuredLength(4, seconds).pace(1, 1), set()
+    for kept in (0, 0, 0, 4, 4, 4, 4, 4, 1, 2, 0, 0, 0, 0, 0, 0):
+        pace.saw(4, None, [kept], [4])
+        assert pace.length() == best_length(pace.kept / pace.reached, seconds)
+        found.add(pace.length())
+    assert len(found) > 1 or seconds[1] > 2
+
+
+def test_the_share_kept_counts_tokens_that_were_reached():
+    pace = MeasuredLength(4).pace(2, 1)
+    pace.kept = pace.reached = 0.0
+    pace.saw(4, 0.1, [2, 4], [4, 4])
+    pace.saw(0, 0.1, [0, 0], [0, 0])
+    assert (pace.kept, pace.reached) == (6, 7)
+
+
+@pytest.mark.parametrize(("each", "best"), [(0.1, 8), (3.0, 0)])
+def test_lengths_are_tried_then_the_fastest_is_kept_to(each, best):
+    policy = MeasuredLength(8)
+    pace, chosen = policy.pace(3, 1), []
+    for _ in range(60):
+        length = pace.length()
+        chosen.append(length)
+        pace.saw(length, 1 + each * length, [length] * 3, [length] * 3)
+    assert {0, 1, 4} <= set(chosen[:6])
+    assert chosen[20:].count(best) >= 38
+    assert policy.pace(3, 1) is pace
+    assert policy.pace(1, 1) is not pace
+
+
+@pytest.mark.parametrize("arguments", [(0,), (2, [1.0, 2.0]), (1, [1.0, 0.0]), (1, [1.0, float("nan")])])
+def test_measured_lengths_refuse_bounds_and_times_out_of_range(arguments):
+    with pytest.raises(ValueError, match=r"draft length bounds|seconds is"):
+        MeasuredLength(*arguments)

@@ -342,7 +342,12 @@ def test_decode_marks_every_token_with_its_origin(run):
 
 @pytest.mark.parametrize(
     "options",
-    [("--adaptive", "entropy"), ("--adaptive", "head"), ("--verifier", "mjsd", "--beams", "2", "--threshold", "0.2")],
+    [
+        ("--adaptive", "entropy"),
+        ("--adaptive", "head"),
+        ("--adaptive", "speed"),
+        ("--verifier", "mjsd", "--beams", "2", "--threshold", "0.2"),
+    ],
 )
 def test_decode_takes_adaptive_lengths_and_joint_acceptance(run, options):
     code, out, _ = run("decode", "--prompt", "def main(", "--max-new-tokens", "10", *options, "--json")

@@ -1,0 +1,180 @@
+"""Where a call's time goes: the models' passes, sampling, verification, bookkeeping; and how near the ideal that is.
+
+    python benchmarks/overhead.py [--pair shipped|large] [--prompts 6] [--new-tokens 96]
+
+Every prompt is decoded by plain generation and by each setting in random order before the next. Parts of a call:
+    target, draft   inside the models' own forward
+    sampling        logits to laws, and drawing the drafted tokens
+    verify          the verifier
+    bookkeeping     everything else
+The ideal speed-up is what the pair's own passes allow: tokens per call x seconds of a plain pass, over the seconds of
+the passes of a call. Plain generation spends time beside its passes too, so the measured speed-up may exceed it. All
+times are processor time of the one thread, which other work on the machine disturbs less than wall time.
+Results go to benchmarks/results/overhead.json.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import transformers
+from decode import interval, machine, ratio
+from large_pair import VOCAB, truncated_pair
+
+from specbound import shipped_pair
+from specbound.runtime import kernels
+from specbound.runtime.decode import generate
+from specbound.runtime.draws import Draws
+from specbound.runtime.models import load_pair
+from specbound.runtime.sampling import Sampler
+
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+PARTS = ("target", "draft", "sampling", "verify", "bookkeeping")
+
+
+class Clock:
+    """Seconds by part; the innermost part that runs counts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.passes: dict[str, int] = {}
+        self.running: list[str] = []
+        self.since = time.process_time()
+
+    def switch(self) -> None:
+        """Count what has passed since the last switch."""
+        now = time.process_time()
+        if self.running:
+            self.seconds[self.running[-1]] = self.seconds.get(self.running[-1], 0.0) + now - self.since
+        self.since = now
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self.switch()
+        self.running.append(name)
+        self.passes[name] = self.passes.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            self.switch()
+            self.running.pop()
+
+
+@contextmanager
+def timed(clock: Clock, target: Any, draft: Any) -> Iterator[None]:
+    """Count the models' passes, laws, draws and verification while inside."""
+
+    def wrapped(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if "verify" in clock.running:
+                return function(*args, **kwargs)
+            with clock.part(name):
+                return function(*args, **kwargs)
+
+        return run
+
+    places = [
+        (target, "forward", "target"),
+        (draft, "forward", "draft"),
+        (Sampler, "_laws", "sampling"),
+        (Draws, "choose", "sampling"),
+        (kernels, "verify", "verify"),
+    ]
+    kept = [getattr(owner, name) for owner, name, _ in places]
+    for (owner, name, part), function in zip(places, kept, strict=True):
+        setattr(owner, name, wrapped(function, part))
+    try:
+        yield
+    finally:
+        for (owner, name, _), function in zip(places, kept, strict=True):
+            setattr(owner, name, function)
+
+
+@click.command()
+@click.option("--pair", "which", type=click.Choice(["shipped", "large"]), default="shipped", show_default=True)
+@click.option("--prompts", default=6, show_default=True)
+@click.option("--new-tokens", default=96, show_default=True)
+@click.option("--batch", default=1, show_default=True, help="Prompts decoded side by side.")
+@click.option("--settings", default="1x3,1x5,2x3,4x3", show_default=True, help="Paths x draft length.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="results/overhead.json.")
+def main(which: str, prompts: int, new_tokens: int, batch: int, settings: str, out: Path | None) -> None:
+    """Measure, print, and write as JSON."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    if which == "shipped":
+        pair = load_pair(shipped_pair.TARGET, shipped_pair.DRAFT, device="cpu")
+        target, draft = pair.target, pair.draft
+        texts = [entry["text"] for entry in shipped_pair.prompts()][: prompts * batch]
+        coded = [pair.tokenizer(text, return_tensors="pt").input_ids for text in texts]
+        width = min(tokens.shape[1] for tokens in coded)
+        rows = [tokens[:, :width] for tokens in coded]
+    else:
+        target, draft = truncated_pair()
+        rows = list(torch.randint(VOCAB, (prompts * batch, 1, 32), generator=torch.Generator().manual_seed(0)))
+    inputs = [torch.cat(rows[place * batch : (place + 1) * batch]) for place in range(len(rows) // batch)]
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": None}
+    sampling |= {"pad_token_id": 0, "max_new_tokens": new_tokens}
+    choices = [tuple(map(int, setting.split("x"))) for setting in settings.split(",")]
+
+    def plain(ids: torch.Tensor) -> None:
+        target.generate(ids, **sampling)
+
+    def speculative(paths: int, length: int) -> Callable[[torch.Tensor], Any]:
+        return lambda ids: generate(target, draft, ids, paths=paths, length=length, **sampling).statistics
+
+    runs: dict[str, Callable[[torch.Tensor], Any]] = {"plain": plain}
+    runs |= {f"K={paths} L={length}": speculative(paths, length) for paths, length in choices}
+    clocks: dict[str, list[Clock]] = {name: [] for name in runs}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    calls: dict[str, list[Any]] = {name: [] for name in runs}
+    order = random.Random(0)
+    for number, ids in enumerate([inputs[0], *inputs]):
+        for name in order.sample(list(runs), len(runs)):
+            torch.manual_seed(number)
+            clock, began = Clock(), time.process_time()
+            with timed(clock, target, draft), clock.part("bookkeeping"):
+                found = runs[name](ids)
+            if number:  # the first turn warms up
+                taken[name].append(time.process_time() - began)
+                clocks[name].append(clock)
+                calls[name].append(found)
+        click.echo(f"turn {number}", err=True)
+    pass_seconds = statistics.median(clock.seconds["target"] / clock.passes["target"] for clock in clocks["plain"])
+    results = []
+    for name in runs:
+        seconds = {part: sum(clock.seconds.get(part, 0.0) for clock in clocks[name]) for part in PARTS}
+        total = sum(seconds.values())
+        entry: dict[str, Any] = {"name": name, "share": {part: value / total for part, value in seconds.items()}}
+        passes = sum(clock.passes["target"] for clock in clocks[name])
+        entry["milliseconds_per_call"] = {part: 1e3 * value / passes for part, value in seconds.items()}
+        entry["speedup"] = ratio(taken["plain"], taken[name])
+        entry["speedup_interval"] = interval(taken["plain"], taken[name])
+        if name != "plain":
+            tokens = sum(int(found.emitted.sum()) for found in calls[name]) / batch
+            entry["tokens_per_call"] = tokens / passes
+            entry["block_efficiency"] = statistics.mean(found.block_efficiency for found in calls[name])
+            entry["ideal_speedup"] = pass_seconds * tokens / (seconds["target"] + seconds["draft"])
+        results.append(entry)
+        shares = "  ".join(f"{part} {1e3 * seconds[part] / passes:.2f}" for part in PARTS)
+        ours = (seconds["verify"] + seconds["bookkeeping"]) / total
+        extra = (
+            "" if name == "plain" else f"  tokens {entry['tokens_per_call']:.2f}  ideal x{entry['ideal_speedup']:.2f}"
+        )
+        click.echo(f"{name:10} x{entry['speedup']:.2f}{extra}  verify+bookkeeping {100 * ours:.1f} %  ms: {shares}")
+    report = {"machine": machine("cpu"), "pair": which, "batch": batch, "new_tokens": new_tokens, "results": results}
+    (out or RESULTS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
