@@ -73,8 +73,8 @@ class Decoding:
         config: GenerationConfig,
     ) -> None:
         self.method, self.policy = method, method.policy
-        measured = isinstance(self.policy, MeasuredLength)
-        self.pace = self.policy.pace(len(input_ids), method.paths) if measured else None
+        policy = self.policy
+        self.pace = policy.pace(len(input_ids), method.paths) if isinstance(policy, MeasuredLength) else None
         self.longest = self.policy.maximum
         self.device = input_device(target)
         self.draws = method.generator if isinstance(method.generator, Draws) else Draws(method.generator)
