@@ -24,9 +24,13 @@ def block_ratios(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> T
     Returns:
         [B, L+1] in [0, 1].
     """
-    target, draft = at(target_probs[:, :-1], tokens), at(draft_probs, tokens)
+    return ratios_of(at(target_probs[:, :-1], tokens), at(draft_probs, tokens))
+
+
+def ratios_of(target: Tensor, draft: Tensor) -> Tensor:
+    """The same from the probabilities [B, L] of the drafted tokens."""
     steps = torch.where(draft > 0, target.log() - draft.log(), torch.zeros_like(draft))
-    log_ratios = [torch.zeros_like(target_probs[:, 0, 0])]
+    log_ratios = [torch.zeros_like(target[:, 0])]
     for step in steps.unbind(dim=1):
         log_ratios.append((log_ratios[-1] + step).clamp_max(0))
     return torch.stack(log_ratios, dim=1).exp()
@@ -50,7 +54,11 @@ def block_thresholds(ratios: Tensor, draft_probs: Tensor, target_probs: Tensor) 
 
 def threshold(ratio: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:
     """h_i [B] of one prefix shorter than the path, from its ratio c_i [B] and the rows [B, V] after it."""
-    left = surplus(ratio, target_row, draft_row)
+    return threshold_from(ratio, surplus(ratio, target_row, draft_row))
+
+
+def threshold_from(ratio: Tensor, left: Tensor) -> Tensor:
+    """h_i from c_i and s_i, of one shape."""
     total = left + (1 - ratio)
     return torch.where(total > 0, left / total, torch.ones_like(total))
 

@@ -14,10 +14,14 @@ from ..verdict import Batch, arithmetic
 
 def node_rows(probs: Tensor, path: Tensor, depth: Tensor | int) -> Tensor:
     """[B, V]: row `depth` of path `path[b]` of `probs` [B, K, N, V]; `depth` is one number or one per request."""
-    requests, paths, rows, vocab = probs.shape
-    if paths == 1 and isinstance(depth, int):
+    if probs.shape[1] == 1 and isinstance(depth, int):
         return probs[:, 0, depth]
-    request = torch.arange(requests, device=probs.device)
+    return rows_at(probs, torch.arange(len(probs), device=probs.device), path, depth)
+
+
+def rows_at(probs: Tensor, request: Tensor, path: Tensor, depth: Tensor | int) -> Tensor:
+    """[N, V]: rows of `probs` [B, K, L, V] at N places."""
+    _, paths, rows, vocab = probs.shape
     if probs.is_contiguous():
         return probs.view(-1, vocab).index_select(0, (request * paths + path) * rows + depth)
     return probs[request, path, depth]

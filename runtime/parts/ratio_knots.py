@@ -5,26 +5,29 @@ is a knot of its own. Above, the knots are 0 and 2^-12 .. 2^12, 8 to a factor of
 counts for either in proportion: whatever is linear between knots is then summed exactly, in one pass over the row.
 Decisions at the knots are carried back to the tokens in the same proportions, so losslessness does not depend on them.
 
-Letters: N rows, V vocabulary, M knots.
+Letters: N rows, B requests, K paths, L drafted tokens, V vocabulary, M knots.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .draft_tree import target_ratio
+from .score_law import Array, Indices, count_below, entries, over
 
 MOST = 192  # tokens that are knots of their own
 OCTAVES = 12  # factors of two on either side of 1
 SHIFT = 20  # a float32 without its last 20 bits names one of 8 steps to an octave
 BEFORE = ((127 - OCTAVES) << 23 >> SHIFT) - 1  # what the leading bits say one step below 2^-OCTAVES
 LAST = (2 * OCTAVES << 23 >> SHIFT) + 1  # index of the knot 2^OCTAVES; knot 0 is the ratio 0
-PIECES = 32  # a row is added up in so many pieces, whose sums are float64
-IN_CACHE = 2**18  # numbers per pass on the CPU
+PIECE = 4096  # tokens that are added up in the rows' own precision; the sums of such pieces in float64
+IN_CACHE = 2**16  # numbers per pass on the CPU
 
 
 def fixed_knots(device: torch.device) -> Tensor:
@@ -35,42 +38,69 @@ def fixed_knots(device: torch.device) -> Tensor:
 
 
 def knot_below(target_row: Tensor, draft_row: Tensor) -> Tensor:
-    """int32 [N, V]: index of the fixed knot at or below each token's ratio, read off the bits of a float32."""
-    leading = target_ratio(target_row, draft_row).float().view(torch.int32) >> SHIFT
-    return leading.sub_(BEFORE).clamp_(0, LAST)
+    """int64 [N, V]: index of the fixed knot at or below each token's ratio, read off the bits of a float32.
+
+    A token without draft mass goes to the last knot; one without any mass to the first or last.
+    """
+    leading = (target_row / draft_row).float().view(torch.int32) >> SHIFT
+    return leading.sub_(BEFORE).clamp_(0, LAST).long()
 
 
 @dataclass(frozen=True)
 class Knots:
-    """Rows of tokens as masses at ratios.
+    """Rows of tokens as masses at ratios, on the host; any number of leading axes for N.
 
     Attributes:
-        ratio [N, M] float64: ascending.
-        mass [N, M] float64: draft mass of each knot; rows sum to 1.
+        ratio [N, M]: ascending.
+        mass [N, M]: draft mass of each knot; rows sum to 1.
     """
 
-    ratio: Tensor
-    mass: Tensor
+    ratio: Array
+    mass: Array
 
     @classmethod
-    def of(cls, target_row: Tensor, draft_row: Tensor) -> Knots:
-        """The knots of rows [N, V]."""
-        if draft_row.shape[1] > MOST:
-            ratio, mass = fixed_knots(draft_row.device), _shared_masses(target_row, draft_row)
-            ratio = ratio.expand_as(mass)
+    def of(cls, target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Knots:
+        """The knots of rows [N, L, V], read once, in arithmetic `dtype`; every attribute [N, L, M]."""
+        if draft_rows.shape[-1] > MOST:
+            mass = _shared_masses(target_rows, draft_rows, dtype)
+            ratio = fixed_knots(draft_rows.device).expand_as(mass)
         else:
-            ratio, order = own_ratio(target_row.double(), draft_row.double()).sort(dim=1)
-            mass = draft_row.double().gather(1, order)
-        return cls(ratio, mass / mass.sum(dim=1, keepdim=True))
+            ratio, order = own_ratio(target_rows.double(), draft_rows.double()).sort(dim=-1)
+            mass = draft_rows.double().gather(-1, order)
+        return cls(*(part.cpu().numpy() for part in (ratio, mass / mass.sum(dim=-1, keepdim=True))))
 
-    def at(self, ratio: Tensor, table: Tensor) -> Tensor:
-        """[N, ...]: the table [N, M, ...] at ratio [N], linear between knots and constant outside."""
-        index = torch.searchsorted(self.ratio.contiguous(), ratio.unsqueeze(1), right=True).squeeze(1) - 1
-        row, above = torch.arange(len(index), device=index.device), (index + 1).clamp_max(self.ratio.shape[1] - 1)
-        low, high = self.ratio[row, index], self.ratio[row, above]
-        part = torch.where(high > low, (ratio - low) / (high - low), 0.0)
-        part = part.view(-1, *[1] * (table.ndim - 2))
-        return torch.lerp(table[row, index], table[row, above], part)
+    @cached_property
+    def sums(self) -> Array:
+        """[2, N, M+1]: draft mass, and target mass mass * ratio, of the knots before each."""
+        sums = np.zeros((2, *self.mass.shape[:-1], self.mass.shape[-1] + 1))
+        np.cumsum([self.mass, self.mass * self.ratio], axis=-1, out=sums[..., 1:])
+        return sums
+
+    @cached_property
+    def rests(self) -> Array:
+        """[2, N, M+1]: the same of the knots from each on."""
+        return Knots(self.ratio[..., ::-1], self.mass[..., ::-1]).sums[..., ::-1]
+
+    def between(self, ratio: Array) -> tuple[Indices, Array]:
+        """For ratio [N]: index of the knots at or below and above it, [N, 2]; and how far it lies between."""
+        flat = self.ratio.reshape(-1, self.ratio.shape[-1])
+        index = count_below(flat, ratio.reshape(-1, 1), equal=True) - 1
+        near = np.clip(np.concatenate([index, index + 1], axis=1), 0, flat.shape[1] - 1)
+        low, high = entries(flat[None], near)[0].T
+        part = over(ratio.reshape(-1) - low, high - low)
+        return near.reshape(*ratio.shape, 2), part.reshape(ratio.shape)
+
+    def __getitem__(self, place: tuple[slice | int | NDArray[np.bool_], ...]) -> Knots:
+        """Some of the rows."""
+        part = Knots(self.ratio[place], self.mass[place])
+        part.__dict__.update({name: getattr(self, name)[:, *place] for name in ("sums", "rests")})
+        return part
+
+
+def between(table: Array, near: Indices, part: Array) -> Array:
+    """[N]: the table [N, M] at ratios that lie `part` [N] of the way between two knots, near [N, 2]."""
+    low, high = entries(table[None], near)[0].T
+    return low + part * (high - low)
 
 
 def own_ratio(target: Tensor, draft: Tensor) -> Tensor:
@@ -78,40 +108,56 @@ def own_ratio(target: Tensor, draft: Tensor) -> Tensor:
     return torch.where(draft > 0, target / draft, 0.0)
 
 
-def _shared_masses(target_row: Tensor, draft_row: Tensor) -> Tensor:
-    """[N, LAST + 1] draft mass at the fixed knots, each token's shared by its two neighbours."""
-    vocab = draft_row.shape[1]
-    some = max(1, IN_CACHE // vocab) if draft_row.device.type == "cpu" else max(1, len(draft_row))
-    sums = [_sums(*rows) for rows in zip(target_row.split(some), draft_row.split(some), strict=True)]
-    target, draft = (torch.cat(part) for part in zip(*sums, strict=True))
-    knots = fixed_knots(draft_row.device)
-    upper = ((target - knots * draft)[:, :-1] / knots.diff()).clamp_min(0)
-    upper = torch.minimum(upper, draft[:, :-1])
-    draft[:, :-1] -= upper
-    draft[:, 1:] += upper
+def rows_in_cache(rows: Tensor) -> int:
+    """How many rows [.., V] to read at once: what stays in the cache on the CPU, all elsewhere."""
+    vocab = rows.shape[-1]
+    return max(1, IN_CACHE // vocab if rows.device.type == "cpu" else rows.numel() // max(1, vocab))
+
+
+def tiles(rows: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows [N, L, V] in such parts."""
+    number, length, _ = rows.shape
+    room = rows_in_cache(rows)
+    deep = min(length, room)
+    wide = room // deep
+    for start in range(0, number, wide):
+        for depth in range(0, length, deep):
+            yield slice(start, start + wide), slice(depth, depth + deep)
+
+
+def _shared_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, L, LAST + 1] draft mass at the fixed knots, each token's shared by its two neighbours."""
+    sums = torch.empty(*draft_rows.shape[:2], LAST + 1, 2, dtype=torch.float64, device=draft_rows.device)
+    for tile in tiles(draft_rows):
+        sums[tile] = _sums(target_rows[tile].to(dtype), draft_rows[tile].to(dtype))
+    draft, target = sums.unbind(dim=-1)
+    knots = fixed_knots(draft_rows.device)
+    upper = ((target - knots * draft)[..., :-1] / knots.diff()).clamp_min(0)
+    upper = torch.minimum(upper, draft[..., :-1])
+    draft[..., :-1] -= upper
+    draft[..., 1:] += upper
     return draft
 
 
-def _sums(target_row: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, LAST + 1] float64 target and draft mass of the tokens from each fixed knot up to the next."""
-    rows, vocab = draft_row.shape
-    shape = rows * math.gcd(vocab, PIECES), -1
-    index = knot_below(target_row, draft_row).long().view(shape)
-    zeros = draft_row.new_zeros(shape[0], LAST + 1)
-    target, draft = (
-        zeros.scatter_add(1, index, row.reshape(shape)).double().view(rows, -1, LAST + 1).sum(dim=1)
-        for row in (target_row, draft_row)
-    )
-    return target, draft
+def _sums(target_rows: Tensor, draft_rows: Tensor) -> Tensor:
+    """[.., LAST + 1, 2] float64: draft and target mass of the tokens [.., V] from each fixed knot up to the next."""
+    vocab = draft_rows.shape[-1]
+    index, masses = knot_below(target_rows, draft_rows), torch.complex(draft_rows, target_rows)
+    sums = torch.zeros(*masses.shape[:-1], LAST + 1, 2, dtype=torch.float64, device=masses.device)
+    for start in range(0, vocab, PIECE):
+        zeros = masses.new_zeros(*masses.shape[:-1], LAST + 1)
+        part = zeros.scatter_add_(-1, index[..., start : start + PIECE], masses[..., start : start + PIECE])
+        sums += torch.view_as_real(part)
+    return sums
 
 
-def linear_law(table: Tensor, ratio: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:
-    """[N, V]: draft times the table [N, M] at each token's ratio, `ratio` [N, M] the knots of these rows."""
-    if draft_row.shape[1] > MOST:
-        slope = torch.cat([table.diff(dim=1) / ratio.diff(dim=1), torch.zeros_like(table[:, :1])], dim=1)
-        index = knot_below(target_row, draft_row).long()
-        level, slope = ((part).to(draft_row.dtype).gather(1, index) for part in (table - slope * ratio, slope))
-        return level.mul_(draft_row).addcmul_(slope, target_row).clamp_min_(0)
-    own = own_ratio(target_row.double(), draft_row.double())
+def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
+    """[N, I]: draft times the table [N, M] at each token's ratio, `ratio` [N, M] the knots of its row."""
+    if ratio.shape[-1] > MOST:
+        slope = torch.cat([table.diff(dim=-1) / ratio.diff(dim=-1), torch.zeros_like(table[..., :1])], dim=-1)
+        index = knot_below(target_rows, draft_rows)
+        level, slope = (part.to(draft_rows.dtype).gather(-1, index) for part in (table - slope * ratio, slope))
+        return level.mul_(draft_rows).addcmul_(slope, target_rows).clamp_min_(0)
+    own = own_ratio(target_rows.double(), draft_rows.double())
     index = torch.searchsorted(ratio.contiguous(), own, right=True) - 1
-    return draft_row * table.gather(1, index).to(draft_row.dtype)
+    return draft_rows * table.gather(-1, index).to(draft_rows.dtype)

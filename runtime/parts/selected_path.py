@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..verdict import Batch, Verdict
-from .block_rule import threshold
-from .draft_tree import Walk, node_rows
+from ..verdict import Batch, Verdict, arithmetic
+from .block_rule import ratios_of, surplus, threshold, threshold_from
+from .draft_tree import Walk, node_rows, rows_at
+from .ratio_knots import linear_law, rows_in_cache
+from .score_law import Array
 from .single_path import at, correction_weights, row_at
 
 
@@ -70,3 +72,44 @@ def next_ratio(ratio: Tensor, target: Tensor, draft: Tensor) -> Tensor:
     """
     step = torch.where(draft > 0, target.double() / draft.double(), torch.ones_like(ratio))
     return (ratio * step).clamp_max(1)
+
+
+def verify_selected(batch: Batch, draws: Draws, path: Tensor, knots: Array, densities: Array) -> Verdict:
+    """Block verification of `path` [B]; its law is the draft's times a table at the knots of the path's rows.
+
+    Reads every row but the path's first once, and one row again for the token.
+
+    Args:
+        knots, densities [B, L, M]: see `ratio_knots.linear_law`.
+    """
+    requests, _, length, _ = batch.shape
+    request, dtype = torch.arange(requests, device=path.device), arithmetic(batch)
+    depth = torch.arange(length, device=path.device)
+    ratio, table = (torch.from_numpy(part).to(path.device) for part in (knots, densities))
+    tokens = batch.tokens[request, path]
+    target, draft = (
+        probs[request.unsqueeze(1), path.unsqueeze(1), depth, tokens].to(dtype)
+        for probs in (batch.target_probs, batch.draft_probs)
+    )
+    ratios = ratios_of(target, linear_law(table, ratio, target.unsqueeze(2), draft.unsqueeze(2)).squeeze(2))
+
+    def rows(some: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Target's row and the path's law at places (request, depth)."""
+        where, deep = some
+        target_rows, draft_rows = (
+            rows_at(probs, where, path[where], deep).to(dtype) for probs in (batch.target_probs, batch.draft_probs)
+        )
+        return target_rows, linear_law(table[where, deep], ratio[where, deep], target_rows, draft_rows)
+
+    left = []
+    inner = request.repeat_interleave(length - 1), depth[1:].repeat(requests)
+    for some in zip(*(part.split(rows_in_cache(batch.draft_probs)) for part in inner), strict=True):
+        left.append(surplus(ratios[some], *rows(some)))
+    inner_thresholds = threshold_from(ratios[:, 1:-1], torch.cat(left).view(requests, length - 1))
+    kept = draws.accept_last(torch.cat([inner_thresholds, ratios[:, -1:]], dim=1))
+
+    _, law = rows((request, kept.clamp_max(length - 1)))
+    target_row = rows_at(batch.target_probs, request, path, kept).to(dtype)
+    corrected, stopped = correction_weights(at(ratios, kept), target_row, law), (kept < length).unsqueeze(1)
+    weights = torch.where(stopped, corrected, target_row)
+    return Verdict(path, kept, draws.choose(weights))

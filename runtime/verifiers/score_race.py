@@ -17,7 +17,10 @@ the mean values of g' below and above a cut, d_y = phi(w) p(y|w) what block veri
     safe          best set, unless it could cost more further down than it gains here; there the reserve
 
 With the reserve no prefix is kept less often than by block verification, with the safe rule the acceptance length is
-not shorter. All masses are per draft through the node (divided by Q(w)). Rows are read through `parts.ratio_knots`.
+not shorter. All masses are per draft through the node (divided by Q(w)).
+
+Rows are read twice: once as histograms (`parts.ratio_knots`), on which the race is run, on the host; and once for the
+block verification of the winner, the winner's rows only.
 
 Letters: B requests, K paths, N = B K, L drafted tokens, V vocabulary, M knots, P parts; p target row, q draft row.
 Source: specbound (own); block verification of the winner, arXiv:2403.10444.
@@ -25,25 +28,25 @@ Source: specbound (own); block verification of the winner, arXiv:2403.10444.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ..draws import Draws
-from ..parts.block_rule import block_ratios, block_thresholds
-from ..parts.ratio_knots import Knots, linear_law, own_ratio
-from ..parts.score_law import ScoreLaw, over
-from ..parts.single_path import at, emitted_row
+from ..parts.ratio_knots import Knots, between, own_ratio
+from ..parts.roots import sectioned_root
+from ..parts.score_law import Array, Indices, ScoreLaw, count_below, entries, over
+from ..parts.selected_path import verify_selected
+from ..parts.single_path import at
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
 
 Rule = Literal["two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved"]
-SECTIONS = {torch.float64: 4, torch.float32: 16}  # by which a root's bracket is divided in each round
-ROUNDS = {torch.float64: 27, torch.float32: 4}
 
 
 @dataclass(frozen=True)
@@ -57,256 +60,292 @@ class Node:
     """
 
     scores: ScoreLaw
-    wanted: Tensor
-    kept: Tensor
-    density: Tensor
-    slope: Tensor
+    wanted: Array
+    kept: Array
+    density: Array
+    slope: Array
+
+    def some(self, rows: NDArray[np.bool_]) -> Node:
+        """Some of the nodes."""
+        scores = ScoreLaw(self.scores.score[rows], self.scores.below[rows], self.scores.paths)
+        return Node(scores, self.wanted[rows], self.kept[rows], self.density[rows], self.slope[rows])
+
+
+class Window(NamedTuple):
+    """A stretch of the scores at N nodes, to be cut once among the tokens whose draft mass it has.
+
+    Attributes:
+        begin, end [N]: the tokens are those at knots begin <= m < end.
+        first, last [N]: masses at which the stretch begins and ends.
+        owed [N]: sigma of the reserve, 0 without.
+    """
+
+    begin: Indices
+    end: Indices
+    first: Array
+    last: Array
+    owed: Array
 
 
 @dataclass(frozen=True)
 class Split:
-    """How the tokens at N nodes share the score law.
+    """How the tokens at N nodes share the score law: in one window of it or two, each cut once.
 
     Attributes:
-        edges [N, P+1]: masses at which the law is cut, from 0 to 1.
-        shares [N, M, P]: what each knot takes from each part; sums to 1 over the parts.
+        edges [N, P+1]: masses at which the law is cut, from 0 to 1; P = 2 for one window, 4 for two.
+        level [N, M]: what each knot takes from the part below the cut of its window; the rest is from above.
+        upper [N, M] bool: the knot is in the first window.
     """
 
-    edges: Tensor
-    shares: Tensor
+    edges: Array
+    level: Array
+    upper: NDArray[np.bool_]
 
-    def means(self, scores: ScoreLaw) -> Tensor:
+    def means(self, scores: ScoreLaw) -> Array:
         """[N, P] mean of g' over each part."""
-        return over(scores.value(self.edges).diff(dim=1), self.edges.diff(dim=1))
+        return over(np.diff(scores.value(self.edges)), np.diff(self.edges))
 
-    def densities(self, scores: ScoreLaw) -> Tensor:
+    def densities(self, scores: ScoreLaw) -> Array:
         """[N, M] kappa(wy) / Q(wy) of tokens at the knots."""
-        return (self.shares * self.means(scores).unsqueeze(1)).sum(dim=2)
+        high, low, *_ = self._of_knots(self.means(scores))
+        return low + self.level * (high - low)
 
-    def value(self, scores: ScoreLaw, mass: Tensor) -> Tensor:
+    def value(self, scores: ScoreLaw, mass: Array) -> Array:
         """[N, M] value of the lowest-score mass [N, M] of the child at each knot."""
-        before = self.shares.cumsum(dim=2) - self.shares
-        taken = over(torch.minimum((mass.unsqueeze(2) - before).clamp_min(0), self.shares), self.shares)
-        start, length = self.edges[:, None, :-1], self.edges.diff(dim=1).unsqueeze(1)
-        worth = scores.value(start + taken * length) - scores.value(self.edges[:, :-1]).unsqueeze(1)
-        return (self.shares * over(worth, length)).sum(dim=2)
+        first, cut, last = self._of_knots(self.edges)
+        first_value, cut_value, _ = self._of_knots(scores.value(self.edges))
+        deep = mass > self.level
+        share = np.where(deep, 1 - self.level, self.level)
+        start, start_value = np.where(deep, cut, first), np.where(deep, cut_value, first_value)
+        length = np.where(deep, last, cut) - start
+        taken = np.minimum(over(np.where(deep, mass - self.level, mass), share), 1)
+        worth = over(share * (scores.value(start + taken * length) - start_value), length)
+        return worth + np.where(deep, over(self.level * (cut_value - first_value), cut - first), 0.0)
 
+    def shares(self, near: Indices, part: Array) -> Array:
+        """[N, P] what a token takes from each part, `part` [N] of the way from knot near[:, 0] to near[:, 1]."""
+        level, upper = entries(np.stack([self.level, self.upper]), near)[..., None]
+        shares = np.concatenate([level, 1 - level], axis=2)
+        if self.edges.shape[1] > 3:
+            shares = np.concatenate([shares * upper, shares * (1 - upper)], axis=2)
+        return shares[:, 0] + part[:, None] * (shares[:, 1] - shares[:, 0])
 
-class Window(NamedTuple):
-    """A stretch of the scores at N nodes, to be cut once among some tokens whose draft mass it has.
-
-    Attributes:
-        mass [N, M]: draft mass of the knots, 0 of those that have no part in it.
-        first, last [N]: where the stretch begins and ends.
-        owed [N]: sigma of the reserve, 0 without.
-    """
-
-    mass: Tensor
-    first: Tensor
-    last: Tensor
-    owed: Tensor
-
-
-Cut = tuple[Tensor, Tensor]  # level [N, M] of the knots, cut [N]
+    def _of_knots(self, values: Array) -> list[Array]:
+        """Of numbers [N, I] per part or edge, those of each knot's window, each [N, M] or [N, 1]."""
+        columns = [values[:, i : i + 1] for i in range(values.shape[1])]
+        if self.edges.shape[1] == 3:
+            return columns
+        return [np.where(self.upper, *pair) for pair in zip(columns, columns[2:], strict=False)]
 
 
 def whole(node: Node, knots: Knots, reserved: bool) -> Window:
     """All tokens share the whole law."""
-    zero = torch.zeros_like(node.slope)
-    return Window(knots.mass, zero, zero + 1, node.slope if reserved else zero)
-
-
-def two_part(window: Window, cut: Cut) -> Split:
-    """The whole law, cut once."""
-    level, where = cut
-    return Split(torch.stack([window.first, where, window.last], dim=1), torch.stack([level, 1 - level], dim=2))
+    zero = np.zeros_like(node.slope)
+    begin = np.zeros(len(zero), dtype=np.int64)
+    return Window(begin, begin + knots.ratio.shape[1], zero, zero + 1, node.slope if reserved else zero)
 
 
 def best_set(node: Node, knots: Knots, reserved: bool) -> tuple[Window, Window]:
     """The best set takes the lowest scores, the other tokens the rest."""
-    none = torch.zeros_like(knots.mass[:, :1])
-    mass, gain = knots.mass, knots.mass * node.wanted.unsqueeze(1) * knots.ratio
-    size, gain = (torch.cat([part.flip(1).cumsum(dim=1).flip(1), none], dim=1) for part in (mass, gain))
-    size = size.clamp_max(1)
+    size, gain = np.minimum(knots.rests[0], 1), knots.rests[1]
     value = node.scores.value(size)
-    loss = value - gain
+    loss = value - node.wanted[:, None] * gain
     if reserved:
-        owed = torch.cat([none, (mass * kept_at(node, knots)).cumsum(dim=1)], dim=1)
-        served = node.scores.value((size + owed).clamp_max(1)) - value
-        loss = loss.masked_fill(served < node.slope.unsqueeze(1) * owed - _slack(torch.float64), torch.inf)
-    begin = size.shape[1] - 1 - loss.flip(1).argmin(dim=1, keepdim=True)  # of equally good sets the smallest
-    inside = torch.arange(mass.shape[1], device=mass.device) >= begin
-    border, zero = size.gather(1, begin).squeeze(1), torch.zeros_like(node.slope)
+        owed = np.pad((knots.mass * kept_at(node, knots)).cumsum(axis=1), ((0, 0), (1, 0)))
+        served = node.scores.value(np.minimum(size + owed, 1)) - value
+        loss = np.where(served < node.slope[:, None] * owed - _slack(torch.float64), np.inf, loss)
+    last = knots.ratio.shape[1]
+    begin = last - loss[:, ::-1].argmin(axis=1)  # of equally good sets the smallest
+    border, zero, start = entries(size[None], begin)[0], np.zeros_like(node.slope), np.zeros_like(begin)
     slope = node.slope if reserved else zero
-    return Window(mass * inside, zero, border, slope), Window(mass * ~inside, border, zero + 1, slope)
+    return Window(begin, start + last, zero, border, slope), Window(start, begin, border, zero + 1, slope)
 
 
-def four_part(upper: Window, lower: Window, high: Cut, low: Cut) -> Split:
-    """The two stretches of the best set and the others, each cut once."""
-    (lift, first), (level, second) = high, low
-    inside, nothing = (upper.mass > 0).unsqueeze(2), torch.zeros_like(level)
-    shares = torch.where(
-        inside,
-        torch.stack([lift, 1 - lift, nothing, nothing], dim=2),
-        torch.stack([nothing, nothing, level, 1 - level], dim=2),
-    )
-    return Split(torch.stack([upper.first, first, lower.first, second, lower.last], dim=1), shares)
-
-
-def safe(node: Node, knots: Knots, bold: Split, careful: Split, below: int, slack: float) -> tuple[Split, Tensor]:
-    """The bold split where what it may cost further down is covered by what it gains here, else the careful one.
-
-    Args:
-        below: levels below the children.
-    Returns:
-        the split, and [N] bool where it is the bold one.
-    """
-    kept, slope = kept_at(node, knots), node.slope.unsqueeze(1)
-    short = (slope * kept - bold.value(node.scores, kept)).clamp_min(0)
-    wanted = node.wanted.unsqueeze(1) * knots.ratio
-    gain = torch.minimum(bold.densities(node.scores), wanted) - slope * kept
-    brave = below * (short * knots.mass).sum(dim=1) <= (gain * knots.mass).sum(dim=1) + slack
-    one = careful.edges[:, -1:]
-    edges = torch.where(brave.unsqueeze(1), bold.edges, torch.cat([careful.edges, one, one], dim=1))
-    padded = torch.cat([careful.shares, torch.zeros_like(careful.shares)], dim=2)
-    return Split(edges, torch.where(brave.view(-1, 1, 1), bold.shares, padded)), brave
-
-
-def kept_at(node: Node, knots: Knots) -> Tensor:
+def kept_at(node: Node, knots: Knots) -> Array:
     """[N, M] b/c of tokens at the knots: what block verification keeps, per draft."""
-    return (node.kept.unsqueeze(1) * knots.ratio).clamp_max(1)
+    return np.minimum(node.kept[:, None] * knots.ratio, 1)
 
 
 def _slack(dtype: torch.dtype) -> float:
     return 8 * torch.finfo(dtype).eps
 
 
-def cuts(node: Node, knots: Knots, windows: Sequence[Window], dtype: torch.dtype) -> list[Cut]:
+class Cuts(NamedTuple):
+    """Where W windows at N nodes are cut.
+
+    Attributes:
+        place, high, low [N, W]: the cut, and the mean of g' in the window below and above it.
+    """
+
+    place: Array
+    high: Array
+    low: Array
+
+
+def cuts(node: Node, knots: Knots, windows: Sequence[Window], reserved: bool, dtype: torch.dtype) -> Cuts:
     """Cut every window at the smallest place where the clipped law fits; dtype sets the accuracy."""
-    times = len(windows)
-    mass, first, last, owed = (torch.cat(parts) for parts in zip(*windows, strict=True))
-    scores, ratio = node.scores.repeated(times), knots.ratio.repeat(times, 1)
-    wanted, kept = node.wanted.repeat(times).unsqueeze(1), node.kept.repeat(times).unsqueeze(1)
-    start, end, owed = first.unsqueeze(1), last.unsqueeze(1), owed.unsqueeze(1)
-    bottom, top = scores.value(torch.stack([first, last], dim=1)).split(1, dim=1)
+    begin, end, start, stop, owed = (np.stack(parts, axis=1)[:, :, None] for parts in zip(*windows, strict=True))
+    scores, wanted, kept = node.scores, node.wanted[:, None, None], node.kept[:, None, None]
+    bottom, top = (scores.value(edge) for edge in (start, stop))
     steepest = scores.paths * (1 - scores.score_at(start)) ** (scores.paths - 1)
-    total = mass.sum(dim=1, keepdim=True)
-    sums = torch.stack([mass, mass * ratio], dim=2).cumsum(dim=1)
-    sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], dim=1)
+    first = entries(knots.sums, begin)
+    total = (entries(knots.sums, end) - first)[0]
+    budget, least_high = (top - bottom) * (1 + _slack(dtype)), owed * (1 - _slack(dtype))
 
-    def means(cut: Tensor) -> tuple[Tensor, Tensor]:
-        """u1, u0 [N, I] for cut [N, I]."""
+    def means(cut: Array) -> tuple[Array, Array]:
+        """u1, u0 [N, W, I] for cut [N, W, I]."""
         middle = scores.value(cut)
-        high = torch.where(cut > start, (middle - bottom) / (cut - start), steepest)
-        low = torch.where(cut < end, (top - middle) / (end - cut), 0.0)
-        return high, torch.minimum(low, high)
+        high = np.where(cut > start, (middle - bottom) / (cut - start), steepest)
+        low = np.where(cut < stop, (top - middle) / (stop - cut), 0.0)
+        return high, np.minimum(low, high)
 
-    def served(high: Tensor, low: Tensor) -> Tensor:
-        """[N, I]: sum over the tokens of the law clipped between its least, u0 + (sigma - u0)^+ b/c, and u1.
+    def below(*ratios: Array) -> Iterator[Array]:
+        """For ratios [N, W, I] the draft and the target mass [2, N, W, I] of the window's tokens below each."""
+        places = np.concatenate(ratios, axis=2)
+        index = np.minimum(np.maximum(count_below(knots.ratio, places), begin), end)
+        sums = entries(knots.sums, index) - first
+        return iter(np.split(sums, len(ratios), axis=3))
+
+    def excess(cut: Array) -> Array:
+        """[N, W, I]: sum over the tokens of the wanted law clipped between u0 and u1, beyond what there is."""
+        high, low = means(cut)
+        (least, least_sum), (free, free_sum) = below(low / wanted, high / wanted)
+        return low * least + wanted * np.maximum(free_sum - least_sum, 0) + high * (total - free) - budget
+
+    def excess_with_reserve(cut: Array) -> Array:
+        """The same with at least u0 + (sigma - u0)^+ b/c, or above 0 as long as u1 is above sigma.
 
         The least is concave in the ratio and the wanted law linear, so it is the larger up to one ratio only.
         """
-        excess = (owed - low).clamp_min(0)
-        equal = torch.minimum(
-            (low + excess) / wanted, torch.where(wanted > kept * excess, low / (wanted - kept * excess), torch.inf)
-        )
-        places = torch.cat([equal, torch.minimum(equal, 1 / kept), high / wanted], dim=1)
-        index = torch.searchsorted(ratio, places.contiguous())
-        below = sums.gather(1, index.unsqueeze(2).expand(-1, -1, 2))
-        (least, least_sum), (linear, linear_sum), (free, free_sum) = (
-            part.unbind(dim=2) for part in below.chunk(3, dim=1)
-        )
-        reserve = kept * linear_sum + (least - linear)
-        return low * least + excess * reserve + wanted * (free_sum - least_sum).clamp_min(0) + high * (total - free)
-
-    def far_enough(cut: Tensor) -> Tensor:
         high, low = means(cut)
-        return (served(high, low) <= (top - bottom) * (1 + _slack(dtype))) | (high < owed * (1 - _slack(dtype)))
+        lift = np.maximum(owed - low, 0)
+        rise = wanted - kept * lift
+        equal = np.minimum((low + lift) / wanted, np.where(rise > 0, low / rise, np.inf))
+        (least, least_sum), (linear, linear_sum), (free, free_sum) = below(
+            equal, np.minimum(equal, 1 / kept), high / wanted
+        )
+        served = low * least + lift * (kept * linear_sum + least - linear) + high * (total - free)
+        served += wanted * np.maximum(free_sum - least_sum, 0)
+        return np.minimum(served - budget, high - least_high)
 
-    cut = _smallest(far_enough, first, last, dtype).unsqueeze(1)
-    high, low = means(cut)
-    least = torch.minimum(low + (kept * ratio).clamp_max(1) * (owed - low).clamp_min(0), high)
-    clipped = torch.maximum(torch.minimum(wanted * ratio, high), least)
-    least, level = (over(bound - low, high - low).clamp(0, 1) for bound in (least, clipped))
-    must, used = (mass * least).sum(dim=1, keepdim=True), (mass * level).sum(dim=1, keepdim=True)
-    room = torch.where(used > must, (cut - start - must) / (used - must), 1.0).clamp(0, 1)
-    level = torch.where(owed > 0, least + room * (level - least), level)
-    cut = start + (end - start) * over((mass * level).sum(dim=1, keepdim=True), total)
-    return list(zip(level.chunk(times), cut.squeeze(1).chunk(times), strict=True))
-
-
-def _smallest(holds: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N]: the smallest x in [low, high] from which on the condition holds (high if nowhere), as exact as dtype."""
-    steps = torch.arange(1, SECTIONS[dtype], dtype=low.dtype, device=low.device) / SECTIONS[dtype]
-    for _ in range(ROUNDS[dtype]):
-        width = (high - low).unsqueeze(1)
-        points = torch.cat([low.unsqueeze(1), low.unsqueeze(1) + width * steps, high.unsqueeze(1)], dim=1)
-        before = (~holds(points[:, 1:-1])).long().cumprod(dim=1).sum(dim=1)
-        low, high = at(points, before), at(points, before + 1)
-    return high
+    place = sectioned_root(excess_with_reserve if reserved else excess, start[..., 0], stop[..., 0], dtype)
+    high, low = means(place[:, :, None])
+    return Cuts(place, high[..., 0], low[..., 0])
 
 
-def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dtype) -> tuple[Split, Tensor | None]:
-    """The split of a rule; for the safe one also where it is bold. `below`: levels below the children."""
-    if rule == "safe":
-        windows = *best_set(node, knots, reserved=False), whole(node, knots, reserved=True)
-        high, low, single = cuts(node, knots, windows, dtype)
-        bold, careful = four_part(*windows[:2], high, low), two_part(windows[2], single)
-        return safe(node, knots, bold, careful, below, _slack(dtype))
+def cut_in_windows(node: Node, knots: Knots, windows: Sequence[Window], reserved: bool, dtype: torch.dtype) -> Split:
+    """Levels of the tokens for the best cuts, and the cuts moved to the mass that the levels take."""
+    found = cuts(node, knots, windows, reserved, dtype)
+    single = len(windows) == 1
+    upper = (np.arange(knots.mass.shape[1]) >= windows[0].begin[:, None]) | single
+
+    def of_knots(values: Array) -> Array:
+        """[N, M] or [N, 1] from [N, W]."""
+        return values if single else np.where(upper, values[:, :1], values[:, 1:])
+
+    def sums(values: Array) -> Array:
+        """[N, W] sum over the tokens of each window, from [N, M]."""
+        everything = values.sum(axis=1, keepdims=True)
+        if single:
+            return everything
+        return np.concatenate([(values * part).sum(axis=1, keepdims=True) for part in (upper, ~upper)], axis=1)
+
+    first, last, owed = (np.stack(parts, axis=1) for parts in zip(*(window[2:] for window in windows), strict=True))
+    high, low = of_knots(found.high), of_knots(found.low)
+    wanted = node.wanted[:, None] * knots.ratio
+    if reserved:
+        promised = of_knots(owed)
+        least = np.minimum(low + kept_at(node, knots) * np.maximum(promised - low, 0), high)
+        wanted = np.maximum(wanted, least)
+    level = np.clip(over(wanted - low, high - low), 0, 1)
+    if reserved:
+        least = np.clip(over(least - low, high - low), 0, 1)
+        must, used = sums(knots.mass * least), sums(knots.mass * level)
+        room = np.where(used > must, np.clip(over(found.place - first - must, used - must), 0, 1), 1.0)
+        level = np.where(promised > 0, least + of_knots(room) * (level - least), level)
+    where = first + (last - first) * over(sums(knots.mass * level), sums(knots.mass))
+    inner = [where] if single else [where[:, :1], last[:, :1], where[:, 1:]]
+    return Split(np.concatenate([first[:, :1], *inner, last[:, -1:]], axis=1), level, upper)
+
+
+def brave(node: Node, knots: Knots, split: Split, below: int, slack: float) -> NDArray[np.bool_]:
+    """[N]: what the split may cost further down, where `below` levels follow, is covered by what it gains here."""
+    kept = kept_at(node, knots)
+    owed = kept * node.slope[:, None]
+    gain = np.minimum(split.densities(node.scores), node.wanted[:, None] * knots.ratio) - owed
+    short = below * np.maximum(owed - split.value(node.scores, kept), 0) if below else 0.0
+    covered: NDArray[np.bool_] = ((gain - short) * knots.mass).sum(axis=1) >= -slack
+    return covered
+
+
+def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dtype) -> tuple[Split, NDArray[np.bool_]]:
+    """The split of a rule, and [N] whether block verification is owed nothing for it.
+
+    Args:
+        below: levels below the children.
+    """
     reserved = rule.endswith("reserved")
-    if rule.startswith("two-part"):
-        window = whole(node, knots, reserved)
-        return two_part(window, *cuts(node, knots, [window], dtype)), None
-    upper, lower = best_set(node, knots, reserved)
-    return four_part(upper, lower, *cuts(node, knots, [upper, lower], dtype)), None
+    windows = [whole(node, knots, reserved)] if rule.startswith("two-part") else best_set(node, knots, reserved)
+    split = cut_in_windows(node, knots, windows, reserved, dtype)
+    if rule != "safe":
+        return split, np.zeros(len(node.slope), dtype=bool)
+    bold = brave(node, knots, split, below, _slack(dtype))
+    if not bold.all():
+        rest = ~bold
+        few, some = node.some(rest), knots[rest,]
+        careful = cut_in_windows(few, some, [whole(few, some, reserved=True)], True, dtype)
+        split.edges[rest] = np.pad(careful.edges, ((0, 0), (0, 2)), mode="edge")
+        split.level[rest], split.upper[rest] = careful.level, careful.upper
+    return split, bold
+
+
+@np.errstate(all="ignore")
+def race(knots: Knots, ratio: Array, paths: int, rule: Rule, dtype: torch.dtype) -> tuple[ScoreLaw, Array]:
+    """The law of each path's score, and of the winner's tokens, from histograms alone.
+
+    Args:
+        knots: of the rows [N, L] on N paths; ratio [N, L]: target/draft of the drafted tokens.
+    Returns:
+        the laws; [N, L, M] the winner's law over the draft's at the knots of each path, if that path wins.
+    """
+    near, part = knots.between(ratio)
+    one, length = np.ones(len(ratio)), ratio.shape[1]
+    node = Node(ScoreLaw.uniform(len(one), paths), one, one, one, one)
+    tables = np.empty_like(knots.mass)
+    for depth in range(length):
+        split, bold = split_rule(rule, node, knots[:, depth], length - depth - 1, dtype)
+        densities = split.densities(node.scores)
+        tables[:, depth] = over(densities, node.density[:, None])
+
+        beside, own = (near[:, depth], part[:, depth]), ratio[:, depth]
+        scores = node.scores.rearranged(split.edges, split.shares(*beside))
+        kept = np.minimum(node.kept * own, 1)
+        density = between(densities, *beside)
+        slope = node.slope
+        if bold.any():
+            worth = np.where(kept > 0, over(scores.value(kept[:, None])[:, 0], kept), slope)
+            slope = np.where(bold, np.minimum(slope, worth), slope)
+        node = Node(scores, np.minimum(density, node.wanted * own), kept, density, slope)
+    return node.scores, tables
 
 
 def verify_score_race(batch: Batch, draws: Draws, rule: Rule) -> Verdict:
     """Every path works out the law of its score, the least score wins, the winner is verified against kappa."""
-    requests, paths, length, vocab = batch.shape
-    dtype, device, rows = arithmetic(batch), batch.tokens.device, requests * paths
-    one = torch.ones(rows, dtype=torch.float64, device=device)
-    node = Node(ScoreLaw.uniform(rows, paths, device), one, one, one, one)
-    tables: list[tuple[Tensor, Tensor]] = []
-    for depth in range(length):
-        target_row, draft_row = (
-            probs[:, :, depth].reshape(rows, vocab).to(dtype) for probs in (batch.target_probs, batch.draft_probs)
-        )
-        knots = Knots.of(target_row, draft_row)
-        split, bold = split_rule(rule, node, knots, length - depth - 1, dtype)
-        densities = split.densities(node.scores)
-        tables.append((knots.ratio, densities / node.density.unsqueeze(1)))
-
-        token = batch.tokens[:, :, depth].reshape(rows)
-        ratio = own_ratio(at(target_row, token).double(), at(draft_row, token).double())
-        scores = node.scores.rearranged(split.edges, knots.at(ratio, split.shares))
-        kept = (node.kept * ratio).clamp_max(1)
-        density = knots.at(ratio, densities)
-        slope = node.slope
-        if bold is not None:
-            worth = torch.where(kept > 0, scores.value(kept.unsqueeze(1)).squeeze(1) / kept, slope)
-            slope = torch.where(bold, torch.minimum(slope, worth), slope)
-        node = Node(scores, torch.minimum(density, node.wanted * ratio), kept, density, slope)
-
-    law = [part.unflatten(0, (requests, paths)) for part in (node.scores.score, node.scores.below)]
-    path = draws.smallest_score(*law) if paths > 1 else torch.zeros_like(batch.tokens[:, 0, 0])
-    return _verified(batch, draws, path, tables)
-
-
-def _verified(batch: Batch, draws: Draws, path: Tensor, tables: list[tuple[Tensor, Tensor]]) -> Verdict:
-    """Block verification of `path` [B] against its law: draft times the table at the token's ratio, depth by depth."""
     requests, paths, _, _ = batch.shape
-    row = torch.arange(requests, device=path.device)
-    dtype = arithmetic(batch)
-    tokens = batch.tokens[row, path]
-    target_probs, laws = (probs[row, path].to(dtype) for probs in (batch.target_probs, batch.draft_probs))
-    for depth, (ratio, table) in enumerate(tables):
-        own = row * paths + path
-        laws[:, depth] = linear_law(table[own], ratio[own], target_probs[:, depth], laws[:, depth])
-    ratios = block_ratios(tokens, laws, target_probs)
-    kept = draws.accept_last(block_thresholds(ratios, laws, target_probs))
-    token = draws.choose(emitted_row(at(ratios, kept), kept, laws, target_probs))
-    return Verdict(path, kept, token)
+    dtype, device = arithmetic(batch), batch.tokens.device
+    target_rows, draft_rows, tokens = (
+        part.flatten(0, 1) for part in (batch.target_probs[:, :, :-1], batch.draft_probs, batch.tokens)
+    )
+    knots = Knots.of(target_rows, draft_rows, dtype)
+    ratio = own_ratio(at(target_rows, tokens).double(), at(draft_rows, tokens).double()).cpu().numpy()
+    law, tables = race(knots, ratio, paths, rule, dtype)
+
+    score, below = (
+        torch.from_numpy(part).to(device).unflatten(0, (requests, paths)) for part in (law.score, law.below)
+    )
+    path = draws.smallest_score(score, below) if paths > 1 else torch.zeros_like(batch.tokens[:, 0, 0])
+    own = np.arange(requests) * paths + path.cpu().numpy()
+    return verify_selected(batch, draws, path, knots.ratio[own], tables[own])
 
 
 def score_race(rule: Rule = "safe") -> Callable[[Batch, Draws], Verdict]:

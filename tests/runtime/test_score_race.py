@@ -22,7 +22,7 @@ RULES = ("two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved
 TREES = {
     **DEGENERATE,
     **INSTANCES,
-    "three drafts of three": PrefixTree.random(3, 3, 4),
+    "three tokens": PrefixTree.random(3, 2, 4),
     "one token deep": PrefixTree.random(6, 1, 5, 0.3),
     "ragged": ragged(3, 3, 2),
     "alone": PrefixTree.iid([1.0], [1.0], 2),
@@ -30,7 +30,7 @@ TREES = {
 
 
 def enumerable(tree: PrefixTree, paths: int) -> bool:
-    return int((tree.as_float().draft_joint[tree.leaves] > 0).sum()) ** paths <= 800
+    return int((tree.as_float().draft_joint[tree.leaves] > 0).sum()) ** paths <= 100
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -52,7 +52,7 @@ def test_many_paths_over_few_drafts_are_lossless():
 
 
 def test_the_registered_names_are_these_rules():
-    tree = TREES["three drafts of three"]
+    tree = TREES["three tokens"]
     for name, rule in (("score-race", "safe"), ("score-race-2", "two-part")):
         kept = exact_law(name, tree, 2).acceptance_length
         assert kept == pytest.approx(theory.acceptance(tree, 2, rule)[1:].sum(), abs=1e-12)
@@ -65,8 +65,8 @@ def test_the_registered_names_are_these_rules():
 
 def test_a_race_whose_scores_are_all_uniform_is_not_lossless_against_the_law_of_unequal_ones(monkeypatch):
     monkeypatch.setattr(ScoreLaw, "rearranged", lambda self, edges, shares: self)
-    law = exact_law("score-race", TREES["three drafts of three"], 2)
-    assert law.total_variation(TREES["three drafts of three"].target_law()) > 1e-3
+    law = exact_law("score-race", TREES["three tokens"], 2)
+    assert law.total_variation(TREES["three tokens"].target_law()) > 1e-3
 
 
 @pytest.fixture
@@ -93,20 +93,21 @@ def test_mass_at_the_knots_keeps_every_sum_that_is_linear_in_the_ratio():
     rng = torch.Generator().manual_seed(0)
     target, draft = (torch.rand(3, 40, generator=rng, dtype=torch.float64) ** 3 for _ in range(2))
     target, draft = target / target.sum(1, keepdim=True), draft / draft.sum(1, keepdim=True)
-    knots = ratio_knots.Knots.of(target, draft)
-    assert (knots.mass >= 0).all()
-    assert torch.allclose(knots.mass.sum(1), torch.ones(3, dtype=torch.float64), atol=1e-14)
+    knots = ratio_knots.Knots.of(target[:, None], draft[:, None], torch.float64)[:, 0]
+    ratio, mass = torch.from_numpy(knots.ratio), torch.from_numpy(knots.mass)
+    assert (mass >= 0).all()
+    assert torch.allclose(mass.sum(1), torch.ones(3, dtype=torch.float64), atol=1e-14)
     capped = torch.minimum(target, 2.0**12 * draft)
-    assert torch.allclose((knots.mass * knots.ratio).sum(1), capped.sum(1), atol=1e-12)
-    table = knots.ratio.clamp(0.25, 2)
-    law = ratio_knots.linear_law(table, knots.ratio, target, draft)
-    assert torch.allclose(law.sum(1), (table * knots.mass).sum(1), atol=1e-12)
+    assert torch.allclose((mass * ratio).sum(1), capped.sum(1), atol=1e-12)
+    table = ratio.clamp(0.25, 2)
+    law = ratio_knots.linear_law(table, ratio, target, draft)
+    assert torch.allclose(law.sum(1), (table * mass).sum(1), atol=1e-12)
     inside = (target > draft / 4) & (target < 2 * draft)
     assert torch.allclose(law[inside], target[inside], atol=1e-12)
     tokens = torch.tensor([0, 17, 39])
-    own = ratio_knots.own_ratio(target, draft)[torch.arange(3), tokens]
+    own = ratio_knots.own_ratio(target, draft)[torch.arange(3), tokens].numpy()
     want = law[torch.arange(3), tokens] / draft[torch.arange(3), tokens]
-    assert torch.allclose(knots.at(own, table), want, atol=1e-12)
+    assert ratio_knots.between(table.numpy(), *knots.between(own)) == pytest.approx(want.numpy(), abs=1e-12)
 
 
 def big_batch(dtype: torch.dtype, requests: int, paths: int, vocab: int = 1500) -> Batch:
@@ -187,13 +188,13 @@ def test_the_law_of_the_least_score_agrees_with_drawing_it():
     assert (law - 0.25).abs().max() > 0.01
 
 
+@np.errstate(divide="ignore")
 def test_the_value_of_a_score_law_is_the_integral_of_the_winning_density():
-    law = ScoreLaw.uniform(1, 5, torch.device("cpu"))
-    mass = torch.tensor([[0.0, 1e-12, 0.3, 1 - 1e-9, 1.0]], dtype=torch.float64)
-    assert torch.allclose(law.value(mass), 1 - (1 - mass) ** 5, atol=1e-15)
-    edges = torch.tensor([[0, 0.25, 1]], dtype=torch.float64)
-    lower = law.rearranged(edges, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
-    upper = law.rearranged(edges, torch.tensor([[0.0, 1.0]], dtype=torch.float64))
-    one = torch.ones(1, 1, dtype=torch.float64)
+    law = ScoreLaw.uniform(1, 5)
+    mass = np.array([[0.0, 1e-12, 0.3, 1 - 1e-9, 1.0]])
+    assert law.value(mass) == pytest.approx(1 - (1 - mass) ** 5, abs=1e-15)
+    assert law.value(mass)[0, 1] == pytest.approx(5e-12, rel=1e-11)
+    edges, one = np.array([[0, 0.25, 1]]), np.ones((1, 1))
+    lower, upper = (law.rearranged(edges, np.array([shares])) for shares in ([1.0, 0.0], [0.0, 1.0]))
     assert 0.25 * lower.value(one) + 0.75 * upper.value(one) == pytest.approx(1, abs=1e-15)
     assert lower.value(one).item() == pytest.approx((1 - 0.75**5) / 0.25, abs=1e-14)
