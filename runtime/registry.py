@@ -66,6 +66,13 @@ class Verifier:
     needs: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def requires(self) -> str:
+        """What it wants of the drafts, for people."""
+        if self.drafts == "any":
+            return "one path, however chosen" if self.paths == "single" else "paths, however chosen"
+        return "one path" if self.paths == "single" else "independent paths"
+
     def configured(self, **options: Any) -> Verifier:
         """The same verifier with these settings; those it was given before stay.
 

@@ -64,9 +64,15 @@ class Sampler:
         self.reads_tokens = any(not isinstance(processor, READS_NOTHING) for processor in self.processors)
 
     def laws(self, logits: Tensor, known: list[Tensor], drafted: Tensor) -> Tensor:
-        """The laws of the N tokens after 0..N-1 drafted ones: [B, K, N, V].
+        """The laws of the N tokens after 0..N-1 drafted ones: [B, K, N, V]; as for `scores`, whose laws they are."""
+        return self.law(self.scores(logits, known, drafted))
 
-        Raises ValueError where the logits give no law (NaN, +inf, or -inf for every token).
+    def next_laws(self, logits: Tensor, known: list[Tensor], drafted: Tensor) -> Tensor:
+        """The laws of the token after all of `drafted` [B, K, i]: [B, K, V] from `logits` [B, K, V or fewer]."""
+        return self.law(self.next_scores(logits, known, drafted))
+
+    def scores(self, logits: Tensor, known: list[Tensor], drafted: Tensor) -> Tensor:
+        """The processed logits of the N tokens after 0..N-1 drafted ones: [B, K, N, V].
 
         Args:
             logits [B, K, N, V or fewer]: after i drafted tokens at place i.
@@ -74,19 +80,21 @@ class Sampler:
             drafted [B, K, N-1 or more] int64: the paths.
         """
         if not self.reads_tokens:
-            return self._laws(logits)
-        places = [self.next_laws(logits[:, :, i], known, drafted[:, :, :i]) for i in range(logits.shape[2])]
+            return self._scores(logits)
+        places = [self.next_scores(logits[:, :, i], known, drafted[:, :, :i]) for i in range(logits.shape[2])]
         return torch.stack(places, dim=2)
 
-    def next_laws(self, logits: Tensor, known: list[Tensor], drafted: Tensor) -> Tensor:
-        """The laws of the token after all of `drafted` [B, K, i]: [B, K, V] from `logits` [B, K, V or fewer]."""
+    def next_scores(self, logits: Tensor, known: list[Tensor], drafted: Tensor) -> Tensor:
+        """[B, K, V]: the processed `logits` [B, K, V or fewer] of the token after all of `drafted` [B, K, i]."""
         if not self.reads_tokens:
-            return self._laws(logits)
-        rows = [self._laws(logits[b], _after(known[b], drafted[b]), padding) for b, padding in enumerate(self.padding)]
+            return self._scores(logits)
+        rows = [
+            self._scores(logits[b], _after(known[b], drafted[b]), padding) for b, padding in enumerate(self.padding)
+        ]
         return torch.stack(rows)
 
-    def _laws(self, logits: Tensor, tokens: Tensor | None = None, padding: int = 0) -> Tensor:
-        """Laws [..., V] of `logits` [..., V or fewer] after `tokens` [rows, n], the first `padding` of them padding."""
+    def _scores(self, logits: Tensor, tokens: Tensor | None = None, padding: int = 0) -> Tensor:
+        """Processed `logits` [..., V or fewer] after `tokens` [rows, n], the first `padding` of them padding."""
         scores = logits.reshape(-1, logits.shape[-1]).to(self.device)
         if scores.dtype != torch.float64:
             scores = scores.float()
@@ -95,7 +103,14 @@ class Sampler:
         for processor in self.processors:
             start = padding if isinstance(processor, READS_TOKENS) else 0
             scores = processor(None if tokens is None else tokens[..., start:], scores)
-        scores = scores.view(*logits.shape[:-1], self.vocab)
+        return scores.view(*logits.shape[:-1], self.vocab)
+
+    def law(self, scores: Tensor) -> Tensor:
+        """The laws [..., V] that tokens are drawn from, of processed logits [..., V].
+
+        Raises:
+            ValueError: they give none: NaN, +inf, or -inf for every token.
+        """
         if self.greedy:
             law = torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
             wrong = ~scores.amax(dim=-1).isfinite().all()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .drafting.tree import TreeBatch, TreeVerdict
+from .drafting.tree import Drafter, TreeBatch, TreeVerdict
 from .draws import Draws
 
 VerifyTree = Callable[[TreeBatch, Draws], TreeVerdict]
-Children = Literal["any", "known"]
+Requires = Literal["any tree", "any tree with known laws", "a stem, then independent paths"]
 DEFAULT = "tree-traversal"
 
 
@@ -26,7 +26,8 @@ class TreeVerifier:
         verify: the algorithm, `verify(batch, draws) -> TreeVerdict`.
         summary: one line for people.
         source: paper, theorem or equation.
-        children: what it wants of the tree: "known" laws of sampled children, or "any" tree however it was chosen.
+        requires: what it wants of the drafts: any tree, however it was chosen; the very laws that its sampled nodes
+            were drawn from; or a stem, then independent paths (`stem:L1,K`, `iid` shapes that branch once).
         lossless: True if the emitted tokens have exactly the target's law.
         cost: operations per request in the letters N (nodes), V.
     """
@@ -35,23 +36,37 @@ class TreeVerifier:
     verify: VerifyTree
     summary: str
     source: str
-    children: Children
+    requires: Requires
     lossless: bool
     cost: str
+
+    def check(self, drafter: Drafter) -> None:
+        """Raise ValueError if it cannot verify the trees of this drafter."""
+        if self.requires == "a stem, then independent paths" and drafter.stem is None:
+            takers = ", ".join(entry.name for entry in _VERIFIERS.values() if entry.requires != self.requires)
+            raise ValueError(
+                f"tree verifier {self.name!r} wants {self.requires} (stem:L1,K), not {drafter}; any tree suits {takers}"
+            )
 
 
 _VERIFIERS: dict[str, TreeVerifier] = {}
 
 
 def register_tree(
-    name: str, *, summary: str, source: str, children: Children = "known", lossless: bool = True, cost: str = "O(N V)"
+    name: str,
+    *,
+    summary: str,
+    source: str,
+    requires: Requires = "any tree with known laws",
+    lossless: bool = True,
+    cost: str = "O(N V)",
 ) -> Callable[[VerifyTree], VerifyTree]:
     """Decorator that enters a verifier of trees under `name`; the facts are those of `TreeVerifier`."""
 
     def enter(verify: VerifyTree) -> VerifyTree:
         if name in _VERIFIERS:
             raise ValueError(f"tree verifier {name!r} is registered twice; choose another name")
-        _VERIFIERS[name] = TreeVerifier(name, verify, summary, source, children, lossless, cost)
+        _VERIFIERS[name] = TreeVerifier(name, verify, summary, source, requires, lossless, cost)
         return verify
 
     return enter
@@ -60,6 +75,11 @@ def register_tree(
 def names() -> list[str]:
     """Registered names, in the order of registration."""
     return list(_VERIFIERS)
+
+
+def entries() -> list[TreeVerifier]:
+    """All entries, in the order of registration."""
+    return list(_VERIFIERS.values())
 
 
 def get(name: str) -> TreeVerifier:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -22,11 +24,12 @@ EXAMPLE = PrefixTree.iid([Fraction(1, 3), Fraction(2, 3)], [Fraction(2, 3), Frac
 
 def verifiers() -> str:
     """Every registered verifier: what it does, declared and measured facts, tokens kept on the published example."""
-    entries = json.loads(CliRunner().invoke(cli, ["verifiers", "--json"], standalone_mode=False).stdout)["verifiers"]
     lines = ["| verifier | what it does | lossless: declared / measured | keeps, K = 1 / 2 |", "|---|---|---|---|"]
-    for entry in entries:
+    for entry in _listed():
+        if entry["paths"] == "tree":
+            continue
         many = entry["paths"] == "many"
-        measured = "yes" if entry["measured_lossless"] else f"no, up to {entry['total_variation']:.3f} off"
+        measured = _measured(entry)
         if get(entry["name"]).needs:
             kept = "the optimum of its table"
         else:
@@ -35,6 +38,27 @@ def verifiers() -> str:
         story = f"{entry['summary']}<br>*{_linked(entry['source'])}; {entry['cost']}*"
         lines.append(f"| {name} | {story} | {'yes' if entry['lossless'] else 'no'} / {measured} | {kept} |")
     return "\n".join(lines) + "\n"
+
+
+def tree_verifiers() -> str:
+    """Every registered verifier of drafted trees: what it does and wants, declared and measured facts."""
+    lines = ["| verifier | what it does | wants | lossless: declared / measured |", "|---|---|---|---|"]
+    for entry in _listed():
+        if entry["paths"] == "tree":
+            story = f"{entry['summary']}<br>*{_linked(entry['source'])}; {entry['cost']}*"
+            lossless = f"{'yes' if entry['lossless'] else 'no'} / {_measured(entry)}"
+            lines.append(f"| `{entry['name']}` | {story} | {entry['requires']} | {lossless} |")
+    return "\n".join(lines) + "\n"
+
+
+@cache
+def _listed() -> list[dict[str, Any]]:
+    """What `specbound verifiers --json` lists."""
+    return json.loads(CliRunner().invoke(cli, ["verifiers", "--json"], standalone_mode=False).stdout)["verifiers"]
+
+
+def _measured(entry: dict[str, Any]) -> str:
+    return "yes" if entry["measured_lossless"] else f"no, up to {entry['total_variation']:.3f} off"
 
 
 def _kept(name: str, paths: int) -> str:

@@ -1,4 +1,4 @@
-"""The exact law of one call with a drafted tree: the drafter's coins and the verifier's, replayed together.
+"""The exact law of one call with a drafted tree: every tree that is drafted, and the verifier's coins on each.
 
 Letters: B outcomes replayed at once, N drafted nodes, L draft length, V vocabulary.
 """
@@ -6,7 +6,8 @@ Letters: B outcomes replayed at once, N drafted nodes, L draft length, V vocabul
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .replay import InvalidResult, ReplayDraws
 
 VerifyTree = Callable[[TreeBatch, Draws], TreeVerdict]
 ROWS_PER_PASS = 4096
+PARTS = ("tokens", "parent", "sampled", "present", "draft_probs")
 LOST = 1e-9
 
 
@@ -38,32 +40,55 @@ def tree_law(drafter: Drafter, verify: VerifyTree, tree: PrefixTree) -> Law:
     tree = tree.as_float()
     target = tree.rows(tree.target)
     target[tree.leaves] = tree.bonus
-    rows = torch.as_tensor(np.stack([tree.rows(tree.draft), target]))
+    target_rows = torch.as_tensor(target)
     child = np.full((tree.size, tree.vocab), -1)
     child[tree.parent[1:], tree.token[1:]] = np.arange(1, tree.size)
     emissions: dict[Prefix, float] = defaultdict(float)
-    pending: list[tuple[int, ...]] = [()]
     outcomes = 0
+    for drafted, chance in _drafted(drafter, torch.as_tensor(tree.rows(tree.draft)), child):
+        place = places(drafted, child)
+        known = np.concatenate([np.zeros((len(place), 1), dtype=np.int64), place], axis=1)
+        batch = TreeBatch(drafted, target_rows[torch.as_tensor(known)])
+        batch.validate()
+        pending: list[tuple[int, tuple[int, ...]]] = [(row, ()) for row in range(len(place))]
+        while pending:
+            pending, now = pending[:-ROWS_PER_PASS], pending[-ROWS_PER_PASS:]
+            rows = [row for row, _ in now]
+            draws = ReplayDraws([decisions for _, decisions in now])
+            some = TreeBatch(_rows_of(drafted, rows), batch.target_probs[rows])
+            blocks = _blocks(some.tree, verify(some, draws), tree.vocab)
+            for block, probability in zip(blocks, chance[rows] * draws.weight, strict=True):
+                emissions[block] += float(probability)
+            outcomes += len(now)
+            pending += [(rows[row], decisions) for row, decisions in draws.alternatives]
+    if abs(sum(emissions.values()) - 1) > LOST:
+        raise ValueError(f"the outcomes have probability {sum(emissions.values()):.12g} in all; want 1")
+    return law_of_emissions(tree, dict(emissions), outcomes)
+
+
+def _drafted(drafter: Drafter, draft_rows: Tensor, child: np.ndarray) -> Iterator[tuple[DraftedTree, np.ndarray]]:
+    """Every tree that the drafter may draft, with its probability; trees of equally many nodes together."""
+    found: dict[int, list[tuple[DraftedTree, np.ndarray]]] = defaultdict(list)
+    pending: list[tuple[int, ...]] = [()]
     while pending:
         pending, now = pending[:-ROWS_PER_PASS], pending[-ROWS_PER_PASS:]
         draws = ReplayDraws(now)
 
         def read(drafted: DraftedTree, nodes: Tensor) -> Tensor:
-            return rows[0][torch.as_tensor(_below(places(drafted, child), nodes.numpy()))]
+            return draft_rows[torch.as_tensor(_below(places(drafted, child), nodes.numpy()))]
 
         drafted = drafter(read, draws, len(now), torch.device("cpu"))
-        place = places(drafted, child)
-        known = np.concatenate([np.zeros((len(now), 1), dtype=np.int64), place], axis=1)
-        batch = TreeBatch(drafted, rows[1][torch.as_tensor(known)])
-        batch.validate()
-        verdict = verify(batch, draws)
-        for row, block in enumerate(_blocks(drafted, verdict, tree.vocab)):
-            emissions[block] += float(draws.weight[row])
-        outcomes += len(now)
+        found[drafted.shape[1]].append((drafted, draws.weight))
         pending += [decisions for _, decisions in draws.alternatives]
-    if abs(sum(emissions.values()) - 1) > LOST:
-        raise ValueError(f"the outcomes have probability {sum(emissions.values()):.12g} in all; want 1")
-    return law_of_emissions(tree, dict(emissions), outcomes)
+    for parts in found.values():
+        trees, chances = zip(*parts, strict=True)
+        joined = {name: torch.cat([getattr(drafted, name) for drafted in trees]) for name in PARTS}
+        yield replace(trees[0], **joined), np.concatenate(chances)
+
+
+def _rows_of(drafted: DraftedTree, rows: list[int]) -> DraftedTree:
+    """The trees of some requests."""
+    return replace(drafted, **{name: getattr(drafted, name)[rows] for name in PARTS})
 
 
 def places(drafted: DraftedTree, child: np.ndarray) -> np.ndarray:

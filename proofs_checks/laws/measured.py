@@ -6,18 +6,24 @@ import json
 from collections.abc import Iterator
 from functools import cache
 
+from specbound.runtime.drafting.dynamic import Dynamic
+from specbound.runtime.drafting.shapes import Choice, FixedShape
+from specbound.runtime.drafting.tree import Drafter
 from specbound.runtime.registry import Verifier
+from specbound.runtime.tree_registry import TreeVerifier
 from specbound.runtime.verifiers.table import table_verifier
 from specbound.theory import multi_path
 from specbound.theory.multi_path.verifier_table import verifier_table
 from specbound.theory.prefix_tree import PrefixTree
 
-from .judge import Judgement, combined, judge
+from .drafted_trees import tree_law
+from .judge import LOSSLESS_TOLERANCE, Judgement, combined, judge, verdict
 
 PATHS = 2
 MOST_FOLLOWED = 30
 
 
+@cache
 def measure(verifier: Verifier) -> Judgement:
     """The verdict on a registered verifier, with one path if it takes one, else with two.
 
@@ -33,6 +39,30 @@ def measure(verifier: Verifier) -> Judgement:
     if verifier.stateful:
         trees = tuple(tree for tree in trees if len(tree.bonus) ** paths <= MOST_FOLLOWED)
     return judge(verifier, [(tree, paths) for tree in trees])
+
+
+@cache
+def measure_tree(verifier: TreeVerifier) -> Judgement:
+    """The verdict on a verifier of drafted trees, on the same instances with every kind of draft that it takes."""
+    try:
+        distances = [
+            tree_law(drafter, verifier.verify, tree).total_variation(tree.target_law())
+            for tree in measuring_trees()
+            for drafter in drafters(verifier, tree.length)
+        ]
+    except Exception as error:
+        return Judgement("broken", None, f"{type(error).__name__}: {error}")
+    return Judgement(verdict(distances, (), LOSSLESS_TOLERANCE), max(distances))
+
+
+def drafters(verifier: TreeVerifier, length: int) -> list[Drafter]:
+    """Ways to draft trees of this depth that the verifier takes: two children at one node, and a dynamic tree."""
+    one = (1,) * length
+    stems: list[Drafter] = [FixedShape((*one[:stem], 2, *one[stem + 1 :]), "iid") for stem in range(length)]
+    if verifier.requires == "a stem, then independent paths":
+        return [FixedShape(one), *stems]
+    kinds: tuple[Choice, ...] = ("without-replacement", "top", "top-and-sampled")
+    return [*stems, *(FixedShape((2, *one[1:]), kind) for kind in kinds), Dynamic(length, 2, 3)]
 
 
 @cache

@@ -29,6 +29,7 @@ from ..self_check import check_laws
 from ..states import hold
 from ..tree_attention import merge_paths
 from ..verdict import Batch, Verdict
+from .asked_rows import AskedRows
 from .results import Generation, Statistics
 from .rows import Rows
 from .short_rows import pad_rows
@@ -49,6 +50,7 @@ class Call:
         emitted: the same as lists, without what is void.
         path: the winning path of each row.
         drafted: tokens drafted for each row (per path).
+        places [B, m]: which rows of the target's pass the tokens of the block were drawn against.
         commit: to be called with the numbers of known tokens, once the block is counted in.
     """
 
@@ -56,6 +58,7 @@ class Call:
     emitted: list[list[int]]
     path: list[int]
     drafted: list[int]
+    places: Tensor
     commit: Callable[[list[int]], None]
 
 
@@ -92,6 +95,7 @@ class Decoding:
         greedy = not config.do_sample and not method.joint
         self.sampler = Sampler(logits_processor, greedy, vocab, self.rows.padding, self.device)
         self.source: Source = method.source(self.rows.count, self.sampler, self.draws, self.agreed)
+        self.asked = AskedRows(config, self.rows.count, vocabulary(target))
         self.carry: Carry | None = None
         self.row_after: RowAfter | None = None
         self.records: list[dict[str, Any]] = []
@@ -145,7 +149,8 @@ class Decoding:
             streamer.end()
         sequences = self.rows.sequences()
         self.seconds["overhead"] = time.perf_counter() - began - sum(self.seconds.values())
-        return Generation(sequences, self._statistics(interrupted))
+        statistics = self._statistics(interrupted)
+        return Generation(sequences, statistics, self.asked.columns("scores"), self.asked.columns("logits"))
 
     def _prefill(self) -> None:
         """Feed every prompt token but the last to the models that cannot take them with their first drafts.
@@ -170,6 +175,7 @@ class Decoding:
         active = [not done for done in self.rows.done]
         self.rows.write(call.block)
         emitted = [self._count_in(row, block) for row, block in enumerate(call.emitted)]
+        self.asked.take(call.places, emitted)
         self.target.forget_tail([count - 1 for count in self.rows.known])
         call.commit(self.rows.known)
         accepted = [len(block) - 1 for block in call.emitted]
@@ -213,6 +219,7 @@ class Decoding:
             [row[: kept + 1] for row, kept in zip(host, accepted, strict=True)],
             [row[-1] for row in host],
             drafts.lengths,
+            verdict.path[:, None] * block.shape[1] + torch.arange(block.shape[1], device=self.device),
             lambda known: self.source.commit(known, starts, accepted, read),
         )
 
@@ -260,11 +267,17 @@ class Decoding:
             place = torch.tensor(starts, device=self.device)[:, None] - 1
             rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees).to(self.device)
             logits = rows_of_tree[torch.arange(rows, device=self.device)[:, None, None], slots]
-        return self.sampler.laws(logits, self._known(), tokens), slots
+        scores = self.sampler.scores(logits, self._known(), tokens)
+        self.asked.read(logits.flatten(1, 2), scores.flatten(1, 2))
+        return self.sampler.law(scores), slots
 
     def _verify(self, drafts: Drafts, target_probs: Tensor) -> tuple[Batch, Verdict]:
-        """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes."""
-        uneven = min(drafts.lengths) < drafts.tokens.shape[2]
+        """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes.
+
+        Behind empty drafts the target's token follows.
+        """
+        length = drafts.tokens.shape[2]
+        uneven = min(drafts.lengths) < length or (length == 0 and any(self.rows.done))
         lengths = torch.tensor(drafts.lengths, device=self.device) if uneven else None
         if lengths is not None:
             target_probs = pad_rows(target_probs, lengths, self.rows.done)
@@ -274,8 +287,12 @@ class Decoding:
         if self.row_after is not None and self.agreed is not own:
             after = self.row_after()  # processes that share a model must make the same passes
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry, after)
-        self.verification = kernels.implementation(facts, batch, self.draws)
-        verdict = kernels.verify(facts, batch, self.draws)
+        if length:
+            self.verification = kernels.implementation(facts, batch, self.draws)
+            verdict = kernels.verify(facts, batch, self.draws)
+        else:
+            none = torch.zeros(self.rows.count, dtype=torch.int64, device=self.device)
+            verdict = Verdict(none, none, self.draws.choose(target_probs[:, 0, 0]))
         self.carry = verdict.carry
         path, accepted, token = (self.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
         verdict = replace(verdict, path=path, accepted=accepted, token=token)

@@ -95,8 +95,10 @@ class Method:
                 raise ValueError(f"the acceptance head wants a draft of width {wanted}; this one has {width}")
 
     def _check_tree(self) -> None:
+        assert isinstance(self.draft, TreeDraft)
         if not isinstance(self.tree_verifier, TreeVerifier):
             raise ValueError(f"verifier is {self.verifier!r}; want a name of the tree registry or an entry of it")
+        self.tree_verifier.check(self.draft.grow)
         if self.paths > 1 or self.beams:
             raise ValueError(f"paths is {self.paths} and beams {self.beams}; a drafted tree wants 1 and 0")
         if isinstance(self.policy, MeasuredLength):

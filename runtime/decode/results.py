@@ -65,10 +65,15 @@ class Generation:
     Attributes:
         sequences [B, T] int64: prompts as given, then the generated tokens, padded on the right.
         statistics: per call.
+        scores, logits: with `output_scores` and `output_logits`, as transformers has them: for each generated token
+            float32 [B, V], the target's processed scores and its logits behind the tokens before; 0 where a row has
+            ended. None otherwise.
     """
 
     sequences: Tensor
     statistics: Statistics
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
 
 
 @torch.no_grad()

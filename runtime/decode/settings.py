@@ -23,8 +23,6 @@ UNSUPPORTED = {
     "guidance_scale": (None, 1, 1.0),
     "watermarking_config": (None,),
     "token_healing": (None, False),
-    "output_scores": (None, False),
-    "output_logits": (None, False),
     "output_attentions": (None, False),
     "output_hidden_states": (None, False),
 }

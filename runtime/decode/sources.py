@@ -87,14 +87,16 @@ class GivenSource:
         self.given, self.sampler, self.agreed = given, sampler, agreed
 
     def draft(self, rows: Rows, starts: list[int], lengths: list[int]) -> Drafts:
-        """One path per row; rows with fewer tokens than the longest have token 0 for sure behind their own."""
+        """One path per row; rows with fewer tokens than the longest have token 0 for sure behind their own.
+
+        Of no tokens at all the drafts are empty: the call is then one of plain decoding.
+        """
         found = [
             self.given(rows.ids[row, rows.padding[row] : end], length) if length else (rows.ids[row, :0], None)
             for row, (end, length) in enumerate(zip(rows.end, lengths, strict=True))
         ]
         counts = [len(tokens) for tokens, _ in found]
-        longest = max(1, *counts)
-        tokens = rows.ids.new_zeros(len(found), 1, longest)
+        tokens = rows.ids.new_zeros(len(found), 1, max(counts))
         for row, (own, _) in enumerate(found):
             tokens[row, 0, : len(own)] = own
         tokens = self.agreed(tokens)

@@ -28,14 +28,14 @@ class TreeReader:
         if not self.read and bool((nodes == ROOT).all()):
             logits = self.model.read(self.recent, last=1)
             self.model.forget_tail([base + self.recent.shape[1] for base in self.model.base])
-            return self.decoding.laws(logits, tree, nodes)
+            return self.decoding.laws(self.decoding.scores(logits, tree, nodes))
         self.read.append(nodes)
         known = torch.cat(self.read, dim=1)
         row = torch.arange(len(nodes), device=nodes.device)[:, None]
         sees = tree.sees[row, nodes].gather(2, known[:, None, :].expand(-1, nodes.shape[1], -1))
         positions = self.place + tree.depth.gather(1, nodes)
         logits = self.model.extend(tree.tokens.gather(1, nodes), positions, sees)
-        return self.decoding.laws(logits, tree, nodes)
+        return self.decoding.laws(self.decoding.scores(logits, tree, nodes))
 
     def keep(self, path: Tensor, accepted: list[int]) -> list[int]:
         """Bring the nodes of `path` [B, D] that were read to the front of the tail; how many of each row's stay.
@@ -73,7 +73,8 @@ class TreeDecoding(Decoding):
         self.tick("verify")
         if self.method.on_call is not None:
             self.method.on_call(batch, verdict, starts)
-        self.target.keep_path(torch.nn.functional.pad(path + 1, (1, 0)))
+        places = torch.nn.functional.pad(path + 1, (1, 0))
+        self.target.keep_path(places)
         drafted = reader.keep(path, accepted)
         sizes = tree.present.sum(dim=1).tolist()
 
@@ -81,7 +82,7 @@ class TreeDecoding(Decoding):
             ends = zip(known, starts, drafted, strict=True)
             model.forget_tail([min(count - 1, start + kept) for count, start, kept in ends])
 
-        return Call(block, emitted, [0] * len(accepted), sizes, commit)
+        return Call(block, emitted, [0] * len(accepted), sizes, places, commit)
 
     def _tree_laws(self, tree: DraftedTree, starts: list[int]) -> Tensor:
         """The target's laws [B, N+1, V] after the last known token and after every node, in one pass."""
@@ -94,23 +95,28 @@ class TreeDecoding(Decoding):
         root[:, :, 0] = True
         logits = self.target.extend(tokens, positions, torch.cat([root, sees], dim=1)).to(self.device)
         nodes = torch.arange(ROOT, tree.tokens.shape[1], device=self.device).expand(len(starts), -1)
-        return self.laws(logits, tree, nodes)
+        scores = self.scores(logits, tree, nodes)
+        self.asked.read(logits, scores)
+        return self.laws(scores)
 
-    def laws(self, logits: Tensor, tree: DraftedTree, nodes: Tensor) -> Tensor:
-        """Processed laws [B, n, V] of `logits` [B, n, V or fewer] after `nodes` [B, n]; token 0 for sure in rows done.
+    def scores(self, logits: Tensor, tree: DraftedTree, nodes: Tensor) -> Tensor:
+        """Processed `logits` [B, n, V or fewer] after `nodes` [B, n].
 
         Raises:
             ValueError: a processor reads the tokens, and there is more than one row.
         """
         if not self.sampler.reads_tokens:
-            found = self.sampler.next_laws(logits, [], tree.tokens[:, :0])
-        elif len(nodes) > 1:
+            return self.sampler.next_scores(logits, [], tree.tokens[:, :0])
+        if len(nodes) > 1:
             raise ValueError("a logits processor reads the tokens so far; decode the rows of a drafted tree one by one")
-        else:
-            lines = [tree.sees[0, node] if node != ROOT else tree.tokens[0] < 0 for node in nodes[0].tolist()]
-            drafted = [tree.tokens[:, line][:, None] for line in lines]
-            each = zip(logits.unbind(dim=1), drafted, strict=True)
-            found = torch.cat([self.sampler.next_laws(row[:, None], self._known(), path) for row, path in each], dim=1)
+        lines = [tree.sees[0, node] if node != ROOT else tree.tokens[0] < 0 for node in nodes[0].tolist()]
+        drafted = [tree.tokens[:, line][:, None] for line in lines]
+        each = zip(logits.unbind(dim=1), drafted, strict=True)
+        return torch.cat([self.sampler.next_scores(row[:, None], self._known(), path) for row, path in each], dim=1)
+
+    def laws(self, scores: Tensor) -> Tensor:
+        """Laws [B, n, V] of processed logits; token 0 for sure in rows done."""
+        found = self.sampler.law(scores)
         if any(self.rows.done):
             sure = torch.zeros_like(found)
             sure[..., 0] = 1.0

@@ -46,6 +46,11 @@ class Dynamic:
         """How the children of a node are chosen."""
         return "given"
 
+    @property
+    def stem(self) -> None:
+        """The tree has no independent paths."""
+        return None
+
     def __call__(self, read: Reader, draws: Draws, requests: int, device: torch.device) -> DraftedTree:
         """Grow the tree level by level, then cut it to its most probable nodes."""
         tree = sprout(requests, device)

@@ -50,6 +50,14 @@ class FixedShape:
         return len(self.widths)
 
     @property
+    def stem(self) -> int | None:
+        """Tokens before independent paths part, 0 if they part at once; None for trees of another shape."""
+        wide = [depth for depth, width in enumerate(self.widths) if width > 1]
+        if self.choice == "top" or len(wide) > 1 or (wide and self.choice != "iid"):
+            return None
+        return wide[0] if wide else 0
+
+    @property
     def nodes(self) -> int:
         """N, the most drafted nodes."""
         total = level = 1

@@ -175,6 +175,10 @@ class Drafter(Protocol):
     def length(self) -> int:
         """L, the depth of the tree."""
 
+    @property
+    def stem(self) -> int | None:
+        """Tokens before independent paths part, 0 if they part at once; None for trees of another shape."""
+
     def __call__(self, read: Reader, draws: Draws, requests: int, device: torch.device) -> DraftedTree:
         """The drafted tree of each of B requests."""
 
@@ -240,6 +244,33 @@ def offered(batch: TreeBatch, node: Tensor, tried: Tensor) -> Tensor:
         row = row.masked_fill(tried, 0)
     row = row / row.sum(dim=1, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
     return torch.where(sampled, row, torch.zeros_like(row).scatter_(1, token, 1.0))
+
+
+def stem_and_paths(tree: DraftedTree) -> tuple[int, Tensor]:
+    """A tree of one stem and K independent paths behind it: the length of the stem, the nodes [K, L] of each path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    wanted = "want one stem, then independent paths behind it, as drafted by stem:L1,K"
+    parent = tree.parent[:1]
+    if not tree.parent.numel() or bool((tree.parent != parent).any()):
+        raise ValueError(f"the drafted trees differ, or have no nodes; {wanted}")
+    before = parent[0].tolist()
+    children = [before.count(node) for node in range(ROOT, len(before))]
+    depth = tree.depth[0]
+    length, paths = int(depth.max()), children.count(0)
+    leaves = [node for node in range(len(before)) if children[node + 1] == 0]
+    branching = [node for node in range(ROOT, len(before)) if children[node + 1] > 1]
+    if len(branching) > 1 or any(int(depth[leaf]) != length for leaf in leaves):
+        raise ValueError(
+            f"the drafted tree branches {len(branching)} times, or has branches of several lengths; {wanted}"
+        )
+    if not bool((tree.sampled & tree.present).all()) or (paths > 1 and not tree.replacement):
+        raise ValueError(f"the drafted nodes are not independent draws; {wanted}")
+    stem = (int(depth[branching[0]]) if branching[0] != ROOT else 0) if branching else 0
+    nodes = tree.sees[0][leaves].nonzero()[:, 1].view(paths, length)
+    return stem, nodes
 
 
 def _row(probs: Tensor, node: Tensor) -> Tensor:

@@ -300,19 +300,26 @@ def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dt
 
 
 @np.errstate(all="ignore")
-def race(knots: Knots, ratio: Array, paths: int, rule: Rule, dtype: torch.dtype) -> tuple[ScoreLaw, Array]:
+def race(
+    knots: Knots, ratio: Array, paths: int, rule: Rule, dtype: torch.dtype, stem: int = 0
+) -> tuple[ScoreLaw, Array]:
     """The law of each path's score, and of the winner's tokens, from histograms alone.
 
     Args:
         knots: of the rows [N, L] on N paths; ratio [N, L]: target/draft of the drafted tokens.
+        stem: how many first tokens all paths of a request share, drawn once; the race is between what follows them,
+            and begins with what block verification keeps of them.
     Returns:
         the laws; [N, L, M] the winner's law over the draft's at the knots of each path, if that path wins.
     """
     near, part = knots.between(ratio)
     one, length = np.ones(len(ratio)), ratio.shape[1]
-    node = Node(ScoreLaw.uniform(len(one), paths), one, one, one, one)
-    tables = np.empty_like(knots.mass)
-    for depth in range(length):
+    begun = one
+    for own in ratio.T[:stem]:
+        begun = np.minimum(begun * own, 1)
+    node = Node(ScoreLaw.uniform(len(one), paths), begun, begun, one, one)
+    tables = np.ones_like(knots.mass)
+    for depth in range(stem, length):
         split, bold = split_rule(rule, node, knots[:, depth], length - depth - 1, dtype)
         densities = split.densities(node.scores)
         tables[:, depth] = over(densities, node.density[:, None])
@@ -329,8 +336,12 @@ def race(knots: Knots, ratio: Array, paths: int, rule: Rule, dtype: torch.dtype)
     return node.scores, tables
 
 
-def verify_score_race(batch: Batch, draws: Draws, rule: Rule) -> Verdict:
-    """Every path works out the law of its score, the least score wins, the winner is verified against kappa."""
+def verify_score_race(batch: Batch, draws: Draws, rule: Rule, stem: int = 0) -> Verdict:
+    """Every path works out the law of its score, the least score wins, the winner is verified against kappa.
+
+    Args:
+        stem: how many first tokens the paths share, see `race`; 0 for independent paths.
+    """
     requests, paths, _, _ = batch.shape
     dtype, device = arithmetic(batch), batch.tokens.device
     target_rows, draft_rows, tokens = (
@@ -338,7 +349,7 @@ def verify_score_race(batch: Batch, draws: Draws, rule: Rule) -> Verdict:
     )
     knots = Knots.of(target_rows, draft_rows, dtype)
     ratio = own_ratio(at(target_rows, tokens).double(), at(draft_rows, tokens).double()).cpu().numpy()
-    law, tables = race(knots, ratio, paths, rule, dtype)
+    law, tables = race(knots, ratio, paths, rule, dtype, stem)
 
     score, below = (
         torch.from_numpy(part).to(device).unflatten(0, (requests, paths)) for part in (law.score, law.below)

@@ -20,7 +20,7 @@ from .naive import certain
     "tree-match",
     summary="draw from the target, keep the token if the tree has it",
     source="SpecInfer, arXiv:2305.09781 (naive sampling)",
-    children="any",
+    requires="any tree",
 )
 def verify_tree_match(batch: TreeBatch, draws: Draws) -> TreeVerdict:
     """Walk down the tree on tokens drawn from the target."""

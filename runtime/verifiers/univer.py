@@ -29,9 +29,18 @@ from ..registry import register
 from ..verdict import Batch, Verdict
 
 
-def serve_sampled_and_given(wanted: Tensor, draft: Tensor, tokens: Tensor, alive: Tensor) -> Served:
-    """Shares of the sampled child and of the given ones; wanted = a target, draft [N, V]; tokens, alive [N, K]."""
-    sampled = first_path(alive)
+def serve_first_sampled(wanted: Tensor, draft: Tensor, tokens: Tensor, alive: Tensor) -> Served:
+    """Of independent paths the first at a node is the sampled one."""
+    return serve_sampled_and_given(wanted, draft, tokens, alive, first_path(alive))
+
+
+def serve_sampled_and_given(wanted: Tensor, draft: Tensor, tokens: Tensor, alive: Tensor, sampled: Tensor) -> Served:
+    """Shares of the sampled child and of the given ones.
+
+    Args:
+        wanted [N, V]: a target; draft [N, V]: the law of the sampled child, 0 everywhere if there is none.
+        tokens, alive [N, K]: the children; sampled [N]: which of them was sampled.
+    """
     token = at(tokens, sampled).unsqueeze(1)
     given = torch.zeros_like(wanted).scatter_add_(1, tokens, alive.double()) > 0
     alone = (alive & (tokens == token)).sum(dim=1, keepdim=True) == 1
@@ -57,4 +66,4 @@ def serve_sampled_and_given(wanted: Tensor, draft: Tensor, tokens: Tensor, alive
 )
 def verify_univer(batch: Batch, draws: Draws) -> Verdict:
     """Children before parents, each with the share that the sampled child and the given ones leave it."""
-    return verify_lifted(batch, draws, serve_sampled_and_given)
+    return verify_lifted(batch, draws, serve_first_sampled)

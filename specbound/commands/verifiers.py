@@ -9,6 +9,8 @@ import click
 from specbound.commands.instance import print_json
 from specbound.commands.terminal import print_table, progress_console
 
+KINDS = {"single": "one path", "many": "K paths", "tree": "a tree"}
+
 
 @click.command(
     short_help="List the verifiers, declared and measured facts.",
@@ -18,26 +20,31 @@ from specbound.commands.terminal import print_table, progress_console
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verifiers(as_json: bool) -> int:
-    """List the verifiers: what each declares, and whether its exact law on small trees bears it out.
+    """List the verifiers of paths and of drafted trees: what each declares and wants of the drafts, and whether its
+    exact law on small instances bears it out.
 
     Exit code 1 if a measured fact differs from the declared one or a verifier breaks down, 3 if one is undecided.
     """
     from rich.progress import track
 
-    from specbound.proofs_checks.laws.measured import measure
-    from specbound.runtime.verifiers import get, names
+    from specbound.proofs_checks.laws.measured import measure, measure_tree
+    from specbound.runtime import tree_registry
+    from specbound.runtime.registry import Verifier
+    from specbound.runtime.tree_registry import TreeVerifier
+    from specbound.runtime.verifiers import entries as path_verifiers
 
     entries: list[dict[str, Any]] = []
-    for name in track(names(), "measuring", console=progress_console(), transient=True):
-        verifier = get(name)
-        found = measure(verifier)
+    every: list[Verifier | TreeVerifier] = [*path_verifiers(), *tree_registry.entries()]
+    for verifier in track(every, "measuring", console=progress_console(), transient=True):
+        found = measure(verifier) if isinstance(verifier, Verifier) else measure_tree(verifier)
         entries.append(
             {
-                "name": name,
+                "name": verifier.name,
                 "summary": verifier.summary,
                 "source": verifier.source,
-                "paths": verifier.paths,
-                "stateful": verifier.stateful,
+                "paths": verifier.paths if isinstance(verifier, Verifier) else "tree",
+                "requires": verifier.requires,
+                "stateful": isinstance(verifier, Verifier) and verifier.stateful,
                 "lossless": verifier.lossless,
                 "measured_lossless": found.lossless,
                 "verdict": found.verdict,
@@ -76,7 +83,7 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
     table.add_column("what it does", ratio=1)
     for entry in entries:
         name = Text(entry["name"], "bold")
-        name.append("\none path" if entry["paths"] == "single" else "\nK paths", "not bold")
+        name.append(f"\n{KINDS[entry['paths']]}", "not bold")
         name.append(", carries" if entry["stateful"] else "", "not bold")
         facts = Text(f"declared {'yes' if entry['lossless'] else 'no'}")
         if entry["verdict"] in ("broken", "undecided"):
@@ -85,7 +92,7 @@ def _print_table(entries: list[dict[str, Any]]) -> None:
             same = entry["measured_lossless"] == entry["lossless"]
             facts.append(f"\nmeasured {entry['total_variation']:.0e}", "green" if same else "bold red")
         story = Text(entry["summary"])
-        story.append(f"\n{entry['source']}; cost {entry['cost']}", "dim")
+        story.append(f"\nwants {entry['requires']}; {entry['source']}; cost {entry['cost']}", "dim")
         if entry["note"]:
             story.append(f"\n{entry['note']}", "dim")
         table.add_row(name, facts, story)

@@ -9,18 +9,28 @@ import torch
 from specbound.proofs_checks.laws.drafted_trees import tree_law
 from specbound.proofs_checks.laws.law import exact_law
 from specbound.proofs_checks.laws.replay import InvalidResult
+from specbound.runtime import tree_registry
 from specbound.runtime.drafting.dynamic import Dynamic
 from specbound.runtime.drafting.shapes import FixedShape
 from specbound.runtime.drafting.tree import ROOT, TreeVerdict, offered
 from specbound.runtime.draws import Draws
-from specbound.runtime.verifiers import tree_rejection
+from specbound.runtime.parts import selected_path
+from specbound.runtime.verifiers import tree_rejection, tree_univer
 from specbound.runtime.verifiers.tree_match import verify_tree_match
 from specbound.runtime.verifiers.tree_rejection import verify_tree_rejection
+from specbound.runtime.verifiers.tree_score_race import verify_tree_score_race
 from specbound.runtime.verifiers.tree_traversal import verify_tree_traversal
+from specbound.runtime.verifiers.tree_univer import verify_tree_univer
 from specbound.theory import single_path
+from specbound.theory.drafted_trees import Drafts, drafted_optimum
 from specbound.theory.prefix_tree import PrefixTree
 
-VERIFIERS = {"match": verify_tree_match, "rejection": verify_tree_rejection, "traversal": verify_tree_traversal}
+VERIFIERS = {
+    "match": verify_tree_match,
+    "rejection": verify_tree_rejection,
+    "traversal": verify_tree_traversal,
+    "univer": verify_tree_univer,
+}
 CHOICES = ("iid", "without-replacement", "top", "top-and-sampled")
 ZEROS = PrefixTree.markov([[0, 0.5, 0.5], [0.25, 0.75, 0], [1, 0, 0]], [[0.5, 0.5, 0], [0.2, 0.4, 0.4], [0, 0, 1]], 2)
 APART = PrefixTree.iid([0.1, 0.1, 0.4, 0.4], [0.3, 0.3, 0.1, 0.3], 1)
@@ -54,11 +64,12 @@ def test_a_tree_of_given_nodes_is_kept_with_its_target_probability(verify):
             assert law.acceptance_length == pytest.approx(best, abs=1e-12)
 
 
-def test_on_a_chain_traversal_is_block_verification_and_rejection_is_token_verification():
+def test_on_a_chain_all_but_rejection_are_block_verification_and_rejection_is_token_verification():
     for tree in trees(3, 2):
         chain = FixedShape((1, 1))
-        traversal = tree_law(chain, verify_tree_traversal, tree).acceptance_length
-        assert traversal == pytest.approx(float(single_path.optimum(tree).value), abs=1e-12)
+        for verify in (verify_tree_traversal, verify_tree_univer, verify_tree_score_race):
+            kept = tree_law(chain, verify, tree).acceptance_length
+            assert kept == pytest.approx(float(single_path.optimum(tree).value), abs=1e-12)
         token = exact_law("token", tree).acceptance_length
         assert tree_law(chain, verify_tree_rejection, tree).acceptance_length == pytest.approx(token, abs=1e-12)
 
@@ -66,7 +77,12 @@ def test_on_a_chain_traversal_is_block_verification_and_rejection_is_token_verif
 def test_independent_children_are_verified_as_the_verifiers_of_paths_do():
     for tree in trees(3, 1):
         drafter = FixedShape((2,), "iid")
-        for verify, name in ((verify_tree_rejection, "specinfer"), (verify_tree_traversal, "traversal")):
+        for verify, name in (
+            (verify_tree_rejection, "specinfer"),
+            (verify_tree_traversal, "traversal"),
+            (verify_tree_univer, "univer"),
+            (verify_tree_score_race, "score-race"),
+        ):
             assert tree_law(drafter, verify, tree).acceptance_length == pytest.approx(
                 exact_law(name, tree, 2).acceptance_length, abs=1e-12
             )
@@ -79,7 +95,63 @@ def test_two_children_without_replacement_keep_more_than_independent_ones():
     assert kept[0] < kept[1]
 
 
+# ---------------------------------------------------------------------- a stem, then independent paths
+
+
+def stem(first: int, paths: int, length: int) -> FixedShape:
+    return FixedShape((1,) * first + (paths,) + (1,) * (length - first - 1), "iid")
+
+
+STEMS = [(3, 2, 1, 2), (2, 3, 1, 2), (2, 3, 2, 3)]
+
+
+def test_the_race_behind_a_stem_is_lossless_and_keeps_more_than_block_verification_of_one_path():
+    for vocab, length, first, paths in STEMS:
+        for tree in trees(vocab, length)[:1]:
+            law = tree_law(stem(first, paths, length), verify_tree_score_race, tree)
+            assert law.total_variation(tree.target_law()) < 1e-12
+            best = drafted_optimum(tree, Drafts("stem", (first, paths)))
+            assert float(single_path.optimum(tree).value) < law.acceptance_length < best.bound + 1e-9
+            assert law.acceptance_length > 0.97 * best.value
+    for tree in (ZEROS, ONE_HOT):
+        law = tree_law(stem(1, 2, 2), verify_tree_score_race, tree)
+        assert law.total_variation(tree.target_law()) < 1e-12
+
+
+def test_without_a_stem_the_race_is_the_score_race_of_paths():
+    for tree in trees(2, 2):
+        race = tree_law(stem(0, 2, 2), verify_tree_score_race, tree).acceptance_length
+        assert race == pytest.approx(exact_law("score-race", tree, 2).acceptance_length, abs=1e-12)
+
+
+def test_the_race_takes_only_a_stem_and_independent_paths():
+    tree, race = trees(2, 2)[0], tree_registry.get("tree-score-race")
+    for drafter in (FixedShape((2, 1)), FixedShape((2, 2), "iid"), FixedShape((1, 1), "top"), Dynamic(2, 2, 3)):
+        with pytest.raises(ValueError, match="want one stem, then independent paths"):
+            tree_law(drafter, verify_tree_score_race, tree)
+        with pytest.raises(ValueError, match="'tree-score-race' wants a stem, then independent paths"):
+            race.check(drafter)
+    for drafter in (FixedShape((1, 1)), stem(0, 2, 2), stem(1, 3, 2)):
+        race.check(drafter)
+
+
 # ---------------------------------------------------------------------- negative controls
+
+
+def test_a_winner_verified_against_the_law_of_one_draft_is_seen(monkeypatch):
+    monkeypatch.setattr(selected_path, "linear_law", lambda table, ratio, target_rows, draft_rows: draft_rows)
+    tree = trees(3, 2)[0]
+    assert tree_law(stem(1, 2, 2), verify_tree_score_race, tree).total_variation(tree.target_law()) > 1e-3
+
+
+def test_univer_that_takes_every_child_for_a_given_one_keeps_less_and_one_with_a_wrong_law_is_seen(monkeypatch):
+    tree, drafter = trees(3, 1)[0], FixedShape((2,))
+    kept = tree_law(drafter, verify_tree_univer, tree).acceptance_length
+    monkeypatch.setattr(tree_univer, "offered", lambda batch, node, tried: offered(batch, node, tried) * 0)
+    law = tree_law(drafter, verify_tree_univer, tree)
+    assert law.total_variation(tree.target_law()) > 1e-3 or law.acceptance_length < kept - 1e-3
+    monkeypatch.setattr(tree_univer, "offered", lambda batch, node, tried: offered(batch, node, tried & False))
+    assert tree_law(drafter, verify_tree_univer, tree).total_variation(tree.target_law()) > 1e-3
 
 
 def test_a_sibling_offered_twice_without_replacement_is_seen(monkeypatch):

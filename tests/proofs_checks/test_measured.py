@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from specbound.proofs_checks.laws.measured import measure
+from specbound.proofs_checks.laws.measured import measure, measure_tree
+from specbound.runtime import tree_registry
+from specbound.runtime.drafting.tree import TreeVerdict
 from specbound.runtime.verdict import Verdict
 from specbound.runtime.verifiers import get, names
 
@@ -18,6 +20,25 @@ LOSSY |= {"top-cascade", "entropy", "relaxed", "typical", "forgiving"}
 def test_a_verifier_is_measured_lossless_if_and_only_if_it_declares_so(name):
     assert measure(get(name)).lossless == get(name).lossless
     assert get(name).lossless == (name not in LOSSY)
+
+
+@pytest.mark.parametrize("entry", tree_registry.entries(), ids=lambda entry: entry.name)
+def test_a_verifier_of_trees_is_measured_as_it_declares(entry):
+    found = measure_tree(entry)
+    assert (found.verdict, found.lossless) == ("lossless", entry.lossless)
+    assert found.total_variation < 1e-12
+
+
+def test_a_verifier_of_trees_that_draws_another_token_or_none_is_found():
+    entry = tree_registry.get("tree-match")
+
+    def first_token(batch, draws):
+        verdict = entry.verify(batch, draws)
+        return TreeVerdict(verdict.node, verdict.accepted, verdict.token * 0)
+
+    assert measure_tree(replace(entry, verify=first_token)).verdict == "not lossless"
+    broken = measure_tree(replace(entry, verify=lambda batch, draws: 1 / 0))
+    assert (broken.verdict, broken.reason) == ("broken", "ZeroDivisionError: division by zero")
 
 
 def test_what_a_verifier_declares_does_not_enter():

@@ -612,7 +612,7 @@ REFUSED = [
     ({"penalty_alpha": 0.5}, "penalty_alpha is 0.5"),
     ({"guidance_scale": 2.0}, "guidance_scale is 2.0"),
     ({"prompt_lookup_num_tokens": 3}, "draft and prompt_lookup_num_tokens is given"),
-    ({"output_scores": True}, "output_scores is True"),
+    ({"output_attentions": True}, "output_attentions is True"),
     ({"assistant_model": "another"}, "assistant_model is not supported"),
     ({"past_key_values": object()}, "past_key_values is not supported"),
     ({"verifier": "none such"}, "verifier is 'none such'"),

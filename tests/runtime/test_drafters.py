@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.generation.candidate_generator import AssistedCandidateGenerator, PromptLookupCandidateGenerator
 
 from specbound import generate, speculative
@@ -12,6 +13,7 @@ from specbound.runtime import tree_registry
 from specbound.runtime.drafting.dynamic import Dynamic
 from specbound.runtime.drafting.early_exit import early_exit
 from specbound.runtime.drafting.given import Candidates, PromptLookup
+from specbound.runtime.drafting.other_tokenizer import OtherTokenizer
 from specbound.runtime.drafting.prompt_lookup import look_up
 from specbound.runtime.drafting.shapes import FixedShape
 from specbound.runtime.drafting.spec import read_drafts
@@ -26,6 +28,7 @@ TREES = [
     FixedShape((2,), "top-and-sampled"),
     Dynamic(2, 2, 3),
 ]
+BRANCHES = tree_registry.get("tree-score-race")
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +39,19 @@ def pair():
 # ---------------------------------------------------------------------- trees
 
 
-@pytest.mark.parametrize("verifier", tree_registry.names())
+@pytest.mark.parametrize("verifier", [name for name in tree_registry.names() if name != BRANCHES.name])
 @pytest.mark.parametrize("shape", TREES, ids=repr)
 def test_the_whole_loop_with_a_drafted_tree_has_the_law_of_the_target(pair, shape, verifier):
     models = pair[0], TreeDraft(pair[1], shape)
     assert loop_distance(models, 3, verifier=verifier, rows_per_pass=64) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "rows"), [(FixedShape((1, 1)), 64), (FixedShape((1, 2), "iid"), 1)], ids=repr)
+def test_the_whole_loop_with_a_race_behind_a_stem_has_the_law_of_the_target(pair, shape, rows):
+    """Branches race in rows that are done, too, so replay row by row where there are two."""
+    models = pair[0], TreeDraft(pair[1], shape)
+    assert loop_distance(models, 2, verifier=BRANCHES, rows_per_pass=rows) < 1e-12
 
 
 def test_the_loop_rejects_a_verifier_that_keeps_every_child(pair):
@@ -100,6 +111,7 @@ def test_what_a_tree_cannot_honour_is_refused(pair):
     for settings, text in (
         ({"paths": 2}, "paths is 2"),
         ({"verifier": "block"}, "tree verifier is 'block'; known are tree-match"),
+        ({"verifier": BRANCHES.name}, "wants a stem, then independent paths"),
         ({"repetition_penalty": 1.3}, "one by one"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -136,19 +148,26 @@ class Repeat:
         return known[-1:].repeat(min(2, length)), None
 
 
-class Sampled:
-    """Draws tokens from a law of its own; `told` says which law it reports."""
-
-    def __init__(self, law, told):
-        self.law, self.told, self.generator = torch.tensor(law), told, torch.Generator().manual_seed(0)
+class Nothing:
+    """Gives no tokens."""
 
     def __call__(self, known, length):
-        tokens = torch.multinomial(self.law, length, replacement=True, generator=self.generator)
-        return tokens, None if self.told is None else torch.tensor(self.told).expand(length, -1)
+        return known[:0], None
+
+
+class Sometimes:
+    """Gives a token after texts of odd length."""
+
+    def __call__(self, known, length):
+        return known[-1:][: len(known) % 2], None
 
 
 @pytest.mark.parametrize("verifier", ["token", "block"])
-@pytest.mark.parametrize("given", [Repeat(), PromptLookup(), PromptLookup(1)], ids=["repeat", "lookup 3", "lookup 1"])
+@pytest.mark.parametrize(
+    "given",
+    [Repeat(), PromptLookup(), PromptLookup(1), Candidates(PromptLookupCandidateGenerator(num_output_tokens=2))],
+    ids=["repeat", "lookup 3", "lookup 1", "transformers"],
+)
 def test_the_whole_loop_with_given_tokens_has_the_law_of_the_target(pair, given, verifier):
     assert loop_distance((pair[0], given), 4, verifier=verifier, length=3) < 1e-12
 
@@ -167,6 +186,22 @@ def test_given_tokens_want_one_path_and_a_stateless_verifier(pair):
             generate(pair[0], PromptLookup(), torch.tensor([[0, 1]]), max_new_tokens=2, **settings)
     with pytest.raises(ValueError, match="longest is 0"):
         PromptLookup(0)
+
+
+def test_calls_without_a_draft_are_those_of_plain_decoding():
+    target, prompt = tiny("llama", 2, vocab=11, layers=2), torch.tensor([[1, 2, 3]])
+    settings = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+    read = []
+    target.register_forward_pre_hook(lambda model, _, given: read.append(given["input_ids"].shape[1]), with_kwargs=True)
+    found = generate(target, Nothing(), prompt, check=False, **settings)
+    assert read == [3, 1, 1, 1, 1, 1]
+    assert found.statistics.drafted.sum() == 0
+    assert found.sequences.equal(target.generate(prompt, **settings))
+
+
+@pytest.mark.parametrize("given", [Nothing(), Sometimes()])
+def test_the_whole_loop_with_empty_drafts_has_the_law_of_the_target(pair, given):
+    assert loop_distance((pair[0], given), 3, verifier="block", length=2) < 1e-12
 
 
 # ---------------------------------------------------------------------- transformers' own ways
@@ -227,6 +262,100 @@ def test_early_exit_is_the_target_without_its_last_layers(family):
     for layers in (0, 3, 1.0):
         with pytest.raises(ValueError, match="layers is"):
             early_exit(target, layers)
+
+
+# ---------------------------------------------------------------------- another tokenizer
+
+
+def tokenizer_of(words, unknown):
+    """Splits at single characters, or at words and the spaces before them."""
+    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=unknown))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("." if max(map(len, words)) == 1 else " ?[a-c]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+@pytest.fixture(scope="module")
+def translated():
+    """A target of characters; a draft of other numbers for letters, some with the space before them."""
+    letters, pieces = tokenizer_of("abc ", "a"), tokenizer_of(["c", "b", "a", " a", " b", " c"], "c")
+    assert letters("ab c")["input_ids"] != pieces("ab c")["input_ids"]
+    target, draft = tiny("llama", 2, vocab=4, layers=2), tiny("llama", 3, vocab=6)
+    return target, OtherTokenizer(draft, pieces, letters)
+
+
+def test_a_draft_with_another_tokenizer_drafts_what_its_text_says(translated):
+    _, drafter = translated
+    known = torch.tensor([0, 1, 3, 2])
+    tokens, laws = drafter(known, 3)
+    assert laws is None
+    text = drafter.target_tokenizer.decode(known)
+    own = drafter.tokenizer(text, return_tensors="pt")["input_ids"]
+    longer = drafter.model.generate(own, do_sample=False, max_new_tokens=3, pad_token_id=0)
+    wanted = drafter.target_tokenizer(drafter.tokenizer.decode(longer[0]))["input_ids"][len(known) :][:3]
+    assert tokens.tolist() == wanted[: len(tokens)]
+    assert len(tokens) > 0
+
+
+def test_the_whole_loop_with_another_tokenizer_has_the_law_of_the_target(translated):
+    assert loop_distance(translated, 2, verifier="block", length=2, rows_per_pass=1) < 1e-12
+
+
+def test_one_drafter_with_another_tokenizer_serves_text_after_text(translated):
+    target, drafter = translated
+    settings = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+    for prompt in ([[0, 1, 3]], [[2, 2]], [[0, 1, 3, 1]]):
+        ids = torch.tensor(prompt)
+        found = generate(target, drafter, ids, length=3, **settings)
+        assert found.sequences.equal(target.generate(ids, **settings))
+        assert found.statistics.drafted.sum() > 0
+
+
+# ---------------------------------------------------------------------- scores and logits
+
+
+def compared(found, wanted):
+    for name in ("scores", "logits"):
+        ours, theirs = getattr(found, name), getattr(wanted, name)
+        assert len(ours) == len(theirs)
+        for here, there in zip(ours, theirs, strict=True):
+            assert (here.shape, here.dtype) == (there.shape, there.dtype)
+            torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-6)
+
+
+ASKED = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
+
+
+@pytest.mark.parametrize("way", ["paths", "one path", "tree", "look-up"])
+def test_scores_and_logits_are_those_of_plain_decoding(way):
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("qwen2", 3, vocab=13)
+    prompt = torch.tensor([[1, 2, 3, 1, 2]])
+    plain = {"do_sample": False, "repetition_penalty": 1.2, "max_new_tokens": 9, "pad_token_id": 0}
+    drafter, own = {
+        "paths": (draft, {"paths": 2, "length": 3}),
+        "one path": (draft, {"length": 3}),
+        "tree": (TreeDraft(draft, FixedShape((2, 1))), {}),
+        "look-up": (PromptLookup(1), {"length": 3}),
+    }[way]
+    wanted = target.generate(prompt, **plain, **ASKED)
+    compared(generate(target, drafter, prompt, **plain, **own, **ASKED), wanted)
+    compared(target.generate(prompt, custom_generate=speculative(drafter, **own), **plain, **ASKED), wanted)
+
+
+def test_scores_and_logits_end_with_their_row():
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("qwen2", 3, vocab=11)
+    prompts = torch.tensor([[1, 2], [3, 4]])
+    alone = [generate(target, draft, row[None], do_sample=False, max_new_tokens=8, pad_token_id=0) for row in prompts]
+    end = int(alone[0].sequences[0, 4])
+    found = generate(
+        target, draft, prompts, do_sample=False, max_new_tokens=8, eos_token_id=end, pad_token_id=0, **ASKED
+    )
+    ended = (found.sequences[:, 2:] == end).long().argmax(dim=1)
+    assert ended[0] <= 2
+    for place, (scores, logits) in enumerate(zip(found.scores, found.logits, strict=True)):
+        assert scores.equal(logits)
+        assert bool(scores[0].any()) == (place <= int(ended[0]))
+    assert generate(target, draft, prompts, do_sample=False, max_new_tokens=2).scores is None
 
 
 # ---------------------------------------------------------------------- the grammar
