@@ -198,6 +198,8 @@ class Decoding:
     def _one_call(self, starts: list[int]) -> Call:
         drafts = self.source.draft(self.rows, starts, self._draft_lengths())
         self.tick("draft")
+        if not drafts.tokens.shape[2]:
+            return self._plain_call(starts)
         target_probs, slots = self._score(starts, drafts.tokens)
         self.tick("target")
         batch, verdict = self._verify(drafts, target_probs)
@@ -228,6 +230,8 @@ class Decoding:
         rows = len(starts)
         tokens = self.rows.ids.new_zeros(rows, 1, 0)
         target_probs, _ = self._score(starts, tokens)
+        if any(self.rows.done):
+            target_probs = pad_rows(target_probs, tokens.sum(dim=(1, 2)), self.rows.done)
         self.tick("target")
         token = self.agreed(self.draws.choose(target_probs[:, 0, 0]))
         none = torch.zeros_like(token)
@@ -236,7 +240,7 @@ class Decoding:
         if self.method.on_call is not None:
             laws = target_probs[:, :, :0]
             self.method.on_call(Batch(tokens, laws, target_probs), Verdict(none, none, token), starts)
-        return Call(token[:, None], emitted, [0] * rows, [0] * rows, lambda known: None)
+        return Call(token[:, None], emitted, [0] * rows, [0] * rows, none[:, None], lambda known: None)
 
     def _draft_lengths(self) -> list[int]:
         """Each row's largest draft length: L, less where the row's end is nearer, 0 once it is done.
@@ -272,12 +276,8 @@ class Decoding:
         return self.sampler.law(scores), slots
 
     def _verify(self, drafts: Drafts, target_probs: Tensor) -> tuple[Batch, Verdict]:
-        """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes.
-
-        Behind empty drafts the target's token follows.
-        """
-        length = drafts.tokens.shape[2]
-        uneven = min(drafts.lengths) < length or (length == 0 and any(self.rows.done))
+        """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes."""
+        uneven = min(drafts.lengths) < drafts.tokens.shape[2]
         lengths = torch.tensor(drafts.lengths, device=self.device) if uneven else None
         if lengths is not None:
             target_probs = pad_rows(target_probs, lengths, self.rows.done)
@@ -287,12 +287,8 @@ class Decoding:
         if self.row_after is not None and self.agreed is not own:
             after = self.row_after()  # processes that share a model must make the same passes
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry, after)
-        if length:
-            self.verification = kernels.implementation(facts, batch, self.draws)
-            verdict = kernels.verify(facts, batch, self.draws)
-        else:
-            none = torch.zeros(self.rows.count, dtype=torch.int64, device=self.device)
-            verdict = Verdict(none, none, self.draws.choose(target_probs[:, 0, 0]))
+        self.verification = kernels.implementation(facts, batch, self.draws)
+        verdict = kernels.verify(facts, batch, self.draws)
         self.carry = verdict.carry
         path, accepted, token = (self.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
         verdict = replace(verdict, path=path, accepted=accepted, token=token)
