@@ -71,6 +71,13 @@ class SlotCache(Cache):
             self.stores[layer] = tuple(store[:, :, count:].clone() for store in self.stores[layer])  # type: ignore[assignment]
             self.dropped[layer] = first
 
+    def select(self, rows: Tensor, end: int) -> None:
+        """Keep only the rows [B'], and their slots before `end`."""
+        for layer, pair in enumerate(self.stores):
+            kept = slice(0, end - self.dropped[layer])
+            keys, values = (store[:, :, kept].index_select(0, rows.to(store.device)) for store in pair)
+            self.stores[layer] = keys, values
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Slots in use before the tokens that are fed now: where these begin, as far as the model's own masks go."""
         return self.start or 0
@@ -221,8 +228,14 @@ class CachedModel:
                 )
             self.cache.drop(layer, reach.first(max(0, lowest - ROLLBACK)))
 
+    def select(self, rows: Sequence[int]) -> None:
+        """Hold only these of the rows, in that order; there is no tail."""
+        self.base = [self.base[row] for row in rows]
+        self.cache.select(torch.tensor(rows), max(self.base))
+
     def keep_path(self, places: Tensor) -> None:
-        """Move the tail's slots `places` [B, m], in that order, to the front of the tail."""
+        """Move the tail's slots `places` [B, m], in that order, to the front of the tail (no more than there are)."""
+        places = places[:, : self.fed]
         base = torch.tensor(self.base, device=self.device)[:, None]
         order = torch.arange(places.shape[1], device=self.device)
         self.cache.move(base + places.to(self.device), base + order)

@@ -135,6 +135,10 @@ class StateModel:
                 row.pending = run[: max(more, 0)]
             row.tail, row.sees, row.live = [], [], None
 
+    def select(self, rows: Sequence[int]) -> None:
+        """Hold only these of the rows, in that order."""
+        self.base, self.rows = [self.base[row] for row in rows], [self.rows[row] for row in rows]
+
     def keep_path(self, places: Tensor) -> None:
         """Bring the tail's tokens at `places` [B, m] to its front, in that order."""
         for row, path in zip(self.rows, places.tolist(), strict=True):

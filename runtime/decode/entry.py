@@ -58,7 +58,8 @@ def generate(
         streamer: receives each call's tokens (one row only).
         generator: on the target's device; or a `Draws` that answers everything random.
         on_call: called as on_call(batch, verdict, starts) after each verification, starts[b] being the number of
-            known tokens of row b before the drafts; a `Batch` and a `Verdict`, or those of a tree.
+            known tokens of row b before the drafts; a `Batch` and a `Verdict`, or those of a tree. Rows that are done
+            then stay in the batch; else they are left out of the passes, once they are a quarter of it.
         beams: draft the best block of a beam search of that width instead of a sample (0); for verifiers that do
             not rest on sampled drafts, as "mjsd".
         check: compare both models' laws over caches and trees with a plain pass first, once for each kind of model

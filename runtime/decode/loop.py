@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,7 +38,16 @@ from .sources import Source
 if TYPE_CHECKING:
     from .method import Method
 
+DROPPED_AT = 4  # done rows are left out once they are one in so many
 PARTS = ("prefill", "draft", "target", "verify", "overhead")
+
+
+@runtime_checkable
+class SelectsRows(Protocol):
+    """Draws that follow when rows are left out."""
+
+    def select(self, rows: list[int]) -> None:
+        """Only these of the rows go on."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Decoding:
         self.longest = self.policy.maximum
         self.device = input_device(target)
         self.draws = method.generator if isinstance(method.generator, Draws) else Draws(method.generator)
+        self.drops = method.on_call is None and (type(self.draws) is Draws or isinstance(self.draws, SelectsRows))
         self.agreed = agreement(target, *method.models)
         ahead = method.longest + 1
         self.rows = Rows(input_ids, attention_mask, stopping_criteria, config, self.device, ahead)
@@ -167,6 +177,8 @@ class Decoding:
 
     def _call(self) -> None:
         """Draft, one target pass, verify, keep."""
+        if self.drops and 0 < sum(self.rows.done) * DROPPED_AT >= self.rows.count:
+            self._drop_done()
         starts = self.rows.known
         self.since = began = time.perf_counter()
         if self.pace is not None:
@@ -179,15 +191,27 @@ class Decoding:
         self.target.forget_tail([count - 1 for count in self.rows.known])
         call.commit(self.rows.known)
         accepted = [len(block) - 1 for block in call.emitted]
-        self.records.append(
-            {"start": starts, "drafted": call.drafted, "accepted": accepted, "path": call.path}
-            | {"emitted": emitted, "active": active, "rows_after": self._asked}
-        )
+        found: dict[str, list[int]] = {"drafted": call.drafted, "accepted": accepted, "path": call.path}
+        found |= {"emitted": emitted, "active": [int(row) for row in active]}
+        record: dict[str, Any] = {name: self.rows.of_all(values) for name, values in found.items()}
+        start = self.rows.of_all(starts, self.rows.known_at_last)
+        self.records.append(record | {"start": start, "rows_after": self._asked})
         if self.pace is not None:
             usual = len(self.records) > 1 and max(call.drafted) == self.longest
             counted = [row for row, counts in enumerate(active) if counts]
             kept, drafted = ([values[row] for row in counted] for values in (accepted, call.drafted))
             self.pace.saw(self.longest, time.perf_counter() - began if usual else None, kept, drafted)
+
+    def _drop_done(self) -> None:
+        """Leave rows that are done out of all that follows."""
+        kept = self.rows.drop_done()
+        self.sampler.padding = self.rows.padding
+        for model in filter(None, (self.target, self.source.model)):
+            model.select(kept)
+        if self.carry is not None:
+            self.carry = self.carry.select(kept)
+        if isinstance(self.draws, SelectsRows):
+            self.draws.select(kept)
 
     def tick(self, part: str) -> None:
         """Count the time since the last tick as that of `part`."""
@@ -313,7 +337,7 @@ class Decoding:
     def _statistics(self, interrupted: bool) -> Statistics:
         def column(name: str, kind: torch.dtype) -> Tensor:
             values = [record[name] for record in self.records]
-            return torch.tensor(values, dtype=kind).reshape(len(values), self.rows.count)
+            return torch.tensor(values, dtype=kind).reshape(len(values), len(self.rows.given))
 
         return Statistics(
             start=column("start", torch.int64),

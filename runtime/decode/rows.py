@@ -17,7 +17,8 @@ from ..states import Held
 class Rows:
     """Attributes:
     given [B, n]: the prompts as they came; columns: n.
-    ids [B, ...]: prompts left-padded, then the tokens after them; what lies behind `end` is void.
+    order: which of the B rows are still held; what follows is about these.
+    ids [count, ...]: prompts left-padded, then the tokens after them; what lies behind `end` is void.
     padding, end: for each row, its first column and the one behind its text.
     done: rows that have ended.
     limit: columns a row may fill.
@@ -44,7 +45,9 @@ class Rows:
         self.count, self.columns = ids.shape
         self.limit = int(config.max_length)
         self.ids = torch.cat([ids, ids.new_zeros(self.count, self.limit - self.columns + ahead)], dim=1)
+        self.order = list(range(self.count))
         self.end = [self.columns] * self.count
+        self.every, self.ends, self.known_at_last = self.ids, list(self.end), self.known
         self.done = [False] * self.count
         eos = config.eos_token_id
         self.eos = set() if eos is None else {eos} if isinstance(eos, int) else set(map(int, eos))
@@ -118,11 +121,35 @@ class Rows:
         self.done[row] |= self.end[row] >= self.limit
         return block
 
+    def drop_done(self) -> list[int]:
+        """Hold rows that are done no longer; places of the others among those held so far."""
+        self._put_back()
+        kept = [row for row, done in enumerate(self.done) if not done]
+        self.ids = self.ids[kept]
+        self.order, self.padding, self.end = (
+            [values[row] for row in kept] for values in (self.order, self.padding, self.end)
+        )
+        self.count, self.done = len(kept), [False] * len(kept)
+        return kept
+
+    def of_all(self, values: list[int], others: list[int] | int = 0) -> list[int]:
+        """For each of the B rows its value, `others` (of each of the B rows, or of all) for those not held."""
+        found = list(others) if isinstance(others, list) else [others] * len(self.given)
+        for row, value in zip(self.order, values, strict=True):
+            found[row] = value
+        return found
+
+    def _put_back(self) -> None:
+        if self.every is not self.ids:
+            self.every[self.order] = self.ids
+        self.ends, self.known_at_last = self.of_all(self.end, self.ends), self.of_all(self.known, self.known_at_last)
+
     def sequences(self) -> Tensor:
         """[B, T]: prompts as given, then the generated tokens, padded on the right."""
-        found = self.ids[:, : max(self.end)]
+        self._put_back()
+        found = self.every[:, : max(self.ends)]
         columns = torch.arange(found.shape[1], device=self.device)
-        found = found.masked_fill(columns >= torch.tensor(self.end, device=self.device)[:, None], self.pad)
+        found = found.masked_fill(columns >= torch.tensor(self.ends, device=self.device)[:, None], self.pad)
         return torch.cat([self.given, found[:, self.columns :]], dim=1)
 
 

@@ -285,6 +285,13 @@ def lost_path(self: CachedModel, places: Tensor) -> None:
     """Broken twin: the winning path stays where it was."""
 
 
+def other_rows(self: CachedModel, rows: list[int]) -> None:
+    """Broken twin: when rows that are done are left out, the others get each other's slots."""
+    select(self, rows)
+    self.cache.select(torch.arange(len(rows)).flip(0), max(self.base))
+
+
+select = CachedModel.select
 keep, feed, extend, masks = CachedModel.forget_tail, CachedModel._feed, CachedModel.extend, CachedModel._masks
 BROKEN = [
     ("forget_tail", drop_one, "block", 1),
@@ -293,6 +300,7 @@ BROKEN = [
     ("_masks", stale_mask, "block", 1),
     ("_masks", stale_mask, "traversal", 2),
     ("keep_path", lost_path, "traversal", 2),
+    ("select", other_rows, "block", 1),
 ]
 
 
@@ -455,6 +463,30 @@ def test_statistics_rebuild_every_call_and_context(models):
     assert facts.calls == int(facts.active.sum())
     assert facts.block_efficiency == pytest.approx(1 + float(kept) / facts.calls)
     assert set(facts.seconds) == {"prefill", "draft", "target", "verify", "overhead"}
+
+
+@pytest.mark.parametrize(("verifier", "paths"), [("block", 1), ("greedy-block", 1), ("two-level", 2)])
+def test_rows_that_are_done_leave_the_passes_and_change_nothing(models, verifier, paths):
+    target, draft = models
+    ids = torch.randint(20, (6, 4), generator=seeded(1))
+    settings = {"verifier": verifier, "paths": paths, "length": 3, "do_sample": False, "max_new_tokens": 25}
+    fed: list[int] = []
+    hook = target.register_forward_pre_hook(lambda *call: fed.append(len(call[2]["input_ids"])), with_kwargs=True)
+    left, held = (
+        generate(target, draft, ids, **settings, eos_token_id=[3, 7], pad_token_id=0, on_call=on_call)
+        for on_call in (None, lambda *_: None)
+    )
+    hook.remove()
+    counts = fed[-len(held.statistics.start) - len(left.statistics.start) :]
+    assert counts[len(left.statistics.start)] == min(counts[len(left.statistics.start) :]) == 6
+    assert min(counts) < 5
+    assert torch.equal(left.sequences, held.sequences)
+    active = held.statistics.active
+    assert torch.equal(left.statistics.active, active)
+    for name in ("start", "drafted", "accepted", "path", "emitted"):
+        ours, theirs = (getattr(output.statistics, name) for output in (left, held))
+        assert torch.equal(ours[active], theirs[active])
+    assert torch.equal(left.statistics.start, held.statistics.start)
 
 
 @pytest.mark.parametrize("eos", [3, [3, 7]])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -54,6 +56,24 @@ class LoopReplay(ReplayDraws):
     of the batch, so a decision is noted as the rank among the possible answers instead of the answer.
     """
 
+    def __init__(self, decisions: Sequence[tuple[int, ...]]) -> None:
+        super().__init__(decisions)
+        self.order, self.weights = np.arange(len(decisions)), np.ones(len(decisions))
+        self.others: list[tuple[int, tuple[int, ...]]] = []
+
+    def select(self, rows: list[int]) -> None:
+        """Only these rows go on."""
+        self.found()
+        self.order, self.asked, self.weight = self.order[rows], self.asked[rows], self.weight[rows]
+        self.decisions = [self.decisions[row] for row in rows]
+
+    def found(self) -> tuple[np.ndarray, list[tuple[int, tuple[int, ...]]]]:
+        """Each row's weight, and the answers left behind, by the places of rows at the beginning."""
+        self.weights[self.order] = self.weight
+        self.others += [(int(self.order[row]), decisions) for row, decisions in self.alternatives]
+        self.alternatives = []
+        return self.weights, self.others
+
     def _answer(self, law: Tensor) -> Tensor:
         law = torch.where(law < 1e-12, torch.zeros_like(law), law)
         possible_first = (law == 0).to(torch.int8).argsort(dim=1, stable=True)
@@ -96,10 +116,11 @@ def replayed_law(
         output = generate(
             target, draft, ids, mask, generator=draws, max_new_tokens=new, pad_token_id=0, **EXACT | settings
         )
-        for (which, _), tokens, weight in zip(now, output.sequences[:, width:].tolist(), draws.weight, strict=True):
+        weights, others = draws.found()
+        for (which, _), tokens, weight in zip(now, output.sequences[:, width:].tolist(), weights, strict=True):
             block = tuple(tokens + [0] * (new - len(tokens)))
             laws[which][block] = laws[which].get(block, 0.0) + weight
-        pending += [(now[row][0], decisions) for row, decisions in draws.alternatives]
+        pending += [(now[row][0], decisions) for row, decisions in others]
     return laws
 
 
