@@ -26,11 +26,15 @@ class AskedRows:
         if self.found:
             self.now = {"logits": logits, "scores": scores}
 
-    def take(self, places: Tensor, counts: list[int]) -> None:
-        """Keep, of each row of the batch, the first of `places` [B, m], as many as tokens of it count."""
+    def take(self, places: Tensor, counts: list[int], order: list[int]) -> None:
+        """Keep, of each row of the batch, the first of `places` [B', m], as many as tokens of it count.
+
+        Args:
+            order: which of the B rows the rows of the batch are.
+        """
         for name, found in self.found.items():
-            for row, count in enumerate(counts):
-                found[row].append(self.now[name][row, places[row, :count], : self.vocab].float())
+            for row, (count, own) in enumerate(zip(counts, order, strict=True)):
+                found[own].append(self.now[name][row, places[row, :count], : self.vocab].float())
 
     def columns(self, name: str) -> tuple[Tensor, ...] | None:
         """One float32 [B, V] for each generated token, 0 behind a row's end; None if it was not asked for."""

@@ -187,7 +187,7 @@ class Decoding:
         active = [not done for done in self.rows.done]
         self.rows.write(call.block)
         emitted = [self._count_in(row, block) for row, block in enumerate(call.emitted)]
-        self.asked.take(call.places, emitted)
+        self.asked.take(call.places, emitted, self.rows.order)
         self.target.forget_tail([count - 1 for count in self.rows.known])
         call.commit(self.rows.known)
         accepted = [len(block) - 1 for block in call.emitted]

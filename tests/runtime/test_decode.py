@@ -470,6 +470,7 @@ def test_rows_that_are_done_leave_the_passes_and_change_nothing(models, verifier
     target, draft = models
     ids = torch.randint(20, (6, 4), generator=seeded(1))
     settings = {"verifier": verifier, "paths": paths, "length": 3, "do_sample": False, "max_new_tokens": 25}
+    settings |= {"output_scores": True, "return_dict_in_generate": True}
     fed: list[int] = []
     hook = target.register_forward_pre_hook(lambda *call: fed.append(len(call[2]["input_ids"])), with_kwargs=True)
     left, held = (
@@ -487,6 +488,7 @@ def test_rows_that_are_done_leave_the_passes_and_change_nothing(models, verifier
         ours, theirs = (getattr(output.statistics, name) for output in (left, held))
         assert torch.equal(ours[active], theirs[active])
     assert torch.equal(left.statistics.start, held.statistics.start)
+    torch.testing.assert_close(torch.stack(left.scores), torch.stack(held.scores), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("eos", [3, [3, 7]])
