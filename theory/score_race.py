@@ -24,7 +24,7 @@ Source: this project's own; block verification, arXiv:2403.10444.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -135,47 +135,70 @@ def acceptance(tree: PrefixTree, paths: int, rule: Rule = "safe") -> Array:
     Raises:
         ValueError: paths is not a positive integer, or there is no such rule.
     """
-    return phi_and_selection(tree, paths, rule)[0]
+    return acceptances([tree], paths, rule)[0]
+
+
+def acceptances(trees: Sequence[PrefixTree], paths: int, rule: Rule = "safe") -> list[Array]:
+    """`acceptance` of many trees of one length at once, in a fraction of the time.
+
+    Raises:
+        ValueError: no trees or trees of different lengths; otherwise as `acceptance`.
+    """
+    return [phi for phi, _ in _races(trees, paths, rule)]
 
 
 def phi_and_selection(tree: PrefixTree, paths: int, rule: Rule = "safe") -> tuple[Array, Array]:
     """[n] phi, and [n] kappa, the law of the selected draft."""
+    return _races([tree], paths, rule)[0]
+
+
+def _races(trees: Sequence[PrefixTree], paths: int, rule: Rule) -> list[tuple[Array, Array]]:
+    """phi and kappa of each tree; all trees are one forest, their roots the first level."""
     check_paths(paths)
     if rule not in get_args(Rule):
         raise ValueError(f"rule is {rule!r}; want one of {', '.join(get_args(Rule))}")
-    tree = tree.as_float()
-    density, ratio, kept = (np.zeros(tree.size) for _ in range(3))  # kappa, phi and block's phi over Q
-    density[0] = ratio[0] = kept[0] = 1.0
-    measure, slope = Measure(np.array([[0.0, 1.0]]), np.array([[0.0, 1.0]]), paths), np.ones(1)
-    nodes = np.array([0])
-    for depth in range(tree.length):
-        child = _children(tree, nodes)
+    if len({tree.length for tree in trees}) != 1:
+        raise ValueError(f"the trees have lengths {sorted({tree.length for tree in trees})}; want one length")
+    trees, length = [tree.as_float() for tree in trees], trees[0].length
+    ends = np.cumsum([tree.size for tree in trees])
+    roots = ends - [tree.size for tree in trees]
+    below = [
+        (own.start + root, own.stop + root) for tree, root in zip(trees, roots, strict=True) for own in tree.children
+    ]
+    slices = np.array(below, dtype=np.int64).reshape(-1, 2)
+    target_of, draft_of = (np.concatenate([getattr(tree, name) for tree in trees]) for name in ("target", "draft"))
+    density, ratio, kept = (np.zeros(len(slices)) for _ in range(3))  # kappa, phi and block's phi over Q
+    density[roots] = ratio[roots] = kept[roots] = 1.0
+    whole = np.tile([0.0, 1.0], (len(trees), 1))
+    measure, slope, nodes = Measure(whole, whole, paths), np.ones(len(trees)), roots
+    for depth in range(length):
+        child = _children(slices, nodes)
         if child.size == 0:
             break
         there = child >= 0
-        draft, target = (np.where(there, row[child], 0.0) for row in (tree.draft, tree.target))
+        draft, target = (np.where(there, row[child], 0.0) for row in (draft_of, target_of))
         with np.errstate(over="ignore"):
             likely = np.divide(target, draft, out=np.zeros_like(draft), where=draft > 0)
         likely = np.minimum(likely, LARGEST_RATIO)
         block = np.minimum(1, kept[nodes, None] * likely)
         rows = Rows(draft, ratio[nodes, None] * likely, block, slope)
-        split, slopes = _split(measure, rows, rule, tree.length - depth - 1)
+        split, slopes = _split(measure, rows, rule, length - depth - 1)
         law = densities(measure, split)
         density[child[there]] = law[there]
         ratio[child[there]] = np.minimum(law, rows.wanted)[there]
         kept[child[there]] = block[there]
         alive = there & (draft > 0)
         measure, slope, nodes = children(measure, split, alive), slopes[alive], child[alive]
-    joint = tree.draft_joint
-    return ratio * joint, density * joint
+    joint = np.concatenate([tree.draft_joint for tree in trees])
+    phis, kappas = (np.split(values * joint, ends[:-1]) for values in (ratio, density))
+    return list(zip(phis, kappas, strict=True))
 
 
-def _children(tree: PrefixTree, nodes: Array) -> Array:
-    """[N, M] the children of each node, -1 where there are fewer than M."""
-    slices = [tree.children[node] for node in nodes.tolist()]
-    first, count = np.array([(own.start, own.stop - own.start) for own in slices]).reshape(-1, 2).T
-    places = np.arange(count.max(initial=0))
-    return np.where(places < count[:, None], first[:, None] + places, -1)
+def _children(slices: Array, nodes: Array) -> Array:
+    """[N, M] the children of each node, -1 where there are fewer than M; slices [n, 2]: the first, behind the last."""
+    first, stop = slices[nodes].T
+    places = np.arange((stop - first).max(initial=0))
+    return np.where(places < (stop - first)[:, None], first[:, None] + places, -1)
 
 
 # ---------------------------------------------------------------------- rules

@@ -44,15 +44,49 @@ def from_models(
     Raises:
         ValueError: naming the argument that is out of range, or if the tree would exceed 2e7 nodes.
     """
-    if context.ndim != 1 or len(context) == 0:
-        raise ValueError(f"context has shape {tuple(context.shape)}; want [T], at least one token")
+    return trees_along(target, draft, context, [len(context)], length, top_k, temperature, decode)[0]
+
+
+def trees_along(
+    target: Any,
+    draft: Any,
+    text: Tensor,
+    starts: Sequence[int],
+    length: int,
+    top_k: int,
+    temperature: float = 1.0,
+    decode: Callable[[int], str] | None = None,
+    bonus: bool = True,
+) -> list[PrefixTree]:
+    """The prefix trees below the first `starts` tokens of a text [T], which each model reads once.
+
+    Args:
+        starts: numbers of tokens in 1..T; where one is below T the models' caches must be such that they can be cut.
+        bonus: False leaves out the target's laws behind whole drafts, which no acceptance depends on: uniform rows
+            stand in their place.
+        Everything else as for `from_models`.
+
+    Raises:
+        ValueError: as `from_models`, or a start outside 1..T.
+    """
+    if text.ndim != 1 or len(text) == 0:
+        raise ValueError(f"context has shape {tuple(text.shape)}; want [T], at least one token")
     if length < 1 or top_k < 1:
         raise ValueError(f"length is {length} and top_k {top_k}; both want at least 1")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; want a positive number")
     if 2 * top_k * sum(top_k**d for d in range(length)) > MAX_NODES:
         raise ValueError(f"length {length} and top_k {top_k} make too large a tree; lower one of them")
-    target_rows, draft_rows = (_rows(model, context, top_k, temperature) for model in (target, draft))
+    if not all(1 <= start <= len(text) for start in starts):
+        raise ValueError(f"starts are {list(starts)}; want numbers in 1..{len(text)}")
+    readers = [_Reader(model, text, top_k, temperature) for model in (target, draft)]
+    return [_tree(*(reader.after(start) for reader in readers), length, bonus, decode) for start in starts]
+
+
+def _tree(
+    target_rows: Rows, draft_rows: Rows, length: int, with_bonus: bool, decode: Callable[[int], str] | None
+) -> PrefixTree:
+    """The tree of two models' rows; nodes that no draft reaches have no children."""
     prefixes: list[tuple[int, ...]] = [()]
     parent, probability = [-1], [(1.0, 1.0)]
     level, reached = [0], [1.0]
@@ -67,9 +101,14 @@ def from_models(
                 parent.append(node)
                 probability.append((p[token], q[token]))
                 reached.append(reached[node] * q[token])
-    bonus = target_rows([prefixes[node] for node in level])
     last = np.array([-1] + [prefix[-1] for prefix in prefixes[1:]])
-    vocabulary = np.union1d(last[1:], np.flatnonzero((bonus > 0).any(axis=0)))
+    vocabulary = np.unique(last[1:])
+    if with_bonus:
+        rows = target_rows([prefixes[node] for node in level])
+        vocabulary = np.union1d(vocabulary, np.flatnonzero((rows > 0).any(axis=0)))
+        bonus = rows[:, vocabulary]
+    else:
+        bonus = np.full((len(level), len(vocabulary)), 1 / len(vocabulary))
     return PrefixTree(
         len(vocabulary),
         length,
@@ -77,33 +116,44 @@ def from_models(
         np.append(-1, np.searchsorted(vocabulary, last[1:])),
         np.array([p for p, _ in probability]),
         np.array([q for _, q in probability]),
-        bonus[:, vocabulary],
+        bonus,
         tuple((decode or str)(int(token)) for token in vocabulary),
     )
 
 
-def _rows(model: Any, context: Tensor, top_k: int, temperature: float) -> Rows:
-    """A function from prefixes of equal length to the model's rows [N, V] after context + prefix, float64.
+class _Reader:
+    """A model that has read a text once, and its rows behind every beginning of it."""
 
-    The context is read once; its cache is copied for every group of prefixes.
-    """
-    with torch.inference_mode():
-        seen = model(context[None].to(model.device), use_cache=True)
-    first, cache = seen.logits[0, -1], seen.past_key_values
+    def __init__(self, model: Any, text: Tensor, top_k: int, temperature: float) -> None:
+        self.model, self.top_k, self.temperature = model, top_k, temperature
+        with torch.inference_mode():
+            seen = model(text[None].to(model.device), use_cache=True)
+        self.logits, self.cache, self.length = seen.logits[0], seen.past_key_values, len(text)
 
-    @torch.inference_mode()
-    def rows(prefixes: Sequence[tuple[int, ...]]) -> np.ndarray:
-        if prefixes[0] == ():
-            return _top_k_law(first[None], top_k, temperature)
-        groups = []
-        for begin in range(0, len(prefixes), 64):
-            group = torch.tensor(prefixes[begin : begin + 64], device=model.device)
-            past = copy.deepcopy(cache)
-            past.batch_repeat_interleave(len(group))
-            groups.append(_top_k_law(model(group, past_key_values=past).logits[:, -1], top_k, temperature))
-        return np.concatenate(groups)
+    def after(self, start: int) -> Rows:
+        """A function from prefixes of equal length to the rows [N, V] after `start` tokens and the prefix, float64.
 
-    return rows
+        The cache is copied for every group of prefixes.
+        """
+        cache = self.cache
+        if start < self.length:
+            cache = copy.deepcopy(cache)
+            cache.crop(start - self.length)
+
+        @torch.inference_mode()
+        def rows(prefixes: Sequence[tuple[int, ...]]) -> np.ndarray:
+            if prefixes[0] == ():
+                return _top_k_law(self.logits[start - 1][None], self.top_k, self.temperature)
+            groups = []
+            for begin in range(0, len(prefixes), 64):
+                group = torch.tensor(prefixes[begin : begin + 64], device=self.model.device)
+                past = copy.deepcopy(cache)
+                past.batch_repeat_interleave(len(group))
+                logits = self.model(group, past_key_values=past).logits[:, -1]
+                groups.append(_top_k_law(logits, self.top_k, self.temperature))
+            return np.concatenate(groups)
+
+        return rows
 
 
 def _top_k_law(logits: Tensor, top_k: int, temperature: float) -> np.ndarray:

@@ -14,8 +14,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .law import Law
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -39,26 +37,27 @@ class Agreement:
         return abs(self.measured - self.predicted) <= self.half_width
 
 
-def agreement(accepted: Sequence[int], laws: Sequence[Law], confidence: float = 0.999) -> Agreement:
+def agreement(accepted: Sequence[int], at_least: Sequence[Sequence[float]], confidence: float = 0.999) -> Agreement:
     """Compare the acceptance lengths of n calls with the exact laws at their contexts.
 
     Args:
         accepted: tau_i of each call.
-        laws: exact law of the verifier at each call's context, same order.
+        at_least: at each call's context Pr(tau >= j) for j = 0..L, same order (`Law.accepted`, or the masses by depth
+            of a closed form).
         confidence: of the normal interval, in (0, 1).
 
     Raises:
         ValueError: if the sequences differ in length or are empty.
     """
-    if len(accepted) != len(laws) or not laws:
+    if len(accepted) != len(at_least) or not at_least:
         raise ValueError(
-            f"accepted has {len(accepted)} entries and laws {len(laws)}; want one law per call, at least one"
+            f"accepted has {len(accepted)} entries and at_least {len(at_least)}; want one law per call, at least one"
         )
-    mean = np.array([law.acceptance_length for law in laws])
-    square = np.array([sum((2 * i - 1) * at_least for i, at_least in enumerate(law.accepted) if i) for law in laws])
-    spread = math.sqrt(max(0.0, float((square - mean**2).sum()))) / len(laws)
+    mean = np.array([sum(law[1:]) for law in at_least])
+    square = np.array([sum((2 * j - 1) * mass for j, mass in enumerate(law) if j) for law in at_least])
+    spread = math.sqrt(max(0.0, float((square - mean**2).sum()))) / len(at_least)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    return Agreement(len(laws), 1 + float(np.mean(accepted)), 1 + float(mean.mean()), z * spread)
+    return Agreement(len(at_least), 1 + float(np.mean(accepted)), 1 + float(mean.mean()), z * spread)
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

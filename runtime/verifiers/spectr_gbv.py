@@ -94,35 +94,61 @@ def keys(uniform: Tensor, tokens: Tensor, target_rows: Tensor, draft_rows: Tenso
     return key
 
 
+def packed(mask: Tensor, fill: Tensor, *values: Tensor) -> list[Tensor]:
+    """The marked entries of each row, in their order, with `fill` behind them: for each of `values` [N, J'+1].
+
+    Args:
+        mask [N, J]; fill [N, 1], or [1] for all; values [N, J].
+    Returns:
+        J' the most marked entries of any row.
+    """
+    count = int(mask.sum(dim=-1).max()) if len(mask) else 0
+    place = torch.where(mask, mask.cumsum(dim=-1) - 1, count)
+    return [
+        fill.to(value.dtype).expand(len(mask), count + 1).clone().scatter_(1, place, torch.where(mask, value, fill))
+        for value in values
+    ]
+
+
 def service_curve(token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor]:
     """How the service of one child proceeds while its parent's draft mass is served: knots of a linear curve.
 
     Args:
         token [N]; target_row, draft_row [N, V].
     Returns:
-        parent, child [N, V+1], ascending: fractions served of the parent's and of the child's draft mass.
+        parent, child [N, J], ascending: fractions served of the parent's and of the child's draft mass; J - 2 is the
+        most tokens that any row finishes before the child.
     """
     target = at(target_row, token).unsqueeze(-1)
     last = finish_time(target, at(draft_row, token).unsqueeze(-1))
-    times, order = torch.minimum(finish_time(target_row, draft_row), last).sort(dim=-1)
-    finished = (times < last).to(times.dtype)
-    mass = (draft_row.gather(-1, order) * finished).cumsum(dim=-1)
-    rates = target_row.gather(-1, order)
+    finish = finish_time(target_row, draft_row)
+    finished = finish < last
+    none = torch.zeros_like(last)
+    (times,) = packed(finished, last, finish)
+    masses, rates = packed(finished, none, draft_row, target_row)
+    times, order = times.sort(dim=-1)
+    mass, rates = masses.gather(-1, order).cumsum(dim=-1), rates.gather(-1, order)
     later = torch.nn.functional.pad(rates[:, 1:].flip(-1).cumsum(dim=-1).flip(-1), (0, 1))
-    unfinished = (rates * (1 - finished)).sum(dim=-1, keepdim=True)
-    parent = mass + times * torch.maximum(later, unfinished)
+    unfinished = torch.where(finished, none, target_row).sum(dim=-1, keepdim=True)
+    parent = mass + times * (later + unfinished)
     child = torch.where(last > 0, times / last, torch.ones_like(times))
     before = (draft_row * (target_row > 0)).sum(dim=-1, keepdim=True)
     possible = target > 0
-    start = torch.where(possible, torch.zeros_like(before), before)
+    start = torch.where(possible, none, before)
     parent = torch.where(possible, parent, torch.ones_like(parent))
     child = torch.where(possible, child, torch.ones_like(child))
     return torch.cat([start, parent], dim=-1), torch.cat([torch.zeros_like(start), child], dim=-1)
 
 
-def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Piecewise linear function through (knots, values) [N, J], ascending, at x [N, I]; constant outside."""
-    right = torch.searchsorted(knots.contiguous(), x.contiguous()).clamp(1, knots.shape[-1] - 1)
+def interpolate(x: Tensor, knots: Tensor, values: Tensor, right: Tensor | None = None) -> Tensor:
+    """Piecewise linear function through (knots, values) [N, J], ascending, at x [N, I]; constant outside.
+
+    Args:
+        right [N, I] int64: how many knots lie below each x, those equal to it counted or not; sought if not given.
+    """
+    if right is None:
+        right = torch.searchsorted(knots.contiguous(), x.contiguous())
+    right = right.clamp(1, knots.shape[-1] - 1)
     x0, x1 = knots.gather(-1, right - 1), knots.gather(-1, right)
     y0, y1 = values.gather(-1, right - 1), values.gather(-1, right)
     part = torch.where(x1 > x0, (x - x0) / (x1 - x0), torch.ones_like(x)).clamp(0, 1)
@@ -132,17 +158,32 @@ def interpolate(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 def descend(key: Tensor, share: Tensor, token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor]:
     """Law of a path's key given that it goes through the child, from its law given the parent.
 
-    Laws are lists of knots: `share` is Pr(path's key <= `key` | it goes through the node), linear between knots.
+    Laws are lists of knots: `share` is Pr(path's key <= `key` | it goes through the node), linear between knots. The
+    parent's knots within the service of the child and the knots of that service are merged, both being in order.
 
     Args:
         key, share [N, J], ascending; token [N]; target_row, draft_row [N, V] at the parent.
     Returns:
-        key, share [N, J + V + 1] of the child.
+        key, share [N, J'] of the child.
     """
     parent, child = service_curve(token, target_row, draft_row)
-    knots = torch.cat([share, parent], dim=-1).sort(dim=-1).values
-    knots = torch.minimum(torch.maximum(knots, parent[:, :1]), parent[:, -1:])
-    return interpolate(knots, share, key), interpolate(knots, parent, child)
+    ends = parent[:, [0, -1]]
+    first, last = interpolate(ends, share, key).split(1, dim=-1)
+    between = (share > ends[:, :1]) & (share < ends[:, 1:])
+    (inner,), (inner_key,) = packed(between, ends[:, 1:], share), packed(between, last, key)
+    above, beyond = torch.searchsorted(inner, parent), torch.searchsorted(parent, inner, right=True)
+    own, own_key = torch.cat([ends[:, :1], inner], dim=-1), torch.cat([first, inner_key], dim=-1)
+    count = parent.shape[1] + inner.shape[1]
+    at_parent = above + torch.arange(parent.shape[1], device=above.device)
+    at_inner = beyond + torch.arange(inner.shape[1], device=above.device)
+
+    def merged(of_parent: Tensor, of_inner: Tensor) -> Tensor:
+        return parent.new_empty(len(parent), count).scatter_(1, at_parent, of_parent).scatter_(1, at_inner, of_inner)
+
+    return (
+        merged(interpolate(parent, own, own_key, above + 1), inner_key),
+        merged(child, interpolate(inner, parent, child, beyond)),
+    )
 
 
 def whole_key_law(rows: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specbound.proofs_checks.laws.law import exact_law
-from specbound.proofs_checks.laws.model_trees import from_models
+from specbound.proofs_checks.laws.model_trees import from_models, trees_along
 
 CONTEXT = torch.tensor([3, 1, 4, 1, 5])
 
@@ -92,3 +92,18 @@ def test_arguments_out_of_range_are_named(change, message):
     good = {"context": CONTEXT, "length": 2, "top_k": 3, "temperature": 1.0}
     with pytest.raises(ValueError, match=message):
         from_models(TARGET, DRAFT, **{**good, **change})
+
+
+def test_trees_along_a_text_are_those_of_its_beginnings():
+    found = trees_along(TARGET, DRAFT, CONTEXT, [2, 5], length=2, top_k=3)
+    without = trees_along(TARGET, DRAFT, CONTEXT, [2, 5], length=2, top_k=3, bonus=False)
+    for start, tree, bare in zip((2, 5), found, without, strict=True):
+        alone = from_models(TARGET, DRAFT, CONTEXT[:start], length=2, top_k=3)
+        assert alone.symbols == tree.symbols
+        for name in ("parent", "target", "draft", "bonus"):
+            assert np.abs(getattr(alone, name) - getattr(tree, name)).max() < 1e-12
+        assert np.abs(bare.target - tree.target).max() < 1e-12
+        assert np.abs(bare.bonus * bare.vocab - 1).max() < 1e-12
+    assert np.abs(found[0].target[1:5] - found[1].target[1:5]).max() > 1e-3
+    with pytest.raises(ValueError, match=r"starts are \[6\]; want numbers in 1\.\.5"):
+        trees_along(TARGET, DRAFT, CONTEXT, [6], length=2, top_k=3)

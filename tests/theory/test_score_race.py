@@ -167,3 +167,13 @@ def test_it_can_fall_below_the_key_race():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match=r"rule is 'fast'; want one of two-part, best-set"):
         score_race.acceptance(INSTANCES["I1"], 2, "fast")
+
+
+def test_many_trees_at_once_have_the_values_of_each():
+    trees = [PrefixTree.random(vocab, 3, seed) for seed, vocab in enumerate((2, 3, 4, 2))]
+    for rule in ("safe", "two-part"):
+        found = score_race.acceptances(trees, 3, rule)
+        for tree, phi in zip(trees, found, strict=True):
+            assert np.abs(phi - score_race.acceptance(tree, 3, rule)).max() < 1e-13
+    with pytest.raises(ValueError, match=r"lengths \[1, 3\]; want one length"):
+        score_race.acceptances([trees[0], PrefixTree.random(2, 1, 0)], 2)
