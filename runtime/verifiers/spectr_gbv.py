@@ -94,20 +94,26 @@ def keys(uniform: Tensor, tokens: Tensor, target_rows: Tensor, draft_rows: Tenso
     return key
 
 
-def packed(mask: Tensor, fill: Tensor, *values: Tensor) -> list[Tensor]:
-    """The marked entries of each row, in their order, with `fill` behind them: for each of `values` [N, J'+1].
+def packed(mask: Tensor, *values: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """The marked entries of each row, in their order, with filling behind them: [N, J'+1] for each of `values`.
 
     Args:
-        mask [N, J]; fill [N, 1], or [1] for all; values [N, J].
+        mask [N, J]; values: entries [N, J] with their filling [N, 1].
     Returns:
         J' the most marked entries of any row.
     """
-    count = int(mask.sum(dim=-1).max()) if len(mask) else 0
-    place = torch.where(mask, mask.cumsum(dim=-1) - 1, count)
+    order = mask.cumsum(dim=-1)
+    count = int(order[:, -1].max()) if len(mask) else 0
+    place = torch.where(mask, order - 1, count)
     return [
-        fill.to(value.dtype).expand(len(mask), count + 1).clone().scatter_(1, place, torch.where(mask, value, fill))
-        for value in values
+        fill.expand(len(mask), count + 1).clone().scatter_(1, place, torch.where(mask, entries, fill))
+        for entries, fill in values
     ]
+
+
+def ascending(times: Tensor) -> Tensor:
+    """[N, J] int64, the order of times that are at least 0: their bits as integers, which sort faster."""
+    return times.view(torch.int64 if times.dtype == torch.float64 else torch.int32).argsort(dim=-1)
 
 
 def service_curve(token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,10 +130,10 @@ def service_curve(token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple
     finish = finish_time(target_row, draft_row)
     finished = finish < last
     none = torch.zeros_like(last)
-    (times,) = packed(finished, last, finish)
-    masses, rates = packed(finished, none, draft_row, target_row)
-    times, order = times.sort(dim=-1)
-    mass, rates = masses.gather(-1, order).cumsum(dim=-1), rates.gather(-1, order)
+    parts = packed(finished, (finish, last), (draft_row, none), (target_row, none))
+    order = ascending(parts[0])
+    times, mass, rates = (part.gather(-1, order) for part in parts)
+    mass = mass.cumsum(dim=-1)
     later = torch.nn.functional.pad(rates[:, 1:].flip(-1).cumsum(dim=-1).flip(-1), (0, 1))
     unfinished = torch.where(finished, none, target_row).sum(dim=-1, keepdim=True)
     parent = mass + times * (later + unfinished)
@@ -170,8 +176,9 @@ def descend(key: Tensor, share: Tensor, token: Tensor, target_row: Tensor, draft
     ends = parent[:, [0, -1]]
     first, last = interpolate(ends, share, key).split(1, dim=-1)
     between = (share > ends[:, :1]) & (share < ends[:, 1:])
-    (inner,), (inner_key,) = packed(between, ends[:, 1:], share), packed(between, last, key)
-    above, beyond = torch.searchsorted(inner, parent), torch.searchsorted(parent, inner, right=True)
+    inner, inner_key = packed(between, (share, ends[:, 1:]), (key, last))
+    above = torch.searchsorted(inner, parent)
+    beyond = torch.zeros_like(inner, dtype=torch.int64).scatter_add_(1, above, torch.ones_like(above)).cumsum(dim=-1)
     own, own_key = torch.cat([ends[:, :1], inner], dim=-1), torch.cat([first, inner_key], dim=-1)
     count = parent.shape[1] + inner.shape[1]
     at_parent = above + torch.arange(parent.shape[1], device=above.device)
