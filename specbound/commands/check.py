@@ -1,4 +1,4 @@
-"""`specbound check`: the ledger of published claims."""
+"""`specbound check`: the ledger of claims, those of five papers and their baselines first."""
 
 from __future__ import annotations
 

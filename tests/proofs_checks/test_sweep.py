@@ -630,7 +630,7 @@ def test_the_report_draws_the_sweep_on_the_instances_that_every_method_has(tmp_p
     assert text.count("<svg") == len(captions) == len(axes) + 1
     assert "56 cases: 55 done, 1 died. Figures: the 7 instances on which" in text
     assert "killed &lt;hard&gt;" in text
-    assert "Published claims" not in text
+    assert "Claims, paper by paper" not in text
     assert re.search(r"<td>gbv</td><td>7/8</td>", text)
 
 

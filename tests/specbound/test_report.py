@@ -92,7 +92,7 @@ def test_the_page_says_at_which_size_a_curve_was_computed():
 
 
 def test_only_a_page_with_claims_announces_them():
-    assert "ledger of published claims" in page([FINDING], [])
+    assert "ledger of claims, paper by paper" in page([FINDING], [])
     assert "ledger" not in page([], [])
 
 
