@@ -79,8 +79,8 @@ def trees_along(
         raise ValueError(f"length {length} and top_k {top_k} make too large a tree; lower one of them")
     if not all(1 <= start <= len(text) for start in starts):
         raise ValueError(f"starts are {list(starts)}; want numbers in 1..{len(text)}")
-    readers = [_Reader(model, text, top_k, temperature) for model in (target, draft)]
-    return [_tree(*(reader.after(start) for reader in readers), length, bonus, decode) for start in starts]
+    of_target, of_draft = (_Reader(model, text, top_k, temperature) for model in (target, draft))
+    return [_tree(of_target.after(start), of_draft.after(start), length, bonus, decode) for start in starts]
 
 
 def _tree(
