@@ -14,8 +14,13 @@ Letters: B requests, K paths; all laws are float64.
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Numbers = TypeVar("Numbers", Tensor, NDArray[Any])
 
 
 def count_at_root(tokens: Tensor) -> Tensor:
@@ -43,7 +48,9 @@ def selection_densities(count: Tensor, below: Tensor, upto: Tensor) -> tuple[Ten
     return lowest, higher
 
 
-def counts_after(count: Tensor, below: tuple[Tensor, Tensor], upto: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def counts_after(
+    count: Numbers, below: tuple[Numbers, Numbers], upto: tuple[Numbers, Numbers]
+) -> tuple[Numbers, Numbers]:
     """The two sums of `selection_densities` as polynomials in s, which counts the paths through the chosen token.
 
     Args:
@@ -52,7 +59,7 @@ def counts_after(count: Tensor, below: tuple[Tensor, Tensor], upto: tuple[Tensor
     Returns:
         two tensors [B, K]: coefficient m belongs to s^m, that is to m further paths through the chosen token.
     """
-    lowest = higher = torch.zeros_like(count)
+    lowest = higher = 0 * count
     for n in range(count.shape[1] - 1, -1, -1):
         lowest = times(lowest, below)
         lowest[:, 0] += count[:, n]
@@ -60,9 +67,9 @@ def counts_after(count: Tensor, below: tuple[Tensor, Tensor], upto: tuple[Tensor
     return lowest, higher
 
 
-def times(polynomial: Tensor, factor: tuple[Tensor, Tensor]) -> Tensor:
+def times(polynomial: Numbers, factor: tuple[Numbers, Numbers]) -> Numbers:
     """polynomial [B, K] times (others + s token); the degree stays below K by construction."""
     others, token = factor
-    product = polynomial * others.unsqueeze(1)
-    product[:, 1:] += polynomial[:, :-1] * token.unsqueeze(1)
+    product = polynomial * others[:, None]
+    product[:, 1:] += polynomial[:, :-1] * token[:, None]
     return product

@@ -1,7 +1,7 @@
 """A row of V tokens seen at a few target/draft ratios: each token's draft mass goes to the two knots around its ratio.
 
-What a selection rule decides depends on a token through its ratio r = target/draft only. Up to 192 tokens every token
-is a knot of its own. Above, the knots are 0 and 2^-12 .. 2^12, 8 to a factor of two, and a token between two knots
+What a selection rule decides depends on a token through its ratio r = target/draft only. Up to 256 tokens every token
+is a knot of its own. Above, the knots are 0 and 2^-8 .. 2^8, 16 to a factor of two, and a token between two knots
 counts for either in proportion: whatever is linear between knots is then summed exactly, in one pass over the row.
 Decisions at the knots are carried back to the tokens in the same proportions, so losslessness does not depend on them.
 
@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..verdict import Batch
 from .score_law import Array, Indices, count_below, entries, over
+from .single_path import at
 
-MOST = 192  # tokens that are knots of their own
-OCTAVES = 12  # factors of two on either side of 1
-SHIFT = 20  # a float32 without its last 20 bits names one of 8 steps to an octave
+MOST = 256  # tokens that are knots of their own
+OCTAVES = 8  # factors of two on either side of 1
+SHIFT = 19  # a float32 without its last 19 bits names one of 16 steps to an octave
 BEFORE = ((127 - OCTAVES) << 23 >> SHIFT) - 1  # what the leading bits say one step below 2^-OCTAVES
 LAST = (2 * OCTAVES << 23 >> SHIFT) + 1  # index of the knot 2^OCTAVES; knot 0 is the ratio 0
 PIECE = 4096  # tokens that are added up in the rows' own precision; the sums of such pieces in float64
@@ -31,7 +34,7 @@ IN_CACHE = 2**16  # numbers per pass on the CPU
 
 
 def fixed_knots(device: torch.device) -> Tensor:
-    """[LAST + 1] float64, ascending: 0, then 8 to an octave from 2^-12 to 2^12."""
+    """[LAST + 1] float64, ascending: 0, then 16 to an octave from 2^-8 to 2^8."""
     leading = torch.arange(BEFORE + 1, BEFORE + LAST + 1, dtype=torch.int32, device=device)
     steps = (leading << SHIFT).view(torch.float32).double()
     return torch.cat([torch.zeros_like(steps[:1]), steps])
@@ -53,10 +56,12 @@ class Knots:
     Attributes:
         ratio [N, M]: ascending.
         mass [N, M]: draft mass of each knot; rows sum to 1.
+        total [N]: draft mass of the row.
     """
 
     ratio: Array
     mass: Array
+    total: Array
 
     @classmethod
     def of(cls, target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Knots:
@@ -67,7 +72,8 @@ class Knots:
         else:
             ratio, order = own_ratio(target_rows.double(), draft_rows.double()).sort(dim=-1)
             mass = draft_rows.double().gather(-1, order)
-        return cls(*(part.cpu().numpy() for part in (ratio, mass / mass.sum(dim=-1, keepdim=True))))
+        total = mass.sum(dim=-1)
+        return cls(*(part.cpu().numpy() for part in (ratio, mass / total.unsqueeze(-1), total)))
 
     @cached_property
     def sums(self) -> Array:
@@ -79,7 +85,7 @@ class Knots:
     @cached_property
     def rests(self) -> Array:
         """[2, N, M+1]: the same of the knots from each on."""
-        return Knots(self.ratio[..., ::-1], self.mass[..., ::-1]).sums[..., ::-1]
+        return Knots(self.ratio[..., ::-1], self.mass[..., ::-1], self.total).sums[..., ::-1]
 
     def between(self, ratio: Array) -> tuple[Indices, Array]:
         """For ratio [N]: index of the knots at or below and above it, [N, 2]; and how far it lies between."""
@@ -90,17 +96,27 @@ class Knots:
         part = over(ratio.reshape(-1) - low, high - low)
         return near.reshape(*ratio.shape, 2), part.reshape(ratio.shape)
 
-    def __getitem__(self, place: tuple[slice | int | NDArray[np.bool_], ...]) -> Knots:
+    def __getitem__(self, place: tuple[slice | int | NDArray[Any], ...]) -> Knots:
         """Some of the rows."""
-        part = Knots(self.ratio[place], self.mass[place])
+        part = Knots(self.ratio[place], self.mass[place], self.total[place])
         part.__dict__.update({name: getattr(self, name)[:, *place] for name in ("sums", "rests")})
         return part
 
 
 def between(table: Array, near: Indices, part: Array) -> Array:
-    """[N]: the table [N, M] at ratios that lie `part` [N] of the way between two knots, near [N, 2]."""
-    low, high = entries(table[None], near)[0].T
-    return low + part * (high - low)
+    """[N, ..]: the table [N, M] at ratios that lie `part` [N, ..] of the way between two knots, near [N, .., 2]."""
+    low, high = np.moveaxis(entries(table[None], near)[0], -1, 0)
+    between: Array = low + part * (high - low)
+    return between
+
+
+def histograms(batch: Batch, dtype: torch.dtype) -> tuple[Knots, Array, Array]:
+    """The knots of all rows of a batch [B K, L], and target's and draft's probability of its tokens [B K, L]."""
+    target_rows, draft_rows, tokens = (
+        part.flatten(0, 1) for part in (batch.target_probs[:, :, :-1], batch.draft_probs, batch.tokens)
+    )
+    target, draft = (at(rows, tokens).double().cpu().numpy() for rows in (target_rows, draft_rows))
+    return Knots.of(target_rows, draft_rows, dtype), target, draft
 
 
 def own_ratio(target: Tensor, draft: Tensor) -> Tensor:

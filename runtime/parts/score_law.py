@@ -22,7 +22,8 @@ Indices = NDArray[np.int64]
 
 def over(value: Array, mass: Array) -> Array:
     """value / mass, 0 where there is no mass."""
-    return np.where(mass > 0, value / mass, 0.0)
+    with np.errstate(all="ignore"):
+        return np.where(mass > 0, value / mass, 0.0)
 
 
 def count_below(ascending: Array, values: Array, equal: bool = False) -> Indices:
@@ -106,7 +107,6 @@ class ScoreLaw:
             return np.zeros(mass.shape, dtype=np.int64)
         return count_below(self.below[:, 1:-1], mass, equal=True)
 
-    @np.errstate(all="ignore")
     def rearranged(self, edges: Array, shares: Array) -> ScoreLaw:
         """The laws that take share i from the i-th of the parts into which `edges` cut the lowest-score mass.
 

@@ -38,11 +38,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..draws import Draws
-from ..parts.ratio_knots import Knots, between, own_ratio
+from ..parts.ratio_knots import Knots, between, histograms
 from ..parts.roots import sectioned_root
 from ..parts.score_law import Array, Indices, ScoreLaw, count_below, entries, over
 from ..parts.selected_path import verify_selected
-from ..parts.single_path import at
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
 
@@ -344,12 +343,8 @@ def verify_score_race(batch: Batch, draws: Draws, rule: Rule, stem: int = 0) -> 
     """
     requests, paths, _, _ = batch.shape
     dtype, device = arithmetic(batch), batch.tokens.device
-    target_rows, draft_rows, tokens = (
-        part.flatten(0, 1) for part in (batch.target_probs[:, :, :-1], batch.draft_probs, batch.tokens)
-    )
-    knots = Knots.of(target_rows, draft_rows, dtype)
-    ratio = own_ratio(at(target_rows, tokens).double(), at(draft_rows, tokens).double()).cpu().numpy()
-    law, tables = race(knots, ratio, paths, rule, dtype, stem)
+    knots, target, draft = histograms(batch, dtype)
+    law, tables = race(knots, over(target, draft), paths, rule, dtype, stem)
 
     score, below = (
         torch.from_numpy(part).to(device).unflatten(0, (requests, paths)) for part in (law.score, law.below)

@@ -6,68 +6,77 @@ q(y) (level k1 + (1 - level) k2), k1 >= k2, and the levels are set so that this 
 max(k2 q, min(a p, k1 q)) with a the acceptance ratio of block verification. Lossless whatever the levels are: the
 law of the selected path is known exactly, and block verification is lossless against it.
 
-Letters: B requests, K paths, L drafted tokens, V vocabulary; p target row, q draft row, a acceptance ratio, x the
-draft mass whose coin fails. Source: the project's own; any selection rule may precede block verification
-(arXiv:2403.10444), and the best rule attains the lossless optimum.
+Rows are read twice: once as histograms (`parts.ratio_knots`), on which the walk down the tree goes, on the host; and
+once for the block verification of the selected path, that path's rows only.
+
+Letters: B requests, K paths, L drafted tokens, V vocabulary, M knots, I places; p target row, q draft row, r = p/q, a
+acceptance ratio, x the draft mass whose coin fails. Source: the project's own; any selection rule may precede block
+verification (arXiv:2403.10444), and the best rule attains the lossless optimum.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from ..draws import Draws
-from ..parts.count_law import count_at_root, counts_after
-from ..parts.draft_tree import target_ratio
-from ..parts.roots import falling_root
-from ..parts.selected_path import SelectedPath
-from ..parts.single_path import at
+from ..parts.count_law import counts_after
+from ..parts.ratio_knots import Knots, between, histograms
+from ..parts.roots import sectioned_root
+from ..parts.score_law import Array, count_below, entries, over
+from ..parts.selected_path import verify_selected
 from ..registry import register
-from ..verdict import Batch, Verdict
+from ..verdict import Batch, Verdict, arithmetic
 
 
-def level_densities(count: Tensor, fails: Tensor) -> tuple[Tensor, Tensor]:
+def level_densities(count: Array, fails: Array) -> tuple[Array, Array]:
     """Selected law over draft law at level 1 and at level 0, when coins fail with draft mass x:
 
         k1 = sum_n count_n (1 + x + .. + x^(n-1)),   k2 = sum_n count_n x^(n-1)
 
     Args:
-        count [B, K] (see `count_law`); fails [B] in [0, 1].
+        count [B, K] (see `count_law`); fails [B, I] in [0, 1].
     Returns:
-        k1, k2 [B], k1 >= k2 >= 0.
+        k1, k2 [B, I], k1 >= k2 >= 0.
     """
-    powers = fails.unsqueeze(1) ** torch.arange(count.shape[1], device=count.device)
-    at_least = count.flip(1).cumsum(dim=1).flip(1)
-    return (at_least * powers).sum(dim=1), (count * powers).sum(dim=1)
+    high = low = np.zeros_like(fails)
+    at_least = np.zeros_like(count[:, :1])
+    for term in reversed(np.split(count, count.shape[1], axis=1)):
+        at_least = at_least + term
+        high, low = high * fails + at_least, low * fails + term
+    return high, low
 
 
-def levels(ratio: Tensor, high: Tensor, low: Tensor) -> Tensor:
-    """Level of each token, (a p/q - k2) / (k1 - k2) clipped to [0, 1]. (Where k1 = k2 any level gives the same law.)
+def levels(ratio: Array, high: Array, low: Array) -> Array:
+    """Level of each token, (a r - k2) / (k1 - k2) clipped to [0, 1]. (Where k1 = k2 any level gives the same law.)
 
     Args:
-        ratio [B, N] = a p/q; high = k1, low = k2 [B].
+        ratio [B, M] = a r; high = k1, low = k2 [B, 1].
     """
-    span = (high - low).unsqueeze(1).to(ratio.dtype).clamp_min(torch.finfo(ratio.dtype).tiny)
-    return (ratio - low.unsqueeze(1).to(ratio.dtype)).div_(span).clamp_(0, 1)
+    return np.clip(over(ratio - low, high - low), 0, 1)
 
 
-def success_mass(ratio: Tensor, draft_row: Tensor, count: Tensor) -> Tensor:
-    """The smallest b in [0, 1] with sum_y q(y) clip(a p/q, k2(b), k1(b)) <= 1, where coins fail with mass 1 - b.
+def success_mass(knots: Knots, accept: Array, count: Array, dtype: torch.dtype) -> Array:
+    """The smallest b in [0, 1] with sum_y q(y) clip(a r, k2(b), k1(b)) <= 1, where coins fail with mass 1 - b.
 
     Where the sum is 1 on an interval, its left end is the better choice. Only the acceptance length depends on the
-    accuracy of b. Args: ratio, draft_row [B, V]; count [B, K]. Returns [B] float64.
+    accuracy of b, which dtype sets. Args: knots of rows [B, M]; accept [B] = a; count [B, K]. Returns [B].
     """
-    one = 1 + 8 * torch.finfo(ratio.dtype).eps
+    accept = accept[:, None]
+    one = 1 + 8 * torch.finfo(dtype).eps
 
-    def excess(mass: Tensor) -> Tensor:
-        high, low = (bound.unsqueeze(1).to(ratio.dtype) for bound in level_densities(count, 1 - mass))
-        return torch.maximum(ratio, low).minimum(high).mul_(draft_row).sum(dim=1) - one
+    def excess(mass: Array) -> Array:
+        high, low = level_densities(count, 1 - mass)
+        index = count_below(knots.ratio, np.concatenate([low / accept, high / accept], axis=1))
+        (least, least_sum), (free, free_sum) = np.split(entries(knots.sums, index), 2, axis=2)
+        return low * least + accept * (free_sum - least_sum) + high * (1 - free) - one
 
-    zero = torch.zeros_like(count[:, 0])
-    return falling_root(excess, zero, zero + 1)
+    zero = np.zeros(len(count))
+    return sectioned_root(excess, zero, zero + 1, dtype)
 
 
-def selection_weights(level: Tensor, alive: Tensor) -> Tensor:
+def selection_weights(level: Array, alive: NDArray[np.bool_]) -> Array:
     """Law of the selected path: the first alive path whose coin comes up, else the first alive path.
 
     Args:
@@ -75,13 +84,13 @@ def selection_weights(level: Tensor, alive: Tensor) -> Tensor:
     Returns:
         [B, K], rows sum to 1.
     """
-    fail = torch.where(alive, 1 - level, torch.ones_like(level))
-    none_before = torch.cat([torch.ones_like(fail[:, :1]), fail.cumprod(dim=1)], dim=1)
-    first = alive & (alive.cumsum(dim=1) == 1)
-    return none_before[:, :-1] * (1 - fail) + none_before[:, -1:] * first
+    none = np.pad(np.where(alive, 1 - level, 1.0).cumprod(axis=1), ((0, 0), (1, 0)), constant_values=1)
+    weights = np.where(alive, none[:, :-1] * level, 0.0)
+    weights[np.arange(len(alive)), alive.argmax(axis=1)] += none[:, -1]
+    return weights
 
 
-def count_below(count: Tensor, level: Tensor, mass: Tensor, fails: Tensor) -> Tensor:
+def counts_below(count: Array, level: Array, mass: Array, fails: Array) -> Array:
     """The law of the number of paths through the chosen token, given that it was chosen.
 
     Args:
@@ -89,11 +98,11 @@ def count_below(count: Tensor, level: Tensor, mass: Tensor, fails: Tensor) -> Te
     Returns:
         [B, K], rows sum to 1; `count` itself where the choice had probability 0 or below 1e-300.
     """
-    high, low = level_densities(count, fails)
-    failing = mass * (1 - level)
-    lowest, higher = counts_after(count, ((fails - failing).clamp_min(0), failing), (1 - mass, mass))
-    density = torch.lerp(low, high, level).unsqueeze(1)
-    return torch.where(density > 0, torch.lerp(lowest, higher, level.unsqueeze(1)) / density, count)
+    high, low = level_densities(count, fails[:, None])
+    failing, level = mass * (1 - level), level[:, None]
+    lowest, higher = counts_after(count, (np.maximum(fails - failing, 0), failing), (1 - mass, mass))
+    density = low + level * (high - low)
+    return np.where(density > 0, over(lowest + level * (higher - lowest), density), count)
 
 
 @register(
@@ -101,28 +110,40 @@ def count_below(count: Tensor, level: Tensor, mass: Tensor, fails: Tensor) -> Te
     summary="select a path by soft levels of target/draft, then block verification with its law",
     source="specbound (own); selection before Block Verification, arXiv:2403.10444",
     paths="many",
-    cost="O(L V), a dozen passes per node, + O(L K^2)",
+    cost="O(K L V), two passes, + O(L K^2)",
     closed_form="two-level",
     kernel="two_level:verify_two_level_laws",
 )
+@np.errstate(all="ignore")
 def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the tree choosing a path level by level, then verify it against its exact law."""
-    walk = SelectedPath(batch)
-    count = count_at_root(batch.tokens)
-    _, paths, length = batch.tokens.shape
+    requests, paths, length, _ = batch.shape
+    dtype, device = arithmetic(batch), batch.tokens.device
+    knots, target, draft = histograms(batch, dtype)
+    near, part = knots.between(over(target, draft))
+    tokens, first = batch.tokens.flatten(0, 1).cpu().numpy(), np.arange(0, requests * paths, paths)
+    count = np.tile(np.arange(1, paths + 1) == paths, (requests, 1)).astype(float)
+    alive, accept, path = np.ones((requests, paths), dtype=bool), np.ones(requests), np.zeros_like(first)
+    tables = np.empty_like(knots.mass[first])
     for depth in range(length):
-        target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
-        tokens = batch.tokens[:, :, depth]
-        ratio = target_ratio(target_row, draft_row).mul_(walk.ratio.unsqueeze(1).to(walk.dtype))
-        high, low = level_densities(count, 1 - success_mass(ratio, draft_row, count))
-        level = levels(ratio, high, low)
-        offered = level.gather(1, tokens)
-        total = draft_row.sum(dim=1).double()
-        fails = ((1 - level).mul_(draft_row).sum(dim=1).double() / total).clamp(0, 1)
-        high, low = (density.unsqueeze(1).to(walk.dtype) for density in level_densities(count, fails))
-        law = level.mul_(high - low).add_(low).mul_(draft_row)
+        here = knots[first + path, depth]
+        high, low = level_densities(count, 1 - success_mass(here, accept, count, dtype)[:, None])
+        level = levels(accept[:, None] * here.ratio, high, low)
+        fails = np.clip((here.mass * (1 - level)).sum(axis=1), 0, 1)
+        high, low = level_densities(count, fails[:, None])
+        tables[:, depth] = low + level * (high - low)
 
-        path = draws.choose(selection_weights(offered, walk.alive)) if paths > 1 else walk.path
-        token = walk.select(path, depth, target_row, law)
-        count = count_below(count, at(offered, path).double(), at(draft_row, token).double() / total, fails)
-    return walk.verdict(draws)
+        offers = first[:, None] + np.arange(paths)
+        offered = between(level, near[offers, depth], part[offers, depth])
+        if paths > 1:
+            weights = torch.from_numpy(selection_weights(offered, alive)).to(device)
+            path = draws.choose(weights).cpu().numpy()
+        own = first + path
+        density = between(tables[:, depth], near[own, depth], part[own, depth])
+        step = np.where(density * draft[own, depth] > 0, over(target[own, depth], density * draft[own, depth]), 1.0)
+        accept = np.minimum(accept * step, 1)
+        alive &= tokens[offers, depth] == tokens[own, depth][:, None]
+        mass = draft[own, depth] / here.total
+        count = counts_below(count, entries(offered[None], path)[0], mass, fails)
+    chosen = torch.from_numpy(path).to(device)
+    return verify_selected(batch, draws, chosen, knots.ratio[first + path], tables)

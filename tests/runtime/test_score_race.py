@@ -75,17 +75,24 @@ def few_knots(monkeypatch):
     monkeypatch.setattr(ratio_knots, "MOST", 0)
 
 
-@pytest.mark.usefixtures("few_knots")
-@pytest.mark.parametrize("name", list(TREES)[::3])
-def test_rows_seen_at_fixed_knots_are_as_lossless_and_keep_as_much(name):
-    tree = TREES[name].as_float()
-    if not enumerable(tree, 2):
-        tree = PrefixTree.random(2, 2, len(name))
-    for rule in ("two-part", "safe"):
-        law = exact_law(score_race.score_race(rule), tree, 2)
-        assert law.total_variation(tree.target_law()) < 1e-12
-        assert law.acceptance_length >= 0.99 * theory.acceptance(tree, 2, rule)[1:].sum()
-    assert law.acceptance_length >= single_path.acceptance(tree)[1:].sum() - 1e-9
+def test_rows_seen_at_fixed_knots_are_as_lossless_and_keep_as_much(monkeypatch):
+    """With few heavy tokens, where steps of the ratio matter most."""
+    rules = {"two-level": get("two-level").verify, "score-race": get("score-race").verify}
+    found = {name: [] for name in rules}
+    for seed in range(9):
+        tree = PrefixTree.random(2 + seed % 2, 1 + seed % 3 // 2, 40 + seed)
+        for name, rule in rules.items():
+            monkeypatch.setattr(ratio_knots, "MOST", 256)
+            exact = exact_law(rule, tree, 2).acceptance_length
+            monkeypatch.setattr(ratio_knots, "MOST", 0)
+            law = exact_law(rule, tree, 2)
+            assert law.total_variation(tree.target_law()) < 1e-12
+            found[name].append(law.acceptance_length / exact)
+        assert law.acceptance_length >= single_path.acceptance(tree)[1:].sum() - 1e-9
+    for name, fractions in found.items():
+        assert np.mean(fractions) > 0.9999, name
+        assert 0.999 < min(fractions), name
+        assert max(abs(fraction - 1) for fraction in fractions) > 1e-6, name
 
 
 @pytest.mark.usefixtures("few_knots")
@@ -97,7 +104,7 @@ def test_mass_at_the_knots_keeps_every_sum_that_is_linear_in_the_ratio():
     ratio, mass = torch.from_numpy(knots.ratio), torch.from_numpy(knots.mass)
     assert (mass >= 0).all()
     assert torch.allclose(mass.sum(1), torch.ones(3, dtype=torch.float64), atol=1e-14)
-    capped = torch.minimum(target, 2.0**12 * draft)
+    capped = torch.minimum(target, 2.0**8 * draft)
     assert torch.allclose((mass * ratio).sum(1), capped.sum(1), atol=1e-12)
     table = ratio.clamp(0.25, 2)
     law = ratio_knots.linear_law(table, ratio, target, draft)
@@ -152,24 +159,20 @@ def test_shapes_from_none_to_many(requests, paths, vocab):
 
 
 def test_emitted_tokens_of_a_large_vocabulary_follow_the_target():
-    """6,000 calls; a false alarm has probability below 1e-9 (normal approximation at 6.5 standard errors)."""
-    batch = big_batch(torch.float32, 2_000, 3, 300)
+    """2,000 calls; a false alarm has probability below 1e-9 (normal approximation at 6.5 standard errors)."""
+    batch, calls = big_batch(torch.float32, 2_000, 3, 300), 2_000
     generator = torch.Generator().manual_seed(7)
-    target, draft = batch.target_probs[0, 0, 0].double(), batch.draft_probs[0, 0, :1]
-    rows = Batch(batch.tokens[:, :, :1], batch.draft_probs[:, :, :1], batch.target_probs[:, :, :2])
-    counts, skewed, calls = torch.zeros(300), torch.zeros(300), 0
-    for _ in range(3):
-        tokens = torch.multinomial(draft[0], 6_000, replacement=True, generator=generator).view(-1, 3, 1)
-        verdict = get("score-race").verify(Batch(tokens, rows.draft_probs, rows.target_probs), Draws(generator))
-        chosen = tokens[torch.arange(len(tokens)), verdict.path, 0]
-        first = torch.where(verdict.accepted > 0, chosen, verdict.token)
-        counts += torch.bincount(first, minlength=300)
-        skewed += torch.bincount(chosen, minlength=300)
-        calls += len(tokens)
+    target, draft = batch.target_probs[0, 0, 0].double(), batch.draft_probs[0, 0, 0]
+    tokens = torch.multinomial(draft, 3 * calls, replacement=True, generator=generator).view(calls, 3, 1)
+    rows = Batch(tokens, batch.draft_probs[:, :, :1], batch.target_probs[:, :, :2])
+    verdict = get("score-race").verify(rows, Draws(generator))
+    chosen = tokens[torch.arange(calls), verdict.path, 0]
+    first = torch.where(verdict.accepted > 0, chosen, verdict.token)
     error = (target * (1 - target) / calls).sqrt()
     likely = target * calls > 20
-    assert ((counts / calls - target).abs() / error)[likely].max() < 6.5
-    assert ((skewed / calls - target).abs() / error)[likely].max() > 10
+    for found, close in ((first, True), (chosen, False)):
+        share = torch.bincount(found, minlength=300) / calls
+        assert (((share - target).abs() / error)[likely].max() < 6.5) == close
 
 
 def test_the_law_of_the_least_score_agrees_with_drawing_it():
@@ -188,7 +191,6 @@ def test_the_law_of_the_least_score_agrees_with_drawing_it():
     assert (law - 0.25).abs().max() > 0.01
 
 
-@np.errstate(divide="ignore")
 def test_the_value_of_a_score_law_is_the_integral_of_the_winning_density():
     law = ScoreLaw.uniform(1, 5)
     mass = np.array([[0.0, 1e-12, 0.3, 1 - 1e-9, 1.0]])

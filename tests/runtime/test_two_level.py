@@ -11,8 +11,9 @@ import torch
 
 from specbound.proofs_checks.laws.law import exact_law
 from specbound.runtime.parts.count_law import counts_after, selection_densities
+from specbound.runtime.parts.ratio_knots import Knots, linear_law
 from specbound.runtime.verifiers.gbv import power_sum, ranked_masses
-from specbound.runtime.verifiers.two_level import count_below, level_densities, levels, selection_weights, success_mass
+from specbound.runtime.verifiers.two_level import counts_below, level_densities, levels, selection_weights, success_mass
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 
@@ -21,6 +22,10 @@ SMALL = F(1, 10**30)
 
 def tensor(values) -> torch.Tensor:
     return torch.tensor([[float(value) for value in values]], dtype=torch.float64)
+
+
+def array(values) -> np.ndarray:
+    return np.array([[float(value) for value in values]])
 
 
 def exact_densities(count, fails):
@@ -55,7 +60,7 @@ def exact_counts(count, level, mass, fails):
     return [value / density for value in law]
 
 
-def closeness(got: torch.Tensor, wanted) -> float:
+def closeness(got: torch.Tensor | np.ndarray, wanted) -> float:
     """Largest difference, relative where the exact value is above 1e-250."""
     values = got.flatten().tolist()
     return max(
@@ -78,8 +83,8 @@ def test_two_level_densities_agree_with_fractions(row, paths):
     draft, level = ROWS[row]
     fails = sum(q * (1 - u) for q, u in zip(draft, level, strict=True))
     count = [F(0)] * (paths - 1) + [F(1)]
-    high, low = level_densities(tensor(count), tensor([fails])[0])
-    assert closeness(torch.stack([high, low]), exact_densities(count, fails)) < 1e-13
+    found = np.concatenate(level_densities(array(count), array([fails])))
+    assert closeness(found, exact_densities(count, fails)) < 1e-13
 
 
 @pytest.mark.parametrize("paths", [2, 4])
@@ -89,12 +94,12 @@ def test_two_level_count_laws_agree_with_fractions_three_levels_down(row, paths)
     fails = sum(q * (1 - u) for q, u in zip(draft, level, strict=True))
     for token in range(len(draft)):
         count = [F(0)] * (paths - 1) + [F(1)]
-        got = tensor(count)
+        got = array(count)
         for _ in range(3):
-            got = count_below(got, tensor([level[token]])[0], tensor([draft[token]])[0], tensor([fails])[0])
+            got = counts_below(got, *(array([x])[0] for x in (level[token], draft[token], fails)))
             count = exact_counts(count, level[token], draft[token], fails)
             assert sum(count) == 1
-            assert float((got - tensor(count)).abs().max()) < 1e-12
+            assert abs(got - array(count)).max() < 1e-12
 
 
 @pytest.mark.parametrize("paths", [33, 64])
@@ -103,9 +108,9 @@ def test_the_count_law_of_many_paths_has_the_exact_generating_function(row, path
     """At s: (u sum_{i<K} X^i Y^(K-1-i) + (1-u) X^(K-1)) / density, X and Y the masses with s for the chosen token."""
     draft, level = ROWS[row]
     fails = sum(q * (1 - u) for q, u in zip(draft, level, strict=True))
-    start = tensor([F(0)] * (paths - 1) + [F(1)])
+    start = array([F(0)] * (paths - 1) + [F(1)])
     for q, u in zip(draft, level, strict=True):
-        got = count_below(start, tensor([u])[0], tensor([q])[0], tensor([fails])[0])[0]
+        got = counts_below(start, *(array([x])[0] for x in (u, q, fails)))[0]
         for s in (F(0), F(1, 2), F(9, 10), F(1)):
             x, y = fails - q * (1 - u) * (1 - s), 1 - q * (1 - s)
 
@@ -113,7 +118,7 @@ def test_the_count_law_of_many_paths_has_the_exact_generating_function(row, path
                 return u * sum(x**i * y ** (paths - 1 - i) for i in range(paths)) + (1 - u) * x ** (paths - 1)
 
             wanted = law(x, y) / law(fails, F(1))
-            value = float((got * torch.tensor([float(s) ** m for m in range(paths)], dtype=torch.float64)).sum())
+            value = sum(share * float(s) ** m for m, share in enumerate(got))
             assert abs(value - float(wanted)) < 1e-12
 
 
@@ -123,7 +128,7 @@ def test_the_comparison_with_fractions_rejects_differences_of_powers():
     count = [F(0)] * (paths - 1) + [F(1)]
     x = float(fails)
     wanted = exact_densities(count, F(x))[0]
-    high, _ = level_densities(tensor(count), tensor([x])[0])
+    high, _ = level_densities(array(count), array([x]))
     assert closeness(high, [wanted]) < 1e-13
     x32 = torch.tensor(x, dtype=torch.float32)
     assert not abs(float((1 - x32**paths) / (1 - x32)) / float(wanted) - 1) < 1e-6
@@ -165,24 +170,27 @@ def test_gbv_walks_down_to_prefixes_of_probability_1e_minus_30_as_fractions_do(p
 @pytest.mark.parametrize("paths", [1, 2, 5, 64])
 def test_selected_law_and_counts_sum_to_one_at_a_large_vocabulary(paths):
     generator = torch.Generator().manual_seed(paths)
-    target, draft = (torch.softmax(6 * torch.randn(3, 5000, generator=generator).double(), -1) for _ in range(2))
-    count = torch.softmax(torch.randn(3, paths, generator=generator).double(), -1)
-    ratio = target / draft
-    level = levels(ratio, *level_densities(count, 1 - success_mass(ratio, draft, count)))
-    fails = ((1 - level) * draft).sum(dim=1)
-    high, low = (density.unsqueeze(1) for density in level_densities(count, fails))
-    assert torch.allclose((draft * (low + level * (high - low))).sum(dim=1), torch.ones(3).double(), atol=1e-12)
-    below = count_below(count, level[:, 7], draft[:, 7], fails)
-    assert torch.allclose(below.sum(dim=1), torch.ones(3).double(), atol=1e-12)
-    assert bool((below >= 0).all())
+    target, draft = (torch.softmax(6 * torch.randn(3, 1, 5000, generator=generator).double(), -1) for _ in range(2))
+    count = torch.softmax(torch.randn(3, paths, generator=generator).double(), -1).numpy()
+    knots = Knots.of(target, draft, torch.float64)[:, 0]
+    fails = 1 - success_mass(knots, np.ones(3), count, torch.float64)
+    level = levels(knots.ratio, *level_densities(count, fails[:, None]))
+    fails = ((1 - level) * knots.mass).sum(axis=1)
+    high, low = level_densities(count, fails[:, None])
+    table = torch.from_numpy(low + level * (high - low))
+    law = linear_law(table, torch.from_numpy(knots.ratio), target[:, 0], draft[:, 0])
+    assert torch.allclose(law.sum(dim=1), torch.ones(3).double(), atol=1e-12)
+    below = counts_below(count, level[:, 7], knots.mass[:, 7], fails)
+    assert below.sum(axis=1) == pytest.approx(1, abs=1e-12)
+    assert (below >= 0).all()
 
 
 def test_bucket_densities_and_counts_are_two_level_ones_for_two_buckets():
     count = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)
     fails = torch.tensor([[0.4]], dtype=torch.float64)
     lowest, higher = selection_densities(count, fails, torch.ones_like(fails))
-    high, low = level_densities(count, fails[0])
-    assert torch.allclose(torch.cat([higher[0], lowest[0]]), torch.cat([high, low]), atol=1e-15)
+    wanted = np.concatenate(level_densities(count.numpy(), fails.numpy()))
+    assert torch.cat([higher, lowest]).numpy() == pytest.approx(wanted, abs=1e-15)
     one = torch.tensor([0.7], dtype=torch.float64)
     _, further = counts_after(count, (fails[0], 0 * one), (one - 0.2, one * 0 + 0.2))
     _, wanted = selection_densities(count, fails, one.unsqueeze(0))
@@ -193,8 +201,7 @@ def test_bucket_densities_and_counts_are_two_level_ones_for_two_buckets():
 
 
 def test_selection_weights_are_the_law_of_coins_tossed_in_order():
-    level = torch.tensor([[0.5, 0.9, 0.25, 1.0]], dtype=torch.float64)
-    alive = torch.tensor([[True, False, True, False]])
+    level, alive = np.array([[0.5, 0.9, 0.25, 1.0]]), np.array([[True, False, True, False]])
     assert selection_weights(level, alive).tolist() == [[0.5 + 0.5 * 0.75, 0.0, 0.5 * 0.25, 0.0]]
 
 
