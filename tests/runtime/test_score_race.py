@@ -79,7 +79,7 @@ def test_rows_seen_at_fixed_knots_are_as_lossless_and_keep_as_much(monkeypatch):
     """With few heavy tokens, where steps of the ratio matter most."""
     rules = {"two-level": get("two-level").verify, "score-race": get("score-race").verify}
     found = {name: [] for name in rules}
-    for seed in range(9):
+    for seed in range(6):
         tree = PrefixTree.random(2 + seed % 2, 1 + seed % 3 // 2, 40 + seed)
         for name, rule in rules.items():
             monkeypatch.setattr(ratio_knots, "MOST", 256)
@@ -91,7 +91,7 @@ def test_rows_seen_at_fixed_knots_are_as_lossless_and_keep_as_much(monkeypatch):
         assert law.acceptance_length >= single_path.acceptance(tree)[1:].sum() - 1e-9
     for name, fractions in found.items():
         assert np.mean(fractions) > 0.9999, name
-        assert 0.999 < min(fractions), name
+        assert min(fractions) > 0.999, name
         assert max(abs(fraction - 1) for fraction in fractions) > 1e-6, name
 
 
