@@ -18,6 +18,7 @@ from os import PathLike
 from typing import Any
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_accelerate_available
@@ -102,14 +103,27 @@ def load_pair(
 def check_name(role: str, name: str | PathLike[str]) -> None:
     """Raise ValueError for a folder that is not there, or holds no model, instead of asking a hub for it.
 
-    A name on a hub is one or two words of letters, digits, ".", "-" and "_"; everything else can only be a folder.
+    A name on a hub is one or two words of letters, digits, ".", "-" and "_"; everything else can only be a folder. So
+    is models/name where there is a folder models here, unless a model of that name was downloaded before; and offline
+    every model is in a folder or was downloaded.
     """
     path = os.fspath(name)
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "config.json")):
             raise ValueError(f"{role} is {path}; want the folder of a model, with a config.json")
-    elif isinstance(name, PathLike) or not HUB_NAME.fullmatch(path):
+        return
+    if isinstance(name, PathLike) or not HUB_NAME.fullmatch(path):
         raise ValueError(f"{role} is {path}; there is no such folder")
+    if isinstance(try_to_load_from_cache(path, "config.json"), str):
+        return
+    folder, _, own = path.rpartition("/")
+    if folder and os.path.isdir(folder):
+        raise ValueError(
+            f"{role} is {path}; there is no {own} in the folder {folder} (a model of that name on a hub: download it "
+            f"first, hf download {path}, or start elsewhere)"
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"{role} is {path}; there is no such folder, none was downloaded, and HF_HUB_OFFLINE is set")
 
 
 def check_place(role: str, device: torch.device, device_map: DeviceMap | None, plan: TensorParallelPlan | None) -> None:

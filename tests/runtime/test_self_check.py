@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specbound.runtime import self_check
+from specbound.runtime import models, self_check
 from specbound.runtime.decode import generate
 from specbound.runtime.models import tolerance
 from specbound.runtime.self_check import check_laws, deviation
@@ -80,13 +80,35 @@ def test_texts_avoid_special_tokens():
     assert texts.max() < VOCAB
 
 
-@pytest.mark.parametrize("wrong", ["nowhere/at/all", "./nowhere", "~/nowhere", "/nowhere", "nowhere/", "a b"])
-def test_a_folder_that_is_not_there_is_an_error_at_once(wrong, monkeypatch):
-    from specbound.runtime import models
-
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """Any question to a hub fails the test; the folder of the test holds `models` with one model in it."""
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("the hub was asked"))
+    (tmp_path / "models" / "one").mkdir(parents=True)
+    (tmp_path / "models" / "one" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["nowhere/at/all", "./nowhere", "~/nowhere", "/nowhere", "nowhere/", "a b"])
+@pytest.mark.usefixtures("no_hub")
+def test_a_folder_that_is_not_there_is_an_error_at_once(wrong):
     with pytest.raises(ValueError, match="there is no such folder"):
         models.load_pair(wrong, "org/name")
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_mistyped_name_in_a_folder_is_an_error_at_once_unless_it_was_downloaded(monkeypatch):
+    with pytest.raises(ValueError, match="target is models/two; there is no two in the folder models"):
+        models.load_pair("models/two", "models/one")
+    models.check_name("draft", "models/one")
+    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", False)
+    models.check_name("draft", "org/name")
+    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"draft is org/name; .* HF_HUB_OFFLINE is set"):
+        models.check_name("draft", "org/name")
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda name, file: f"/cache/{name}/{file}")
+    for name in ("org/name", "models/two"):
+        models.check_name("draft", name)
 
 
 def test_a_name_in_place_of_a_draft_is_refused_with_the_way_to_load_it():
@@ -96,7 +118,7 @@ def test_a_name_in_place_of_a_draft_is_refused_with_the_way_to_load_it():
 
 def test_a_compiled_draft_decodes_as_its_original_does():
     target, draft = tiny("llama", 0, vocab=20, layers=2), tiny("llama", 1, vocab=20)
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"):  # compiling for the shapes of one text takes a minute
         ours = generate(target, torch.compile(draft), IDS, **GREEDY)
     assert ours.sequences.tolist() == generate(target, draft, IDS, **GREEDY).sequences.tolist()
 
