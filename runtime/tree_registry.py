@@ -14,7 +14,6 @@ from .draws import Draws
 
 VerifyTree = Callable[[TreeBatch, Draws], TreeVerdict]
 Requires = Literal["any tree", "any tree with known laws", "a stem, then independent paths"]
-DEFAULT = "tree-traversal"
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,13 @@ class TreeVerifier:
     lossless: bool
     cost: str
 
+    def takes(self, drafter: Drafter) -> bool:
+        """Whether it can verify the trees of this drafter."""
+        return self.requires != "a stem, then independent paths" or drafter.stem is not None
+
     def check(self, drafter: Drafter) -> None:
         """Raise ValueError if it cannot verify the trees of this drafter."""
-        if self.requires == "a stem, then independent paths" and drafter.stem is None:
+        if not self.takes(drafter):
             takers = ", ".join(entry.name for entry in _VERIFIERS.values() if entry.requires != self.requires)
             raise ValueError(
                 f"tree verifier {self.name!r} wants {self.requires} (stem:L1,K), not {drafter}; any tree suits {takers}"
@@ -75,6 +78,17 @@ def register_tree(
 def names() -> list[str]:
     """Registered names, in the order of registration."""
     return list(_VERIFIERS)
+
+
+def default(drafter: Drafter) -> TreeVerifier:
+    """The entry to use for the trees of this drafter where nobody asked for another.
+
+    Sampler match where all nodes are given (nothing keeps more), the race where independent paths follow a stem, else
+    UniVer.
+    """
+    if drafter.children == "given":
+        return get("tree-match")
+    return get("tree-univer" if drafter.stem is None else "tree-score-race")
 
 
 def entries() -> list[TreeVerifier]:

@@ -62,11 +62,13 @@ class Recommendation:
         name: the candidate.
         confidence: share of bootstrap samples (over prompts) in which it is the fastest, in [0, 1].
         rivals: candidates that are the fastest in at least 5 % of them, itself included, most frequent first.
+        speedup: how many times as fast as the first candidate it is, in the middle 95 % of them.
     """
 
     name: str
     confidence: float
     rivals: tuple[str, ...]
+    speedup: tuple[float, float]
 
 
 def recommend(
@@ -95,6 +97,7 @@ def recommend(
         best = int((made.sum(axis=1) / spent.sum(axis=1)).argmax())
     wins = np.bincount(speeds.argmax(axis=0), minlength=len(names)) / samples
     order = np.argsort(-wins, kind="stable")
-    return Recommendation(
-        names[best], float(wins[best]), tuple(names[i] for i in order if wins[i] >= 0.05 or i == best)
-    )
+    rivals = tuple(names[i] for i in order if wins[i] >= 0.05 or i == best)
+    with np.errstate(all="ignore"):
+        low, high = np.quantile(speeds[best] / speeds[0], (0.025, 0.975))
+    return Recommendation(names[best], float(wins[best]), rivals, (float(low), float(high)))

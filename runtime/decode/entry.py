@@ -49,7 +49,7 @@ def generate(
             `prompt_lookup_num_tokens` or `assistant_early_exit` among the settings.
         input_ids [B, n] int64; attention_mask [B, n]: 0 on padding, wherever it stands.
         verifier: a name of the registry, or an entry of your own, such as `get("mjsd").configured(threshold=0.1)`;
-            None for the registry's default for so many paths.
+            None for the registry's default for so many paths, or for such a tree.
         paths: K, drafts per call.
         length: L, tokens per draft; "auto" for the fastest by measured times and acceptance (`MeasuredLength`: then a
             seed fixes the law of the text, not the text); or another policy of `specbound.runtime.lengths`.

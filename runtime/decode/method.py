@@ -109,8 +109,10 @@ class Method:
         """The entry of the tree registry, if a tree is drafted."""
         if not isinstance(self.draft, TreeDraft):
             return None
-        if self.verifier is None or isinstance(self.verifier, str):
-            return tree_registry.get(self.verifier or tree_registry.DEFAULT)
+        if self.verifier is None:
+            return tree_registry.default(self.draft.grow)
+        if isinstance(self.verifier, str):
+            return tree_registry.get(self.verifier)
         return self.verifier  # type: ignore[return-value]
 
     @property

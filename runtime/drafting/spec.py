@@ -20,7 +20,7 @@ from .dynamic import Dynamic
 from .early_exit import early_exit
 from .given import GivenTokens, PromptLookup
 from .shapes import FixedShape
-from .tree import TreeDraft
+from .tree import Drafter, TreeDraft
 
 GRAMMAR = (
     "iid:K, without-replacement:W1,W2,.., top:W1,W2,.., top-and-sampled:W1,W2,.., stem:L1,K, dynamic:BEAM,NODES, "
@@ -28,6 +28,7 @@ GRAMMAR = (
 )
 SIZES = {"iid": 1, "stem": 2, "dynamic": 2, "prompt-lookup": 1, "early-exit": 1}
 SHAPES = ("without-replacement", "top", "top-and-sampled")
+OTHER_TREES = ("stem", "dynamic")
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,29 @@ class DraftSpec:
     @property
     def tree(self) -> bool:
         """It wants a verifier of trees."""
-        return self.kind in (*SHAPES, "stem", "dynamic")
+        return self.kind in (*SHAPES, *OTHER_TREES)
 
     @property
     def paths(self) -> int:
         """K."""
         return self.sizes[0] if self.kind == "iid" else 1
+
+    def grow(self, length: int) -> Drafter:
+        """How its tree grows; `length` is L where the sizes do not say it.
+
+        Raises:
+            ValueError: it drafts no tree, or a stem that is not shorter than the length.
+        """
+        if self.kind in SHAPES:
+            return FixedShape(self.sizes, self.kind)  # type: ignore[arg-type]
+        if self.kind == "dynamic":
+            return Dynamic(length, *self.sizes)
+        if self.kind != "stem":
+            raise ValueError(f"drafts is {self}, which is no tree; want one of {', '.join((*SHAPES, *OTHER_TREES))}")
+        stem, paths = self.sizes
+        if stem >= length:
+            raise ValueError(f"drafts is {self}; want a stem shorter than the draft length {length}")
+        return FixedShape((1,) * stem + (paths,) + (1,) * (length - stem - 1), "iid")
 
     def bind(
         self, target: PreTrainedModel, draft: PreTrainedModel, length: int
@@ -62,15 +80,8 @@ class DraftSpec:
         Raises:
             ValueError: sizes that these models or this length do not allow.
         """
-        if self.kind in SHAPES:
-            return TreeDraft(draft, FixedShape(self.sizes, self.kind))  # type: ignore[arg-type]
-        if self.kind == "stem":
-            stem, paths = self.sizes
-            if stem >= length:
-                raise ValueError(f"drafts is {self}; want a stem shorter than the draft length {length}")
-            return TreeDraft(draft, FixedShape((1,) * stem + (paths,) + (1,) * (length - stem - 1), "iid"))
-        if self.kind == "dynamic":
-            return TreeDraft(draft, Dynamic(length, *self.sizes))
+        if self.tree:
+            return TreeDraft(draft, self.grow(length))
         if self.kind == "prompt-lookup":
             return PromptLookup(*self.sizes)
         return early_exit(target, *self.sizes) if self.kind == "early-exit" else draft

@@ -129,10 +129,10 @@ def bench(
     """Time plain decoding and every candidate on the same prompts, and recommend one.
 
     Candidates: token and block verification with one path, the default verifier with several, or those of --verifiers,
-    at every length; drafts that stop early, with --adaptive; and whatever --drafts names (trees are verified by
-    traversal, given tokens as one path). Beside each measured speed stands the one that theory expects from the
-    acceptance statistics of the longest drafts, and the perplexity of the text under the target; beside a lossy
-    verifier, how far it is from the target.
+    at every length; drafts that stop early, with --adaptive; and whatever --drafts names, trees by the verifiers of
+    trees among --verifiers, or the default for such a tree. All of them decode a prompt before the next. Beside each
+    measured speed stands the one that theory expects from the acceptance statistics of the longest drafts, and the
+    perplexity of the text under the target; beside a lossy verifier, how far it is from the target.
     """
     from rich.progress import track
 
@@ -154,9 +154,11 @@ def bench(
     if temperature:
         sampling |= {"temperature": temperature, "top_k": top_k}
     chosen = [Run(name, number, size) for name, number in candidates for size in sizes]
-    runs = [Run("plain", 1, 0), *chosen, *_stopped(candidates, adaptive, head, sizes), *_drafters(drafts, sizes)]
-    for run in track(runs, "decoding", console=progress_console(quiet=not is_first()), transient=True):
-        for place, text in enumerate([texts[0], *texts]):
+    stopped, drafted = _stopped(candidates, adaptive, head, sizes), _drafters(drafts, sizes, verifiers)
+    runs = [Run("plain", 1, 0), *chosen, *stopped, *drafted]
+    turns = list(enumerate([texts[0], *texts]))
+    for place, text in track(turns, "decoding", console=progress_console(quiet=not is_first()), transient=True):
+        for run in runs:
             _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
     kept = {
         name: _kept(pair, Run(name, 1, max(sizes)), texts, new_tokens, sampling, seed)
@@ -164,10 +166,13 @@ def bench(
         if number == 1 and get(name).kept is not None
     }
     found = recommend({run.name: run.tokens for run in runs}, {run.name: run.seconds for run in runs})
+    best = next(run for run in runs if run.name == found.name)
     report = {
         "settings": sampling | {"new_tokens": new_tokens, "prompts": len(texts), "seed": seed},
         "decoding": [_described(run, runs[0], kept) for run in runs],
-        "recommendation": {"name": found.name, "confidence": found.confidence, "rivals": list(found.rivals)},
+        "recommendation": {"name": found.name, "confidence": found.confidence, "rivals": list(found.rivals)}
+        | {"speedup": list(found.speedup)}
+        | {name: getattr(best, name) for name in ("verifier", "drafts", "adaptive", "paths", "length")},
     }
     if not is_first():
         return
@@ -231,18 +236,39 @@ def _generate(
     return generate(pair.target, draft, **settings, generator=generator, max_new_tokens=new_tokens)
 
 
-def _drafters(specs: tuple[str, ...], lengths: list[int]) -> list[Run]:
-    """One candidate for each way to draft, at every length where the way does not say it itself."""
+def _drafters(specs: tuple[str, ...], lengths: list[int], verifiers: str | None) -> list[Run]:
+    """One candidate for each way to draft and its verifiers, at every length where the way does not say it itself.
+
+    Raises:
+        ValueError: a verifier of trees is named, and no tree that it takes.
+    """
     from specbound.runtime import tree_registry
     from specbound.runtime.drafting.spec import SHAPES, read_drafts
     from specbound.runtime.verifiers import default
 
     runs = []
+    named = _of_trees(verifiers)
     for spec in map(read_drafts, specs):
-        verifier = tree_registry.DEFAULT if spec.tree else default(spec.paths).name
-        sizes = [len(spec.sizes)] if spec.kind in SHAPES else lengths
-        runs += [Run(verifier, spec.paths, size, drafts=str(spec)) for size in sizes]
+        for size in [len(spec.sizes)] if spec.kind in SHAPES else lengths:
+            names = [default(spec.paths).name]
+            if spec.tree:
+                drafter = spec.grow(size)
+                taken = [name for name in named if tree_registry.get(name).takes(drafter)]
+                names = taken or [tree_registry.default(drafter).name]
+            runs += [Run(name, spec.paths, size, drafts=str(spec)) for name in names]
+    unused = set(named) - {run.verifier for run in runs}
+    if unused and verifiers != "all":
+        wanted = tree_registry.get(min(unused)).requires
+        raise ValueError(f"--verifiers has {min(unused)!r}, which wants {wanted}; give one with --drafts")
     return runs
+
+
+def _of_trees(verifiers: str | None) -> list[str]:
+    """The verifiers of trees among --verifiers."""
+    from specbound.runtime import tree_registry
+
+    chosen = [] if verifiers is None else [name.strip() for name in verifiers.split(",")]
+    return [name for name in tree_registry.names() if verifiers == "all" or name in chosen]
 
 
 def _kept(pair: Pair, run: Run, texts: list[str], new_tokens: int, sampling: dict[str, Any], seed: int) -> Tensor:
@@ -295,7 +321,8 @@ def _candidates(verifiers: str | None, counts: list[int]) -> list[tuple[str, int
     if verifiers == "all":
         chosen = [entry for entry in entries() if not entry.needs]
     else:
-        chosen = [get(name.strip()) for name in verifiers.split(",")]
+        trees = _of_trees(verifiers)
+        chosen = [get(name) for name in map(str.strip, verifiers.split(",")) if name not in trees]
     for entry in chosen:
         if entry.needs:
             raise ValueError(f"--verifiers has {entry.name!r}, which needs {entry.needs}; leave it out")
@@ -382,5 +409,8 @@ def _print_table(report: dict[str, Any]) -> None:
     console.print(
         f"[bold]{found['name']}[/] is the fastest here; it stays so in {share:.0f} % of resampled prompt sets."
     )
+    if found["verifier"] != "plain":
+        low, high = found["speedup"]
+        console.print(f"It is {low:.2f} to {high:.2f} times as fast as plain decoding (95 % of resampled prompt sets).")
     if len(found["rivals"]) > 1:
         console.print(f"Also in the running: {', '.join(name for name in found['rivals'] if name != found['name'])}.")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from specbound.runtime.decode import Generation
+    from specbound.runtime.drafting.tree import Drafter
     from specbound.runtime.lengths import LengthPolicy
     from specbound.runtime.models import Pair
     from specbound.runtime.tree_registry import TreeVerifier
@@ -136,8 +137,8 @@ def decode(
     if spec is not None and (paths > 1 or beams or adaptive):
         raise ValueError(f"--drafts is {drafts}; it says what is drafted, leave out --paths, --beams and --adaptive")
     paths = paths if spec is None else spec.paths
-    tree = spec is not None and spec.tree
-    entry = _tree_verifier(verifier, settings) if tree else _verifier(verifier, paths, settings)
+    tree = spec.grow(length) if spec is not None and spec.tree else None
+    entry = _verifier(verifier, paths, settings) if tree is None else _tree_verifier(verifier, tree, settings)
     if (
         adaptive
         and threshold is not None
@@ -403,13 +404,15 @@ def _verifier(name: str | None, paths: int, settings: dict[str, Any]) -> Verifie
     return entry.configured(**settings) if settings else entry
 
 
-def _tree_verifier(name: str | None, settings: dict[str, Any]) -> TreeVerifier:
+def _tree_verifier(name: str | None, drafter: Drafter, settings: dict[str, Any]) -> TreeVerifier:
     """The tree registry's entry, by default that for any tree."""
     from specbound.runtime import tree_registry
 
     if settings:
         raise ValueError(f"{min(settings)} is given; verifiers of drafted trees have no settings")
-    return tree_registry.get(name or tree_registry.DEFAULT)
+    entry = tree_registry.default(drafter) if name is None else tree_registry.get(name)
+    entry.check(drafter)
+    return entry
 
 
 def _takes(option: str, entry: Verifier) -> bool:

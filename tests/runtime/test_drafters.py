@@ -54,6 +54,20 @@ def test_the_whole_loop_with_a_race_behind_a_stem_has_the_law_of_the_target(pair
     assert loop_distance(models, 2, verifier=BRANCHES, rows_per_pass=rows) < 1e-12
 
 
+def test_the_default_verifier_depends_on_the_tree():
+    names = {shape: tree_registry.default(shape).name for shape in (*TREES, FixedShape((1, 1)))}
+    assert list(names.values()) == [
+        "tree-univer",
+        "tree-score-race",
+        "tree-match",
+        "tree-univer",
+        "tree-match",
+        "tree-score-race",
+    ]
+    for shape, name in names.items():
+        tree_registry.get(name).check(shape)
+
+
 def test_the_loop_rejects_a_verifier_that_keeps_every_child(pair):
     def first_child(batch, draws):
         token = draws.choose(batch.target_row(torch.zeros_like(batch.tree.tokens[:, 0])))
@@ -374,6 +388,12 @@ def test_every_way_to_draft_is_read_bound_and_decodes_what_the_target_decodes(te
     bound = spec.bind(target, draft, 3)
     assert isinstance(bound, TreeDraft) == spec.tree
     assert generate(target, bound, prompt, paths=spec.paths, length=3, **settings).sequences.equal(wanted)
+
+
+def test_only_a_tree_grows():
+    assert read_drafts("dynamic:3,5").grow(4) == Dynamic(4, 3, 5)
+    with pytest.raises(ValueError, match="iid:2, which is no tree"):
+        read_drafts("iid:2").grow(4)
 
 
 def test_look_up_is_read_and_a_stem_wants_a_longer_draft(pair):

@@ -37,6 +37,7 @@ def test_the_predicted_speed_counts_the_correction_token():
 
 def test_a_clear_winner_is_recommended_with_confidence():
     found = recommend({"slow": [10, 10, 10], "fast": [10, 10, 10]}, {"slow": [2.0, 2.1, 1.9], "fast": [1.0, 1.1, 0.9]})
+    assert 1.9 < found.speedup[0] <= 2 <= found.speedup[1] < 2.2
     assert (found.name, found.confidence, found.rivals) == ("fast", 1.0, ("fast",))
 
 

@@ -301,6 +301,27 @@ def test_bench_recommends_a_candidate_and_says_how_sure(run):
     assert 0 <= report["recommendation"]["confidence"] <= 1
 
 
+def test_bench_compares_drafters_and_says_how_much_faster_the_best_is(run):
+    small = ("--count", "2", "--lengths", "2", "--new-tokens", "8", "--top-k", "3")
+    chosen = ("--verifiers", "block,tree-traversal,tree-score-race", "--paths", "1")
+    drafts = ("--drafts", "without-replacement:2,1", "--drafts", "stem:1,2", "--drafts", "prompt-lookup:2")
+    code, out, err = run("bench", *small, *chosen, *drafts, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert [entry["method"] for entry in report["decoding"]] == [
+        "plain",
+        "block K=1 L=2",
+        "tree-traversal without-replacement:2,1 L=2",
+        "tree-score-race stem:1,2 L=2",
+        "tree-traversal stem:1,2 L=2",
+        "block prompt-lookup:2 L=2",
+    ]
+    found = report["recommendation"]
+    low, high = found["speedup"]
+    assert 0 < low <= high
+    assert found["name"].startswith(found["verifier"])
+
+
 def test_bench_takes_any_verifier_and_drafts_that_stop_early(run):
     small = ("--count", "2", "--lengths", "3", "--paths", "1,2", "--new-tokens", "8", "--top-k", "3")
     chosen = ("--verifiers", "typical,key-race", "--adaptive", "entropy", "--adaptive", "head")
@@ -323,6 +344,8 @@ def test_bench_takes_any_verifier_and_drafts_that_stop_early(run):
         (("--verifiers", "token", "--paths", "2"), "takes one path; give --paths 1 too"),
         (("--adaptive", "entropy", "--paths", "2"), "wants a candidate of one path"),
         (("--head", "x"), "belongs to --adaptive head"),
+        (("--verifiers", "tree-univer"), "'tree-univer', which wants any tree with known laws; give one with --drafts"),
+        (("--verifiers", "tree-score-race", "--drafts", "top:2"), "wants a stem, then independent paths"),
     ],
 )
 def test_bench_refuses_candidates_that_cannot_run(run, options, message):
@@ -425,6 +448,8 @@ def test_decode_measures_the_deviation_of_a_lossy_verifier_beside_the_perplexity
         (("--threshold", "0.5"), "belongs to --adaptive and to --verifier mjsd"),
         (("--adaptive", "head", "--target", "gpt2", "--draft", "gpt2"), "--head is missing"),
         (("--head", "x"), "belongs to --adaptive head"),
+        (("--drafts", "top:2", "--verifier", "tree-score-race"), "wants a stem, then independent paths"),
+        (("--drafts", "stem:4,2"), "want a stem shorter than the draft length 4"),
         (("--min-length", "2"), "belongs to --adaptive"),
         (("--correction", "argmax"), "--correction is argmax; it belongs to --verifier mjsd"),
         (("--adaptive", "entropy", "--verifier", "mjsd", "--threshold", "0.5"), "--verifier mjsd both have one"),
