@@ -1,0 +1,54 @@
+"""How often the selection rules that work on histograms read the rows, counted from the operations they run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specbound.runtime.draws import Draws
+from specbound.runtime.parts import ratio_knots
+from specbound.runtime.parts.ratio_knots import LAST, Knots
+from specbound.runtime.verdict import Batch
+from specbound.runtime.verifiers import get
+from tests.support.reads import Reads
+
+PATHS = 4
+ONCE = 8  # what one look at a row for its histogram takes: ratio, bits, index, masses, sums
+
+
+def reads(name: str, length: int, vocab: int, dtype: torch.dtype = torch.float32) -> Reads:
+    """What one request's verification reads."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = 3 * torch.randn(1, PATHS, length + 1, vocab, generator=generator)
+    target = torch.softmax(logits, dim=-1)
+    draft = torch.softmax(logits + torch.randn(logits.shape, generator=generator), dim=-1)[:, :, :-1]
+    tokens = torch.multinomial(draft.flatten(0, 2), 1, generator=generator).view(1, PATHS, length)
+    with Reads(vocab // 2) as counted:
+        get(name).verify(Batch(tokens, draft.to(dtype), target.to(dtype)), Draws(generator))
+    return counted
+
+
+def per_row(name: str, length: int, vocab: int) -> float:
+    """Numbers read per entry of the rows of a request: PATHS length pairs of rows, and one after each path."""
+    return reads(name, length, vocab).numbers / (PATHS * (2 * length + 1) * vocab)
+
+
+@pytest.mark.parametrize("name", ["score-race", "two-level"])
+def test_rows_are_looked_at_a_fixed_number_of_times(monkeypatch, name):
+    """Once for all rows, once more for one path in four, however long the drafts and however many the tokens."""
+    found = [per_row(name, length, vocab) for length in (2, 5) for vocab in (6_000, 12_000)]
+    assert max(found) < ONCE + 2
+    seen = Knots.of
+    monkeypatch.setattr(Knots, "of", lambda *rows: seen(*rows) and seen(*rows))
+    assert per_row(name, 2, 6_000) > ONCE + 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["score-race", "two-level"])
+def test_nothing_of_the_size_of_the_rows_is_in_double_precision(monkeypatch, name, dtype):
+    """But the one row from which the token is drawn, and the histograms."""
+    length, vocab = 2, 6_000
+    most = max(vocab, 2 * PATHS * length * (LAST + 2))
+    assert reads(name, length, vocab, dtype).doubles <= most
+    monkeypatch.setattr(ratio_knots, "MOST", vocab)
+    assert reads(name, length, vocab, dtype).doubles > most
