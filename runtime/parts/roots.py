@@ -59,17 +59,17 @@ def sectioned_root(
         function: maps [.., I], ascending points for each of the functions, to [.., I]; each is non-increasing.
         low, high [..]; where the function stays positive the result is high.
     """
-    steps = np.linspace(0, 1, SECTIONS[dtype] + 1)
+    shape, steps = low.shape, np.linspace(0, 1, SECTIONS[dtype] + 1)
     low, high = low[..., None], high[..., None]
+    rows = np.arange(low.size)
     for _ in range(ROUNDS[dtype]):
         points = low + (high - low) * steps
         points[..., -1:] = high
         values = function(points)
-        before = np.logical_and.accumulate(values[..., :-1] > 0, axis=-1).sum(axis=-1, keepdims=True)
+        before = np.logical_and.accumulate(values[..., :-1] > 0, axis=-1).sum(axis=-1).ravel()
         after = np.maximum(before - 1, 0)
-        (low, left), (high, right) = (
-            tuple(np.take_along_axis(part, place, axis=-1) for part in (points, values)) for place in (after, before)
-        )
+        found = np.stack([points, values]).reshape(2, len(rows), len(steps))
+        (low, left), (high, right) = (found[:, rows, place].reshape(2, *shape, 1) for place in (after, before))
     part = np.where(left > 0, left / np.where(left > right, left - right, 1.0), 0.0)
     root: NDArray[np.float64] = low + (high - low) * np.where(right > 0, 1.0, part)
     return root[..., 0]

@@ -75,7 +75,7 @@ class Window(NamedTuple):
 
     Attributes:
         begin, end [N]: the tokens are those at knots begin <= m < end.
-        first, last [N]: masses at which the stretch begins and ends.
+        first, last [N]: masses at which the stretch begins and ends; bottom, top [N]: the values of these masses.
         owed [N]: sigma of the reserve, 0 without.
     """
 
@@ -83,6 +83,8 @@ class Window(NamedTuple):
     end: Indices
     first: Array
     last: Array
+    bottom: Array
+    top: Array
     owed: Array
 
 
@@ -92,27 +94,25 @@ class Split:
 
     Attributes:
         edges [N, P+1]: masses at which the law is cut, from 0 to 1; P = 2 for one window, 4 for two.
+        values [N, P+1]: the values of these masses.
         level [N, M]: what each knot takes from the part below the cut of its window; the rest is from above.
         upper [N, M] bool: the knot is in the first window.
     """
 
     edges: Array
+    values: Array
     level: Array
     upper: NDArray[np.bool_]
 
-    def means(self, scores: ScoreLaw) -> Array:
-        """[N, P] mean of g' over each part."""
-        return over(np.diff(scores.value(self.edges)), np.diff(self.edges))
-
-    def densities(self, scores: ScoreLaw) -> Array:
+    def densities(self) -> Array:
         """[N, M] kappa(wy) / Q(wy) of tokens at the knots."""
-        high, low, *_ = self._of_knots(self.means(scores))
+        high, low, *_ = self._of_knots(over(np.diff(self.values), np.diff(self.edges)))
         return low + self.level * (high - low)
 
     def value(self, scores: ScoreLaw, mass: Array) -> Array:
         """[N, M] value of the lowest-score mass [N, M] of the child at each knot."""
         first, cut, last = self._of_knots(self.edges)
-        first_value, cut_value, _ = self._of_knots(scores.value(self.edges))
+        first_value, cut_value, _ = self._of_knots(self.values)
         deep = mass > self.level
         share = np.where(deep, 1 - self.level, self.level)
         start, start_value = np.where(deep, cut, first), np.where(deep, cut_value, first_value)
@@ -141,7 +141,8 @@ def whole(node: Node, knots: Knots, reserved: bool) -> Window:
     """All tokens share the whole law."""
     zero = np.zeros_like(node.slope)
     begin = np.zeros(len(zero), dtype=np.int64)
-    return Window(begin, begin + knots.ratio.shape[1], zero, zero + 1, node.slope if reserved else zero)
+    slope, end = node.slope if reserved else zero, begin + knots.ratio.shape[1]
+    return Window(begin, end, zero, zero + 1, zero, node.density, slope)
 
 
 def best_set(node: Node, knots: Knots, reserved: bool) -> tuple[Window, Window]:
@@ -155,9 +156,12 @@ def best_set(node: Node, knots: Knots, reserved: bool) -> tuple[Window, Window]:
         loss = np.where(served < node.slope[:, None] * owed - _slack(torch.float64), np.inf, loss)
     last = knots.ratio.shape[1]
     begin = last - loss[:, ::-1].argmin(axis=1)  # of equally good sets the smallest
-    border, zero, start = entries(size[None], begin)[0], np.zeros_like(node.slope), np.zeros_like(begin)
+    (border, worth), zero, start = entries(np.stack([size, value]), begin), np.zeros_like(node.slope), 0 * begin
     slope = node.slope if reserved else zero
-    return Window(begin, start + last, zero, border, slope), Window(start, begin, border, zero + 1, slope)
+    return (
+        Window(begin, start + last, zero, border, zero, worth, slope),
+        Window(start, begin, border, zero + 1, worth, node.density, slope),
+    )
 
 
 def kept_at(node: Node, knots: Knots) -> Array:
@@ -183,9 +187,10 @@ class Cuts(NamedTuple):
 
 def cuts(node: Node, knots: Knots, windows: Sequence[Window], reserved: bool, dtype: torch.dtype) -> Cuts:
     """Cut every window at the smallest place where the clipped law fits; dtype sets the accuracy."""
-    begin, end, start, stop, owed = (np.stack(parts, axis=1)[:, :, None] for parts in zip(*windows, strict=True))
+    begin, end, start, stop, bottom, top, owed = (
+        np.stack(parts, axis=1)[:, :, None] for parts in zip(*windows, strict=True)
+    )
     scores, wanted, kept = node.scores, node.wanted[:, None, None], node.kept[:, None, None]
-    bottom, top = (scores.value(edge) for edge in (start, stop))
     steepest = scores.paths * (1 - scores.score_at(start)) ** (scores.paths - 1)
     first = entries(knots.sums, begin)
     total = (entries(knots.sums, end) - first)[0]
@@ -249,7 +254,9 @@ def cut_in_windows(node: Node, knots: Knots, windows: Sequence[Window], reserved
             return everything
         return np.concatenate([(values * part).sum(axis=1, keepdims=True) for part in (upper, ~upper)], axis=1)
 
-    first, last, owed = (np.stack(parts, axis=1) for parts in zip(*(window[2:] for window in windows), strict=True))
+    first, last, owed = (
+        np.stack(parts, axis=1) for parts in zip(*((w.first, w.last, w.owed) for w in windows), strict=True)
+    )
     high, low = of_knots(found.high), of_knots(found.low)
     wanted = node.wanted[:, None] * knots.ratio
     if reserved:
@@ -264,14 +271,15 @@ def cut_in_windows(node: Node, knots: Knots, windows: Sequence[Window], reserved
         level = np.where(promised > 0, least + of_knots(room) * (level - least), level)
     where = first + (last - first) * over(sums(knots.mass * level), sums(knots.mass))
     inner = [where] if single else [where[:, :1], last[:, :1], where[:, 1:]]
-    return Split(np.concatenate([first[:, :1], *inner, last[:, -1:]], axis=1), level, upper)
+    edges = np.concatenate([first[:, :1], *inner, last[:, -1:]], axis=1)
+    return Split(edges, node.scores.value(edges), level, upper)
 
 
 def brave(node: Node, knots: Knots, split: Split, below: int, slack: float) -> NDArray[np.bool_]:
     """[N]: what the split may cost further down, where `below` levels follow, is covered by what it gains here."""
     kept = kept_at(node, knots)
     owed = kept * node.slope[:, None]
-    gain = np.minimum(split.densities(node.scores), node.wanted[:, None] * knots.ratio) - owed
+    gain = np.minimum(split.densities(), node.wanted[:, None] * knots.ratio) - owed
     short = below * np.maximum(owed - split.value(node.scores, kept), 0) if below else 0.0
     covered: NDArray[np.bool_] = ((gain - short) * knots.mass).sum(axis=1) >= -slack
     return covered
@@ -293,7 +301,9 @@ def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dt
         rest = ~bold
         few, some = node.some(rest), knots[rest,]
         careful = cut_in_windows(few, some, [whole(few, some, reserved=True)], True, dtype)
-        split.edges[rest] = np.pad(careful.edges, ((0, 0), (0, 2)), mode="edge")
+        split.edges[rest], split.values[rest] = (
+            np.pad(each, ((0, 0), (0, 2)), mode="edge") for each in (careful.edges, careful.values)
+        )
         split.level[rest], split.upper[rest] = careful.level, careful.upper
     return split, bold
 
@@ -320,7 +330,7 @@ def race(
     tables = np.ones_like(knots.mass)
     for depth in range(stem, length):
         split, bold = split_rule(rule, node, knots[:, depth], length - depth - 1, dtype)
-        densities = split.densities(node.scores)
+        densities = split.densities()
         tables[:, depth] = over(densities, node.density[:, None])
 
         beside, own = (near[:, depth], part[:, depth]), ratio[:, depth]
