@@ -166,15 +166,9 @@ def key_split(measure: Measure, reserve: Reserve, family: Family) -> list[Measur
     taken = np.minimum((share[:, None] * np.minimum(times, family.time[:, None])), family.draft[:, None])
     ends = np.append(np.minimum(taken.sum(axis=0), 1), 1.0)
     mass = np.concatenate([taken, family.draft[:, None]], axis=1)
-    knots = np.union1d(measure.below[0], ends)
-    score = measure.at(knots[None])[0][0]
+    score = np.union1d(measure.score[0], measure.at(ends[None])[0][0])
+    below = np.interp(score, measure.score[0], measure.below[0])
     keep = np.append(np.diff(ends) > 0, True)
-    ends, mass = ends[keep], mass[:, keep]
     return [
-        Measure(
-            np.concatenate([[0.0], score, [1.0]])[None],
-            np.concatenate([[0.0], np.interp(knots, ends, own) / own[-1], [1.0]])[None],
-            measure.paths,
-        )
-        for own in mass
+        Measure(score[None], np.interp(below, ends[keep], own[keep])[None] / own[-1], measure.paths) for own in mass
     ]

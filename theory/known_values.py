@@ -20,6 +20,7 @@ Sources: the registry of verifiers names each one's paper. The key race and the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -60,27 +61,23 @@ def known_values(tree: PrefixTree, paths: int) -> list[KnownValue]:
     Raises:
         ValueError: paths is not a positive integer.
     """
+    names = [name for name in CLOSED_FORMS if name != "single-step-optimal" or tree.length == 1]
+    return [known_value(name, tree, paths) for name in names]
+
+
+def known_value(name: str, tree: PrefixTree, paths: int) -> KnownValue:
+    """One of them, by name (`CLOSED_FORMS`); as above.
+
+    Raises:
+        ValueError: no such name, paths is not a positive integer, or `single-step-optimal` on a deeper tree.
+    """
     check_paths(paths)
-    if paths > MAX_EXACT_PATHS:
-        tree = tree.as_float()
-    phis = {
-        "token": token_level.acceptance(tree),
-        "block": single_path.acceptance(tree),
-        "greedy-block": block_transport.acceptance(tree),
-        "naive": level_by_level.naive(tree, paths),
-        "specinfer": level_by_level.specinfer(tree, paths),
-        "kseq": level_by_level.kseq(tree, paths),
-        "gbv": single_path.acceptance(tree, selection.greedy_path(tree, paths)),
-        "gbv-bucketed": single_path.acceptance(tree, selection.bucketed_path(tree, paths)),
-        "two-level": single_path.acceptance(tree.as_float(), selection.two_level_path(tree, paths)),
-        "score-race": score_race.acceptance(tree, paths),
-        "score-race-2": score_race.acceptance(tree, paths, "two-part"),
-        "key-race": key_race(tree, paths),
-        "spectr-gbv": spectr_gbv_claim(tree, paths),
-    }
-    if tree.length == 1:
-        phis["single-step-optimal"] = single_step.optimum(tree.target[1:], tree.draft[1:], paths).phi
-    return [_known(name, phi) for name, phi in phis.items()]
+    if name not in CLOSED_FORMS:
+        raise ValueError(f"name is {name!r}; want one of {', '.join(CLOSED_FORMS)}")
+    phi = CLOSED_FORMS[name](tree.as_float() if paths > MAX_EXACT_PATHS else tree, paths)
+    value = phi[1:].sum()
+    exact = Fraction(value) if all(isinstance(entry, Fraction) for entry in phi) else None
+    return KnownValue(name, float(value), exact, phi)
 
 
 def key_race(tree: PrefixTree, paths: int) -> Array:
@@ -114,7 +111,25 @@ def _covered(tree: PrefixTree, part: Array, paths: int) -> Array:
     return joint * coverage(share, paths)
 
 
-def _known(name: str, phi: Array) -> KnownValue:
-    value = phi[1:].sum()
-    exact = Fraction(value) if all(isinstance(entry, Fraction) for entry in phi) else None
-    return KnownValue(name, float(value), exact, phi)
+def _single_step(tree: PrefixTree, paths: int) -> Array:
+    if tree.length != 1:
+        raise ValueError(f"the tree has length {tree.length}; single-step-optimal has a value for length 1 only")
+    return single_step.optimum(tree.target[1:], tree.draft[1:], paths).phi
+
+
+CLOSED_FORMS: dict[str, Callable[[PrefixTree, int], Array]] = {
+    "token": lambda tree, paths: token_level.acceptance(tree),
+    "block": lambda tree, paths: single_path.acceptance(tree),
+    "greedy-block": lambda tree, paths: block_transport.acceptance(tree),
+    "naive": level_by_level.naive,
+    "specinfer": level_by_level.specinfer,
+    "kseq": level_by_level.kseq,
+    "gbv": lambda tree, paths: single_path.acceptance(tree, selection.greedy_path(tree, paths)),
+    "gbv-bucketed": lambda tree, paths: single_path.acceptance(tree, selection.bucketed_path(tree, paths)),
+    "two-level": lambda tree, paths: single_path.acceptance(tree.as_float(), selection.two_level_path(tree, paths)),
+    "score-race": score_race.acceptance,
+    "score-race-2": lambda tree, paths: score_race.acceptance(tree, paths, "two-part"),
+    "key-race": key_race,
+    "spectr-gbv": spectr_gbv_claim,
+    "single-step-optimal": _single_step,
+}

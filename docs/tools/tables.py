@@ -158,5 +158,18 @@ def many_calls() -> str:
     return "\n".join(lines) + "\n"
 
 
+def monotone() -> str:
+    """Rules of one selected path in the survey of monotone rules."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "monotone_survey.json").read_text(encoding="utf-8"))
+    columns = "mean", "least", "falls in K", "below the key race", "below block"
+    lines = ["| rule | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for name, row in record["rules"].items():
+        cells = [f"{row['mean']:.4f}", f"{row['least']:.4f}"]
+        for lost in (row["falls"], row["below_key_race"], row["below_block"]):
+            cells.append(f"{lost['times']} ({100 * lost['most']:.2g} %)" if lost["times"] else "0")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{record['instances']} instances.\n"
+
+
 def _ratio(entry: dict[str, float], digits: int = 3) -> str:
     return f"{entry['mean']:.{digits}f} +- {entry['half_width']:.{digits}f}"

@@ -102,3 +102,21 @@ DEGENERATE = {
     "near tie": PrefixTree.iid([0.5, 0.5], [0.5 + 1e-13, 0.5 - 1e-13], 2),
     "subtrees ending early": ragged(11),
 }
+
+
+def sparse(vocab: int, length: int, seed: int) -> PrefixTree:
+    """Rows with zeros, sure rows, equal rows and ratios of many sizes, one after another at random."""
+    rng = np.random.default_rng(seed)
+    rows: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def both(prefix):
+        if prefix not in rows:
+            weights = rng.exponential(size=(2, vocab)) ** rng.choice([0.3, 1, 6])
+            weights *= rng.random((2, vocab)) < rng.choice([0.5, 0.8, 1])
+            weights[np.arange(2), rng.integers(vocab, size=2)] += rng.choice([1e-9, 0.1, 1])
+            if rng.random() < 0.2:
+                weights[1] = weights[0]
+            rows[prefix] = tuple(weights / weights.sum(axis=1, keepdims=True))
+        return rows[prefix]
+
+    return PrefixTree.from_conditionals(lambda w: both(w)[0], lambda w: both(w)[1], vocab, length)

@@ -9,7 +9,7 @@ from specbound.theory import key_safe_race, score_race, single_path, single_step
 from specbound.theory.feasibility import antichain_excess
 from specbound.theory.known_values import key_race
 from specbound.theory.prefix_tree import PrefixTree
-from tests.support.reference import DEGENERATE, INSTANCES
+from tests.support.reference import DEGENERATE, INSTANCES, sparse
 
 RANDOM = [
     PrefixTree.random(v, d, seed, concentration=0.3) for seed, (v, d) in enumerate([(2, 2), (3, 2), (2, 4), (4, 3)])
@@ -56,3 +56,20 @@ def test_a_reserve_that_is_kept_by_the_key_race_itself_is_whole():
     assert key_safe_race.strongest(score_race.Measure(whole, whole, 3), start, 1.0, 1.0) == start
     late = score_race.Measure(np.array([[0.0, 0.5, 1.0]]), np.array([[0.0, 0.0, 1.0]]), 3)
     assert key_safe_race.strongest(late, start, 1.0, 1.0) == key_safe_race.Reserve(0.5, 1.0)
+
+
+GAPS = [sparse(2, 4, 40), sparse(3, 3, 34)]
+
+
+def least_over_key_race(tree: PrefixTree, paths: int) -> float:
+    """Smallest difference to the key race at a prefix that is not the last token."""
+    inner = slice(1, tree.leaves.start)
+    return float((key_safe_race.acceptance(tree, paths) - key_race(tree, paths))[inner].min())
+
+
+def test_the_reserve_alone_keeps_what_the_key_race_keeps_at_every_prefix(monkeypatch):
+    """Measures with stretches of scores without mass among them."""
+    monkeypatch.setattr(key_safe_race, "SLACK", -np.inf)
+    assert min(least_over_key_race(tree, 3) for tree in [*GAPS, *RANDOM]) > -1e-12
+    monkeypatch.setattr(key_safe_race, "key_split", lambda measure, _, family: [measure] * len(family.node))
+    assert least_over_key_race(GAPS[1], 2) < -0.01

@@ -13,7 +13,7 @@ from specbound.proofs_checks.laws.law import exact_law
 from specbound.runtime import registry
 from specbound.theory import level_by_level, selection, single_path
 from specbound.theory.feasibility import antichain_excess, chain_excess, transport_excess
-from specbound.theory.known_values import claim_excess, key_race, known_values, spectr_gbv_claim
+from specbound.theory.known_values import claim_excess, key_race, known_value, known_values, spectr_gbv_claim
 from specbound.theory.multi_path import antichain
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support.reference import DEGENERATE, INSTANCES, iid, ragged, small_trees
@@ -87,7 +87,7 @@ GROUPS = [(paths, name) for paths in TABLES for name in TABLES[paths]]
 
 
 def value_of(tree: PrefixTree, paths: int, name: str):
-    return {known.name: known for known in known_values(tree, paths)}[name]
+    return known_value(name, tree, paths)
 
 
 @pytest.mark.parametrize(("paths", "name"), GROUPS)
@@ -281,3 +281,10 @@ def test_many_paths_are_computed_in_floats():
 def test_paths_out_of_range_are_named():
     with pytest.raises(ValueError, match="paths is 0; want a positive integer"):
         known_values(INSTANCES["I1"], 0)
+
+
+def test_a_closed_form_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="name is 'layer'; want one of token, block"):
+        known_value("layer", INSTANCES["I1"], 2)
+    with pytest.raises(ValueError, match="single-step-optimal has a value for length 1 only"):
+        known_value("single-step-optimal", PrefixTree.random(2, 2, 0), 2)

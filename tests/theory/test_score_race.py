@@ -12,7 +12,7 @@ from specbound.theory import multi_path, score_race, selection, single_path
 from specbound.theory.feasibility import selection_excess
 from specbound.theory.known_values import key_race
 from specbound.theory.prefix_tree import PrefixTree
-from tests.support.reference import DEGENERATE, INSTANCES
+from tests.support.reference import DEGENERATE, INSTANCES, sparse
 
 RULES = ("two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved", "best-set-soft")
 RESERVED = ("two-part-reserved", "best-set-reserved")
@@ -43,28 +43,10 @@ def decoy(share: float, rare: float, length: int) -> PrefixTree:
     return PrefixTree.from_conditionals(target, draft, 2, length)
 
 
-def sparse(vocab: int, length: int, seed: int) -> PrefixTree:
-    """Rows with zeros, sure rows, equal rows and ratios of many sizes, one after another at random."""
-    rng = np.random.default_rng(seed)
-    rows: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
-
-    def both(prefix):
-        if prefix not in rows:
-            weights = rng.exponential(size=(2, vocab)) ** rng.choice([0.3, 1, 6])
-            weights *= rng.random((2, vocab)) < rng.choice([0.5, 0.8, 1])
-            weights[np.arange(2), rng.integers(vocab, size=2)] += rng.choice([1e-9, 0.1, 1])
-            if rng.random() < 0.2:
-                weights[1] = weights[0]
-            rows[prefix] = tuple(weights / weights.sum(axis=1, keepdims=True))
-        return rows[prefix]
-
-    return PrefixTree.from_conditionals(lambda w: both(w)[0], lambda w: both(w)[1], vocab, length)
-
-
 def adversaries() -> list[PrefixTree]:
     shapes = [(2, 4), (3, 3), (4, 3), (2, 7), (6, 2)]
-    found = [sparse(*shapes[seed % len(shapes)], seed) for seed in range(40)]
-    found += [decoy(*case) for case in product((0.3, 0.5, 0.7), (0.02, 0.1, 0.4), (3, 5, 8))]
+    found = [sparse(*shapes[seed % len(shapes)], seed) for seed in range(20)]
+    found += [decoy(*case) for case in product((0.3, 0.5, 0.7), (0.02, 0.4), (3, 7))]
     return [*found, *DEGENERATE.values(), *INSTANCES.values()]
 
 
