@@ -18,30 +18,37 @@ import torch
 from specbound.runtime.decode import generate, perplexity
 from specbound.runtime.lengths import AcceptanceHeadLength, LengthPolicy
 from specbound.runtime.models import Pair
-from specbound.runtime.registry import get
+from specbound.runtime.registry import Verifier, get
 
+from .energy import joules, used
 from .experiment import Job, Record, Settings, Table, Workplace
+from .joint_greedy import joint_greedy
 from .tasks import Prompt
 
-PLAIN = "plain"
+PLAIN, BEAM_SEARCH, JOINT_GREEDY = "plain", "beam search", "joint greedy"
+ALONE = (PLAIN, BEAM_SEARCH, JOINT_GREEDY)
 Quantity = Callable[[list[Record]], str]
 
 
 @dataclass(frozen=True)
 class Method:
-    """How to decode: `verifier` "plain" is the target alone.
+    """How to decode: `verifier` "plain", "beam search" and "joint greedy" are the target alone.
 
     Attributes:
-        label: in tables; options: settings of the verifier (`Verifier.configured`).
-        length: L, or a policy; beams: of a drafted beam search, 0 for samples.
+        label: in tables; verifier: a name of the registry, or an entry of one's own.
+        options: settings of the verifier (`Verifier.configured`).
+        length: L, or a policy; of joint greedy decoding k.
+        beams: of a drafted beam search, 0 for samples; of the target's own search.
+        sample_beams: the drafted beams are drawn.
     """
 
     label: str
-    verifier: str
+    verifier: str | Verifier
     paths: int = 1
     length: int | LengthPolicy = 8
     options: dict[str, Any] = field(default_factory=dict)
     beams: int = 0
+    sample_beams: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,12 +125,13 @@ def decode(pair: Pair, method: Method, temperature: float, text: str, new_tokens
     if temperature == 0:
         sampling = {"do_sample": False}
     sampling |= {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0}
-    began = time.perf_counter()
-    if method.verifier == PLAIN:
+    energy, began = joules(), time.perf_counter()
+    found = None
+    if method.verifier in ALONE:
         torch.manual_seed(seed)
-        sequences, found = pair.target.generate(**inputs, **sampling), None
+        sequences = _by_target(pair, method, inputs, sampling)
     else:
-        entry = get(method.verifier)
+        entry = get(method.verifier) if isinstance(method.verifier, str) else method.verifier
         if isinstance(method.length, AcceptanceHeadLength):
             method.length.head.to(pair.device)
         output = generate(
@@ -134,13 +142,17 @@ def decode(pair: Pair, method: Method, temperature: float, text: str, new_tokens
             paths=method.paths,
             length=method.length,
             beams=method.beams,
+            sample_beams=method.sample_beams,
             generator=torch.Generator(pair.device).manual_seed(seed),
             **sampling,
         )
         sequences, found = output.sequences, output.statistics
     seconds = time.perf_counter() - began
+    spent = used(energy, joules())
     prompt = inputs["input_ids"].shape[1]
     record: Record = {"tokens": sequences.shape[1] - prompt, "seconds": seconds}
+    if spent is not None:
+        record["joules"] = spent
     record["perplexity"] = float(perplexity(pair.target, sequences, prompt)[0])
     if found is None:
         return record | {"calls": record["tokens"], "block_efficiency": 1.0}
@@ -153,6 +165,17 @@ def decode(pair: Pair, method: Method, temperature: float, text: str, new_tokens
         "draft_seconds": found.seconds["draft"],
         "target_seconds": found.seconds["target"],
     }
+
+
+def _by_target(pair: Pair, method: Method, inputs: Any, sampling: dict[str, Any]) -> torch.Tensor:
+    """Sequences [1, T] of the target without a draft."""
+    if method.verifier == JOINT_GREEDY:
+        assert isinstance(method.length, int)
+        return joint_greedy(
+            pair.target, inputs["input_ids"], sampling["max_new_tokens"], method.length, max(1, method.beams)
+        )
+    beams = {"num_beams": method.beams} if method.verifier == BEAM_SEARCH else {}
+    return pair.target.generate(**inputs, **sampling, **beams)
 
 
 @dataclass(frozen=True)
@@ -197,7 +220,9 @@ def groups(found: list[Record], *names: str) -> dict[tuple[Any, ...], list[Recor
     return parts
 
 
-def method_table(found: list[Record], title: str, quantities: dict[str, Quantity], base: str = PLAIN) -> Table:
+def method_table(
+    found: list[Record], title: str, quantities: dict[str, Quantity], base: str = PLAIN, note: str = ""
+) -> Table:
     """A row a temperature and method; a column a quantity, and speed with its paired ratio to the method `base`."""
     rows: list[tuple[object, ...]] = []
     for (heat,), part in groups(found, "temperature").items():
@@ -206,7 +231,8 @@ def method_table(found: list[Record], title: str, quantities: dict[str, Quantity
             ratio = paired(part, method, base, "tokens_per_second")
             rows.append((heat, method, *(of(own) for of in quantities.values()), f"{speed:.1f}", str(ratio)))
     columns = ("temperature", "method", *quantities, "tokens/s", f"x {base}")
-    return Table(title, columns, rows, "+- 95 % intervals over prompts and seeds, ratios paired")
+    intervals = "+- 95 % intervals over prompts and seeds, ratios paired"
+    return Table(title, columns, rows, f"{intervals}; {note}" if note else intervals)
 
 
 def per_turn(field: str) -> Quantity:
@@ -218,7 +244,8 @@ def share(part: str, whole: str, scale: float = 1.0) -> Quantity:
     """The sum of one field over the sum of another; empty where no record has it."""
 
     def quantity(own: list[Record]) -> str:
-        if part not in own[0]:
+        own = [record for record in own if part in record]
+        if not own:
             return ""
         return f"{scale * sum(record[part] for record in own) / max(1, sum(record[whole] for record in own)):.3f}"
 

@@ -5,7 +5,11 @@ Beside block efficiency and speed stands the time of a verdict, of the stateful 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from specbound.runtime.registry import Verifier, get
+from specbound.runtime.verifiers.spectr_gbv_published import verify_with_later_laws
 
 from .decoding import Method, decode_jobs, groups, mean, method_table, per_turn, share, temperatures
 from .experiment import Experiment, Job, Record, Settings, Table, choose
@@ -13,29 +17,46 @@ from .experiment import Experiment, Job, Record, Settings, Table, choose
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MANY_PATHS = ("kseq", "gbv", "spectr-gbv-published", "spectr-gbv")
+ONE_PATH = ("token", "greedy-block")
+WITH_LATER_LAWS = "spectr-gbv-published-later-laws"
+MANY_PATHS = ("kseq", "gbv", "spectr-gbv-published", WITH_LATER_LAWS, "spectr-gbv")
+
+
+def entry(name: str) -> Verifier:
+    """The registry's, or the published rule with modified later laws."""
+    if name != WITH_LATER_LAWS:
+        return get(name)
+    return replace(get("spectr-gbv-published"), name=name, verify=verify_with_later_laws, stateful=True)
 
 
 def jobs(settings: Settings) -> list[Job]:
-    """Plain decoding, token verification, and the verifiers of K paths at every length."""
+    """Plain decoding, verifiers of one path, and those of K paths, at every length."""
     lengths = choose(settings.lengths, settings.quick, (4,), (8, 12))
     (paths,) = choose(settings.paths, settings.quick, (3,), (3,))[:1]
     methods = [Method("plain", "plain")]
     for length in lengths:
-        methods.append(Method(f"token K=1 L={length}", "token", length=length))
-        methods += [Method(f"{name} K={paths} L={length}", name, paths, length) for name in MANY_PATHS]
+        methods += [Method(f"{name} K=1 L={length}", name, length=length) for name in ONE_PATH]
+        methods += [Method(f"{name} K={paths} L={length}", entry(name), paths, length) for name in MANY_PATHS]
     heats = temperatures(settings, (0.4,) if settings.quick else (0.4, 1.0))
     return decode_jobs(settings, methods, heats, kind="decoded")
 
 
 def tables(found: list[Record]) -> list[Table]:
-    """Tokens per call, milliseconds a verdict, speed."""
-    quantities = {
-        "tokens per call": per_turn("block_efficiency"),
-        "verify ms a call": share("verify_seconds", "calls", 1e3),
-        "perplexity": per_turn("perplexity"),
-    }
-    return [method_table(found, "SpecTr-GBV beside its baselines", quantities)]
+    """Tokens per call and speed; then milliseconds a verdict."""
+    quantities = {"tokens per call": per_turn("block_efficiency"), "perplexity": per_turn("perplexity")}
+    return [method_table(found, "SpecTr-GBV beside its baselines", quantities), verdict_times(found)]
+
+
+def verdict_times(found: list[Record]) -> Table:
+    """What a verdict costs, beside the target's pass; stateful verifiers carry their state along."""
+    rows: list[tuple[object, ...]] = []
+    milliseconds, target = share("verify_seconds", "calls", 1e3), share("target_seconds", "calls", 1e3)
+    for (heat, method), own in groups(found, "temperature", "method").items():
+        if "verify_seconds" in own[0]:
+            stateful = entry(str(method).split(" ")[0]).stateful
+            rows.append((heat, method, "yes" if stateful else "no", milliseconds(own), target(own)))
+    columns = ("temperature", "method", "stateful", "verdict ms a call", "target pass ms a call")
+    return Table("Time of a verdict", columns, rows, "sums over all turns by calls")
 
 
 def draw(found: list[Record], figure: Figure) -> None:

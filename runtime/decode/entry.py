@@ -38,6 +38,7 @@ def generate(
     generator: torch.Generator | Draws | None = None,
     on_call: OnCall | None = None,
     beams: int = 0,
+    sample_beams: bool = False,
     check: bool = True,
     **generation_kwargs: Any,
 ) -> Generation:
@@ -62,6 +63,7 @@ def generate(
             then stay in the batch; else they are left out of the passes, once they are a quarter of it.
         beams: draft the best block of a beam search of that width instead of a sample (0); for verifiers that do
             not rest on sampled drafts, as "mjsd".
+        sample_beams: draw the beams without replacement in proportion to their probability, as MJSD does.
         check: compare both models' laws over caches and trees with a plain pass first, once for each kind of model
             (see `specbound.runtime.self_check`).
 
@@ -78,7 +80,7 @@ def generate(
     check_settings(generation_kwargs.items())
     if generation_config is not None:
         check_settings(vars(generation_config).items())
-    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams, check)
+    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams, check, sample_beams)
     return target.generate(
         inputs=input_ids,
         attention_mask=attention_mask,
@@ -99,6 +101,7 @@ def speculative(
     streamer: BaseStreamer | None = None,
     on_call: OnCall | None = None,
     beams: int = 0,
+    sample_beams: bool = False,
     check: bool = True,
 ) -> Callable[..., Tensor | Generation]:
     """A decoding method for transformers: `target.generate(**inputs, custom_generate=speculative(draft))`.
@@ -111,7 +114,7 @@ def speculative(
     Raises:
         ValueError: unknown verifier, K or L below 1, K above 1 for a single-path verifier.
     """
-    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams, check)
+    method = Method(draft, verifier, paths, length, generator, streamer, on_call, beams, check, sample_beams)
 
     def decode(
         model: PreTrainedModel,

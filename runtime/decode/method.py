@@ -49,6 +49,7 @@ class Method:
     on_call: OnCall | None
     beams: int
     check: bool = True
+    sample_beams: bool = False
     greeted: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +76,8 @@ class Method:
                 f"length is {self.length}, which changes from call to call; {self.facts.name!r} (beams {self.beams}) "
                 "wants a fixed length"
             )
+        if self.sample_beams and not self.beams:
+            raise ValueError("sample_beams is True and beams 0; give the number of beams")
         if self.beams and self.facts.drafts != "any":
             kind = "the lossless verifier" if self.facts.lossless else "verifier"
             raise ValueError(f"beams is {self.beams}; {kind} {self.facts.name!r} wants sampled drafts (0)")
@@ -145,7 +148,8 @@ class Method:
     def source(self, rows: int, sampler: Sampler, draws: Draws, agreed: Agreed) -> Source:
         """What drafts for so many rows."""
         if self.models:
-            return ModelSource(self.models[0], rows, self.paths, self.beams, self.policy, sampler, draws, agreed)
+            drafting = (self.paths, self.beams, self.policy, sampler, draws, agreed, self.sample_beams)
+            return ModelSource(self.models[0], rows, *drafting)
         assert not isinstance(self.draft, torch.nn.Module | TreeDraft | None)
         return GivenSource(self.draft, sampler, agreed)
 

@@ -53,8 +53,10 @@ class ModelSource:
         sampler: Sampler,
         draws: Draws,
         agreed: Agreed,
+        sample_beams: bool = False,
     ) -> None:
         self.model = hold(model, rows, policy.needs_hidden)
+        self.beam_draws = draws if sample_beams else None
         self.paths, self.beams, self.policy = paths, beams, policy
         self.sampler, self.draws, self.agreed = sampler, draws, agreed
 
@@ -63,7 +65,8 @@ class ModelSource:
         texts = rows.texts() if self.sampler.reads_tokens else []
         context = Context(texts, rows.unread(self.model, starts), torch.tensor(starts, device=rows.device) - 1)
         if self.beams:
-            drafts = draft_beam(self.model, self.sampler, context, self.beams, self.policy.maximum, self.agreed)
+            found = (self.model, self.sampler, context, self.beams, self.policy.maximum, self.agreed)
+            drafts = draft_beam(*found, self.beam_draws)
             return replace(drafts, lengths=lengths)
         return draft_paths(self.model, self.sampler, self.draws, context, self.paths, lengths, self.policy, self.agreed)
 

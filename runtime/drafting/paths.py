@@ -99,10 +99,19 @@ def draft_paths(
     return Drafts(torch.stack(tokens, dim=2), torch.stack(laws, dim=2), lengths, slots)
 
 
-def draft_beam(model: Held, sampler: Sampler, context: Context, beams: int, length: int, agreed: Agreed) -> Drafts:
+def draft_beam(
+    model: Held,
+    sampler: Sampler,
+    context: Context,
+    beams: int,
+    length: int,
+    agreed: Agreed,
+    draws: Draws | None = None,
+) -> Drafts:
     """The most probable block that a beam search of the given width finds; ties go to the earlier beam and token.
 
-    Each step keeps the `beams` continuations of largest joint draft probability; the best one is the draft.
+    Each step keeps the `beams` continuations of largest joint draft probability; the best one is the draft. With
+    `draws` it is beam sampling: each step draws them without replacement in proportion to that probability.
     """
     logits = _last_logits(model, context)
     rows, vocab, place = len(context.place), sampler.vocab, context.place
@@ -115,7 +124,8 @@ def draft_beam(model: Held, sampler: Sampler, context: Context, beams: int, leng
     for i in range(length):
         law = sampler.next_laws(logits, context.known, tokens)
         grown = (joint[:, :, None] + law.double().log()).flatten(1)
-        joint, chosen = grown.sort(dim=1, descending=True, stable=True)
+        kept = grown if draws is None else _drawn(grown, beams, draws)
+        joint, chosen = kept.sort(dim=1, descending=True, stable=True)
         joint, chosen = joint[:, :beams], agreed(chosen[:, :beams])
         parent, token, width = chosen // vocab, chosen % vocab, chosen.shape[1]
         row = torch.arange(rows, device=place.device)[:, None]
@@ -131,6 +141,22 @@ def draft_beam(model: Held, sampler: Sampler, context: Context, beams: int, leng
         else:
             slots = slots[row, parent]
     return Drafts(tokens[:, :1], laws[:, :1], [length] * rows, slots[:, :1])
+
+
+def _drawn(grown: Tensor, beams: int, draws: Draws) -> Tensor:
+    """Logarithms of weights [B, N]; -inf but at `beams` of them, drawn without replacement, each by its weight.
+
+    Where fewer weights are positive these are drawn, and nothing else.
+    """
+    left = (grown - grown.amax(dim=1, keepdim=True)).exp()
+    drawn = torch.full_like(grown, -torch.inf)
+    for _ in range(min(beams, int((left > 0).sum(dim=1).max()))):
+        possible = (left > 0).any(dim=1, keepdim=True)
+        place = draws.choose(torch.where(possible, left, torch.ones_like(left)))[:, None]
+        at_place = torch.where(possible, grown.gather(1, place), drawn.gather(1, place))
+        drawn = drawn.scatter(1, place, at_place)
+        left = left.scatter(1, place, 0.0)
+    return drawn
 
 
 def _last_logits(model: Held, context: Context) -> Tensor:

@@ -29,8 +29,8 @@ from ..draws import Draws
 from ..parts.single_path import at, row_at
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
-from .greedy_block import next_log_ratio
-from .spectr_gbv import children_profile, coverage_slope, profile, threshold
+from .greedy_block import carried_layers, emit, next_log_ratio, usable_length
+from .spectr_gbv import children_profile, coverage_slope, follow_layers, profile, threshold
 
 
 def sequential_thresholds(
@@ -39,7 +39,7 @@ def sequential_thresholds(
     """h of prefix 1..L of each of N paths, and log R of prefix 0..L.
 
     Args:
-        tokens [N, L]; draft_probs [N, L, V]; target_probs [N, L+1, V]; paths: K, the exponent.
+        tokens [N, L]; draft_probs [N, L, V]; target_probs [N, L or more, V]; paths: K, the exponent.
     Returns:
         [N, L] in [0, 1], [N, L+1].
     """
@@ -125,3 +125,31 @@ def verify_spectr_gbv_published(batch: Batch, draws: Draws) -> Verdict:
     residual = published_residual(log_ratio, target_row, draft_row, paths)
     token = draws.choose(torch.where((kept < length).unsqueeze(-1), residual, target_row))
     return Verdict(owner, kept, token)
+
+
+def verify_with_later_laws(batch: Batch, draws: Draws) -> Verdict:
+    """The published search, and behind it the modified laws of later positions that SpecTr-GBV speaks of. Not lossless.
+
+    The rows in force, the correction and what is carried are those of `spectr_gbv`. For one path this is greedy block
+    verification, lossless over several calls; for more the search has kept the wrong prefixes before any later law is
+    drawn. In no registry: the experiment `spectr-gbv` measures it. Stateful; every call drafts the same L.
+
+    Raises:
+        ValueError: fewer tokens are drafted than in an earlier call.
+    """
+    requests, paths, length, _ = batch.shape
+    dtype = arithmetic(batch)
+    carry = carried_layers(batch, dtype)
+    usable = usable_length(carry, length)
+    if bool((usable < length).any()):
+        raise ValueError(
+            f"the batch has {length} drafted tokens, fewer than an earlier one; draft as many in every call"
+        )
+    index = torch.arange(requests, device=usable.device)
+    tokens, draft_rows = batch.tokens.flatten(0, 1), batch.draft_probs.to(dtype).flatten(0, 1)
+    target_rows = batch.target_probs[:, :, :-1].to(dtype).flatten(0, 1)
+    states, in_force = follow_layers(carry.select(index.repeat_interleave(paths)), tokens, target_rows, draft_rows)
+    thresholds, log_ratios = sequential_thresholds(tokens, draft_rows, in_force, paths)
+    owner, kept = sequential_search(batch.tokens, thresholds.unflatten(0, (requests, paths)), draws)
+    ratios = log_ratios.unflatten(0, (requests, paths))[index, owner]
+    return emit([state.select(index * paths + owner) for state in states], ratios, kept, usable, batch, owner, draws)

@@ -73,6 +73,7 @@ DRAFTED, CORRECTED = "green", "bold magenta"
     help="Acceptance head (safetensors) of --adaptive head; the shipped pair has one.",
 )
 @click.option("--beams", type=click.IntRange(min=1), help="Beam width of the draft, for --verifier mjsd.")
+@click.option("--sample-beams", is_flag=True, help="Draw the beams instead of taking the best ones.")
 @click.option("--prompt", multiple=True, help="A prompt; may be repeated. Standard input if none is given.")
 @click.option(
     "--prompts", "prompts_file", type=click.Path(dir_okay=False), help="File of prompts: JSON list, or lines."
@@ -100,6 +101,7 @@ def decode(
     setting: tuple[str, ...],
     head: str | None,
     beams: int | None,
+    sample_beams: bool,
     prompt: tuple[str, ...],
     prompts_file: str | None,
     batch_size: int,
@@ -134,6 +136,8 @@ def decode(
     if deviation is not None:
         verifier, settings["deviation"] = verifier or "budgeted", deviation
     spec = None if drafts is None else read_drafts(drafts)
+    if sample_beams and beams is None:
+        raise ValueError("--sample-beams wants a number of beams; give --beams too")
     if spec is not None and (paths > 1 or beams or adaptive):
         raise ValueError(f"--drafts is {drafts}; it says what is drafted, leave out --paths, --beams and --adaptive")
     paths = paths if spec is None else spec.paths
@@ -165,6 +169,7 @@ def decode(
         policy.head.to(pair.device)
     draft: Any = pair.draft if spec is None else spec.bind(pair.target, pair.draft, length)
     chosen = {"draft": draft, "verifier": entry, "paths": paths, "length": policy, "beams": beams or 0}
+    chosen |= {"sample_beams": sample_beams}
     chosen |= sampling | {"max_new_tokens": max_new_tokens}
     outputs = _decode_all(pair, prompts, chosen, seed, batch_size, as_json)
     if as_json and is_first():
@@ -180,6 +185,7 @@ def decode(
             "threshold": threshold,
             "head": head,
             "beams": beams,
+            "sample_beams": sample_beams,
             "batch_size": batch_size,
         }
         shown |= {"do_sample": temperature > 0, "temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import math
+from itertools import product
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from specbound import shipped_pair
-from specbound.proofs_checks.experiments import block_verification, decoding, experiment, gbv
+from specbound.proofs_checks.experiments import block_verification, decoding, energy, experiment, gbv, spectr_gbv
 from specbound.proofs_checks.experiments.experiment import Experiment, Job, Settings, Table, Workplace
+from specbound.proofs_checks.experiments.joint_greedy import joint_greedy
 from specbound.proofs_checks.experiments.tasks import Prompt, read_tasks
 from specbound.runtime.models import load_pair
+from tests.support.tiny_models import tiny
 
 
 def write(path, *entries):
@@ -139,8 +143,6 @@ def test_block_verification_runs_on_the_shipped_pair(tmp_path, pair):
 
 
 def test_the_draft_s_own_temperature_scales_its_logits_and_is_taken_back(pair):
-    import torch
-
     ids = torch.tensor([[1, 2, 3]])
     plain = pair.draft(ids).logits
     with decoding.draft_at(pair, decoding.Temperatures(1.0, 0.5)):
@@ -178,8 +180,8 @@ def test_gbv_runs_on_the_shipped_pair_with_exact_values_beside_measured_ones(tmp
 @pytest.mark.parametrize(
     ("name", "methods"),
     [
-        ("spectr-gbv", ["plain", "token K=1 L=2", "kseq K=2 L=2", "gbv K=2 L=2"]),
-        ("mjsd", ["plain", "plain", "token", "mjsd tau=0.1 beams=0", "mjsd tau=0.1 beams=2"]),
+        ("spectr-gbv", ["plain", "token K=1 L=2", "greedy-block K=1 L=2", "kseq K=2 L=2", "gbv K=2 L=2"]),
+        ("mjsd", ["plain", "beam search of the target, beams=2", "mjgd k=2 beams=2", "mjgd k=4 beams=2"]),
         ("specdec++", ["plain", "constant L=2", "confidence 0.3", "entropy 0.3", "head 0.3"]),
     ],
 )
@@ -188,9 +190,53 @@ def test_the_other_experiments_run_on_the_shipped_pair(tmp_path, pair, name, met
     chosen = experiment.get(name)
     list(experiment.run(chosen, settings, Workplace(lambda: pair), tmp_path))
     found = experiment.records(tmp_path)
-    (made,) = chosen.tables(found)
+    made = chosen.tables(found)[0]
     assert [row[1] for row in made.rows][: len(methods)] == methods
     assert all(record["tokens"] == 4 and record["perplexity"] > 1 for record in found)
     figure = Figure()
     chosen.draw(found, figure)
     assert figure.axes
+
+
+def test_verdict_times_are_a_table_of_their_own():
+    entry = {"temperature": "1", "verify_seconds": 0.5, "target_seconds": 1.0, "calls": 10}
+    found = [{"temperature": "1", "method": "plain", "calls": 3}]
+    found += [entry | {"method": name} for name in ("kseq K=3 L=8", "spectr-gbv K=3 L=8")]
+    assert spectr_gbv.verdict_times(found).rows == [
+        ("1", "kseq K=3 L=8", "no", "50.000", "100.000"),
+        ("1", "spectr-gbv K=3 L=8", "yes", "50.000", "100.000"),
+    ]
+
+
+def best_continuation(model, ids: list[int], size: int, vocab: int) -> tuple[int, ...]:
+    """By listing every block."""
+    blocks = list(product(range(vocab), repeat=size))
+    with torch.no_grad():
+        laws = model(torch.tensor([[*ids, *block] for block in blocks])).logits.log_softmax(-1)
+    rows = torch.arange(len(blocks))[:, None], torch.arange(len(ids) - 1, len(ids) + size - 1)
+    scores = laws[:, : len(ids) + size][rows].gather(-1, torch.tensor(blocks)[..., None]).sum(dim=(1, 2))
+    return blocks[int(scores.argmax())]
+
+
+def test_joint_greedy_decoding_is_exact_where_the_beam_is_as_wide_as_all_blocks():
+    """Negative control: the greedy text is another one."""
+    model, text, ids = tiny("llama", 11, vocab=4, layers=2), [1], torch.tensor([[1]])
+    while len(text) < 7:
+        text += best_continuation(model, text, min(3, 7 - len(text)), 4)
+    assert joint_greedy(model, ids, 6, window=3, width=16).tolist() == [text]
+    greedy = joint_greedy(model, ids, 6, window=1, width=1)
+    assert greedy.tolist() == model.generate(ids, do_sample=False, max_new_tokens=6, eos_token_id=None).tolist()
+    assert greedy.tolist() != [text]
+    with pytest.raises(ValueError, match="window is 0"):
+        joint_greedy(model, ids, 6, 0, 1)
+
+
+def test_energy_is_the_sum_of_the_packages_and_absent_without_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "_devices", list)
+    assert energy.joules(tmp_path) is None
+    for name, value in (("intel-rapl:0", "5000000"), ("intel-rapl:1", "1000000"), ("intel-rapl:0:0", "9000000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(value + "\n")
+    assert energy.joules(tmp_path) == 6.0
+    assert energy.used(6.0, 8.5) == 2.5
+    assert energy.used(6.0, 1.0) is energy.used(None, 1.0) is None

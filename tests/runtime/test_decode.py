@@ -25,6 +25,8 @@ from specbound.runtime.models import load_pair
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers.mjsd import mjsd
 from specbound.runtime.verifiers.pooled import Offers
+from specbound.theory.contexts import ContextModel
+from specbound.theory.joint_decoding import beam_sampling_law
 from tests.support.tiny_models import (
     EXACT,
     FAMILIES,
@@ -214,6 +216,25 @@ def test_joint_decoding_keeps_the_blocks_of_a_plain_beam_search(family, beams):
             text += [*block[:count], int(ours[len(text) - 1 + count].argmax())]
         assert output.sequences[row, 3:].tolist() == text[len(prompt) : len(prompt) + 12]
     assert len(kept) > 1
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_sampled_beams_have_the_exact_law_of_beam_sampling(width):
+    """With threshold 0 all of the draft is the output; by theory on the draft's rows, drawn without replacement."""
+    target, draft = tiny("llama", 0, vocab=3), tiny("llama", 1, vocab=3)
+    with torch.no_grad():
+        rows = {
+            prefix: draft(torch.tensor([[2, *prefix]])).logits[0, -1].softmax(-1).double().tolist()
+            for prefix in ((), (0,), (1,), (2,))
+        }
+    expected = beam_sampling_law(ContextModel.tree(rows), 2, width)
+    settings = {"verifier": registry.get("mjsd").configured(threshold=0.0), "length": 2, "beams": width}
+    (law,) = replayed_law(target, draft, [[2]], 2, **settings, sample_beams=True)
+    assert distance(law, expected) < 1e-9
+    (best,) = replayed_law(target, draft, [[2]], 2, **settings)
+    assert distance(best, expected) > 0.1
+    with pytest.raises(ValueError, match="give the number of beams"):
+        generate(target, draft, torch.tensor([[2]]), verifier="mjsd", sample_beams=True, max_new_tokens=1)
 
 
 def test_greedy_joint_decoding_compares_joint_probabilities_of_beam_drafts_and_ends_with_the_likeliest_token():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -30,7 +31,7 @@ from specbound.runtime.verifiers.spectr_gbv import (
     verify_spectr_gbv,
     whole_key_law,
 )
-from specbound.runtime.verifiers.spectr_gbv_published import published_residual
+from specbound.runtime.verifiers.spectr_gbv_published import published_residual, verify_with_later_laws
 from specbound.theory.block_transport import pot_optimum
 from specbound.theory.contexts import ModelPair
 from specbound.theory.prefix_tree import PrefixTree
@@ -495,3 +496,18 @@ def test_production_draws_keep_prefixes_as_often_as_the_exact_law_says():
     assert bound == pytest.approx(0.0076, abs=1e-4)
     assert largest_deviation(verify_spectr_gbv) < bound
     assert largest_deviation(lambda batch, draws: verify_spectr_gbv(batch, FirstPathWins(draws))) > 2 * bound
+
+
+@pytest.mark.parametrize(("tree", "paths", "lossless"), [(PUBLISHED, 1, True), (PUBLISHED, 2, False)])
+def test_later_laws_mend_the_published_rule_for_one_path_only(tree, paths, lossless):
+    found = evidence(verify_with_later_laws, tree, paths, stateful=True)
+    assert (found.total_variation < 1e-12) == lossless
+    assert lossless or found.total_variation > 1e-3
+    assert evidence("spectr-gbv-published", tree, 1, stateful=True).total_variation > 1e-3
+
+
+def test_the_later_laws_want_as_many_drafted_tokens_in_every_call():
+    short = batch_of(PUBLISHED.as_float().truncated(1), np.array([[1]]))
+    carry = Layers(torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), 2))
+    with pytest.raises(ValueError, match="draft as many in every call"):
+        verify_with_later_laws(replace(short, carry=carry), Draws())
