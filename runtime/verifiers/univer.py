@@ -42,7 +42,7 @@ def serve_sampled_and_given(wanted: Tensor, draft: Tensor, tokens: Tensor, alive
         tokens, alive [N, K]: the children; sampled [N]: which of them was sampled.
     """
     token = at(tokens, sampled).unsqueeze(1)
-    given = torch.zeros_like(wanted).scatter_add_(1, tokens, alive.double()) > 0
+    given = torch.zeros_like(wanted).scatter_add_(1, tokens, alive.to(wanted.dtype)) > 0
     alone = (alive & (tokens == token)).sum(dim=1, keepdim=True) == 1
     drawn = alone & (draft.gather(1, token) > 0)
     given.scatter_(1, token, given.gather(1, token) & ~drawn)

@@ -12,7 +12,7 @@ from specbound.proofs_checks.laws.replay import InvalidResult
 from specbound.runtime import tree_registry
 from specbound.runtime.drafting.dynamic import Dynamic
 from specbound.runtime.drafting.shapes import FixedShape
-from specbound.runtime.drafting.tree import ROOT, TreeVerdict, offered
+from specbound.runtime.drafting.tree import ROOT, TreeBatch, TreeVerdict, offered
 from specbound.runtime.draws import Draws
 from specbound.runtime.parts import selected_path
 from specbound.runtime.verifiers import tree_rejection, tree_univer
@@ -36,6 +36,13 @@ ZEROS = PrefixTree.markov([[0, 0.5, 0.5], [0.25, 0.75, 0], [1, 0, 0]], [[0.5, 0.
 APART = PrefixTree.iid([0.1, 0.1, 0.4, 0.4], [0.3, 0.3, 0.1, 0.3], 1)
 ONE_HOT = PrefixTree.iid([0, 1, 0], [0, 0, 1], 2)
 SHAPES = [((3, 1), (2,)), ((3, 2), (2, 1)), ((2, 2), (2, 2)), ((4, 1), (3,)), ((2, 3), (1, 2, 1)), ((2, 1), (5,))]
+
+
+CPU = torch.device("cpu")
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def trees(vocab: int, length: int) -> list[PrefixTree]:
@@ -93,6 +100,22 @@ def test_two_children_without_replacement_keep_more_than_independent_ones():
     kept = [tree_law(FixedShape((2,), choice), verify_tree_rejection, tree).acceptance_length for choice in CHOICES[:2]]
     assert kept[1] == pytest.approx(43 / 60, abs=1e-12)
     assert kept[0] < kept[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("entry", tree_registry.entries(), ids=lambda entry: entry.name)
+def test_rows_of_fewer_digits_are_verified_as_the_same_rows_with_more(entry, dtype):
+    rows = torch.rand(200, 8, 5, generator=seeded()).pow(3)
+    target, draft = (part / part.sum(dim=-1, keepdim=True) for part in rows.to(dtype).double().split(4, dim=1))
+    grown = {}
+    for kind in (dtype, torch.float64):
+        exact = draft.to(dtype).to(kind)
+        tree = stem(1, 2, 2)(lambda drafted, nodes, exact=exact: exact[:, nodes[0] + 1], Draws(seeded()), 200, CPU)
+        batch = TreeBatch(tree, target.to(dtype).to(kind)[:, : tree.shape[1] + 1])
+        grown[kind] = entry.verify(batch, Draws(seeded()))
+    few, many = grown.values()
+    same = (few.node == many.node) & (few.accepted == many.accepted) & (few.token == many.token)
+    assert same.double().mean() > 0.98
 
 
 # ---------------------------------------------------------------------- a stem, then independent paths

@@ -278,6 +278,11 @@ def test_early_exit_is_the_target_without_its_last_layers(family):
             early_exit(target, layers)
 
 
+@pytest.mark.parametrize("verifier", ["token", "block"])
+def test_the_whole_loop_with_an_early_exit_has_the_law_of_the_target(pair, verifier):
+    assert loop_distance((pair[0], early_exit(pair[0], 1)), 3, verifier=verifier, length=2) < 1e-12
+
+
 # ---------------------------------------------------------------------- another tokenizer
 
 
