@@ -1,6 +1,7 @@
 """Where a call's time goes: the models' passes, sampling, verification, bookkeeping; and how near the ideal that is.
 
     python benchmarks/overhead.py [--pair shipped|large] [--prompts 6] [--new-tokens 96]
+    python benchmarks/overhead.py --pair large --settings 1x2,1x4,1x6,2x2,2x4,4x2,4x4 --out several_paths.json
 
 Every prompt is decoded by plain generation and by each setting in random order before the next. Parts of a call:
     target, draft   inside the models' own forward
@@ -10,7 +11,8 @@ Every prompt is decoded by plain generation and by each setting in random order 
 The ideal speed-up is what the pair's own passes allow: tokens per call x seconds of a plain pass, over the seconds of
 the passes of a call. Plain generation spends time beside its passes too, so the measured speed-up may exceed it. All
 times are processor time of the one thread, which other work on the machine disturbs less than wall time.
-Results go to benchmarks/results/overhead.json.
+`over_one_path` is the speed over that of the fastest setting of one path, median and 95 % interval over the turns.
+Results go to benchmarks/results/overhead_PAIR.json, after every turn.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import click
 import torch
 import transformers
 from decode import interval, machine, ratio
-from large_pair import VOCAB, truncated_pair
+from large_pair import VOCAB, parameters, truncated_pair
 
 from specbound import shipped_pair
 from specbound.runtime import kernels
@@ -38,7 +40,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.models import load_pair
 from specbound.runtime.sampling import Sampler
 
-RESULTS = Path(__file__).parent / "results" / "overhead.json"
+RESULTS = Path(__file__).parent / "results"
 PARTS = ("target", "draft", "sampling", "verify", "bookkeeping")
 
 
@@ -87,7 +89,8 @@ def timed(clock: Clock, target: Any, draft: Any) -> Iterator[None]:
     places = [
         (target, "forward", "target"),
         (draft, "forward", "draft"),
-        (Sampler, "_laws", "sampling"),
+        (Sampler, "_scores", "sampling"),
+        (Sampler, "law", "sampling"),
         (Draws, "choose", "sampling"),
         (kernels, "verify", "verify"),
     ]
@@ -107,7 +110,7 @@ def timed(clock: Clock, target: Any, draft: Any) -> Iterator[None]:
 @click.option("--new-tokens", default=96, show_default=True)
 @click.option("--batch", default=1, show_default=True, help="Prompts decoded side by side.")
 @click.option("--settings", default="1x3,1x5,2x3,4x3", show_default=True, help="Paths x draft length.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="results/overhead.json.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="results/overhead_PAIR.json.")
 def main(which: str, prompts: int, new_tokens: int, batch: int, settings: str, out: Path | None) -> None:
     """Measure, print, and write as JSON."""
     torch.set_num_threads(1)
@@ -149,31 +152,45 @@ def main(which: str, prompts: int, new_tokens: int, batch: int, settings: str, o
                 taken[name].append(time.process_time() - began)
                 clocks[name].append(clock)
                 calls[name].append(found)
-        click.echo(f"turn {number}", err=True)
-    pass_seconds = statistics.median(clock.seconds["target"] / clock.passes["target"] for clock in clocks["plain"])
-    results = []
-    for name in runs:
-        seconds = {part: sum(clock.seconds.get(part, 0.0) for clock in clocks[name]) for part in PARTS}
-        total = sum(seconds.values())
-        entry: dict[str, Any] = {"name": name, "share": {part: value / total for part, value in seconds.items()}}
-        passes = sum(clock.passes["target"] for clock in clocks[name])
-        entry["milliseconds_per_call"] = {part: 1e3 * value / passes for part, value in seconds.items()}
-        entry["speedup"] = ratio(taken["plain"], taken[name])
-        entry["speedup_interval"] = interval(taken["plain"], taken[name])
-        if name != "plain":
-            tokens = sum(int(found.emitted.sum()) for found in calls[name]) / batch
-            entry["tokens_per_call"] = tokens / passes
-            entry["block_efficiency"] = statistics.mean(found.block_efficiency for found in calls[name])
-            entry["ideal_speedup"] = pass_seconds * tokens / (seconds["target"] + seconds["draft"])
-        results.append(entry)
-        shares = "  ".join(f"{part} {1e3 * seconds[part] / passes:.2f}" for part in PARTS)
-        ours = (seconds["verify"] + seconds["bookkeeping"]) / total
+        click.echo(f"turn {number} of {len(inputs)}", err=True)
+        if number:
+            results = [summary(name, taken, clocks, calls, batch) for name in runs]
+            settings_used = {"pair": which, "batch": batch, "turns": number, "new_tokens": new_tokens}
+            report = {"machine": machine("cpu"), "parameters": parameters(target), **settings_used, "results": results}
+            (out or RESULTS / f"overhead_{which}.json").write_text(
+                json.dumps(report, indent=1) + "\n", encoding="utf-8"
+            )
+    for entry in results:
+        shares = "  ".join(f"{part} {value:.2f}" for part, value in entry["milliseconds_per_call"].items())
+        ours = entry["share"]["verify"] + entry["share"]["bookkeeping"]
         extra = (
-            "" if name == "plain" else f"  tokens {entry['tokens_per_call']:.2f}  ideal x{entry['ideal_speedup']:.2f}"
+            f"  {entry['tokens_per_call']:.2f} a call, ideal x{entry['ideal_speedup']:.2f}" if "calls" in entry else ""
         )
-        click.echo(f"{name:10} x{entry['speedup']:.2f}{extra}  verify+bookkeeping {100 * ours:.1f} %  ms: {shares}")
-    report = {"machine": machine("cpu"), "pair": which, "batch": batch, "new_tokens": new_tokens, "results": results}
-    (out or RESULTS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        click.echo(
+            f"{entry['name']:10} x{entry['speedup']:.2f}{extra}  verify+bookkeeping {100 * ours:.1f} %  ms: {shares}"
+        )
+
+
+def summary(
+    name: str, taken: dict[str, list[float]], clocks: dict[str, list[Clock]], calls: dict[str, list[Any]], batch: int
+) -> dict[str, Any]:
+    """What a setting took: parts of a call, speed over plain generation and over the fastest setting of one path."""
+    seconds = {part: sum(clock.seconds.get(part, 0.0) for clock in clocks[name]) for part in PARTS}
+    total, passes = sum(seconds.values()), sum(clock.passes["target"] for clock in clocks[name])
+    entry: dict[str, Any] = {"name": name, "share": {part: value / total for part, value in seconds.items()}}
+    entry["milliseconds_per_call"] = {part: 1e3 * value / passes for part, value in seconds.items()}
+    entry |= {"speedup": ratio(taken["plain"], taken[name]), "speedup_interval": interval(taken["plain"], taken[name])}
+    if name == "plain":
+        return entry
+    one = min((other for other in taken if other.startswith("K=1 ")), key=lambda other: statistics.median(taken[other]))
+    entry["over_one_path"] = {"than": one, "median": ratio(taken[one], taken[name])}
+    entry["over_one_path"]["interval"] = interval(taken[one], taken[name])
+    tokens = sum(int(found.emitted.sum()) for found in calls[name]) / batch
+    entry |= {"calls": passes, "tokens_per_call": tokens / passes}
+    entry["block_efficiency"] = statistics.mean(found.block_efficiency for found in calls[name])
+    plain = statistics.median(clock.seconds["target"] / clock.passes["target"] for clock in clocks["plain"])
+    entry["ideal_speedup"] = plain * tokens / (seconds["target"] + seconds["draft"])
+    return entry
 
 
 if __name__ == "__main__":
