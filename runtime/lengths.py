@@ -23,6 +23,7 @@ is fine with every stateless verifier. All this is measured in the tests of this
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,8 @@ class Pace:
         tokens per second at length l = (1 + a + a^2 + .. + a^l) / seconds(l)
 
     a is the share of drafted tokens kept among those that were reached, recent calls counting more; seconds(l) is the
-    least seen at l among recent calls, between lengths that were tried by a straight line.
+    median of recent calls with l, between lengths that were tried by a straight line. Now and then, ever more seldom,
+    the best of the other kind (a draft, or none) is tried again.
 
     Attributes:
         maximum: largest length.
@@ -137,17 +139,18 @@ class Pace:
         tokens = np.cumsum(share ** np.arange(self.maximum + 1))
         speed = tokens / (self.costs() if self.seconds is None else np.asarray(self.seconds))
         best = int(speed.argmax())
-        if self.seconds is None and self.calls % RETRY == 0:
+        again = self.calls >= RETRY and self.calls & (self.calls - 1) == 0
+        if self.seconds is None and again:
             return int(speed[1:].argmax()) + 1 if best == 0 else 0
         return best
 
     def costs(self) -> np.ndarray:
         """[maximum + 1]: seconds of a call at each length, measured or read off the line through those measured."""
-        least = {length: min(taken) for length, taken in self.taken.items()}
-        tried = sorted(length for length in least if length)
-        slope, start = np.polyfit(tried, [least[length] for length in tried], 1) if len(tried) > 1 else (0.0, 0.0)
+        usual = {length: statistics.median(taken) for length, taken in self.taken.items()}
+        tried = sorted(length for length in usual if length)
+        slope, start = np.polyfit(tried, [usual[length] for length in tried], 1) if len(tried) > 1 else (0.0, usual[1])
         line = start + max(slope, 0.0) * np.arange(self.maximum + 1)
-        for length, seconds in least.items():
+        for length, seconds in usual.items():
             line[length] = seconds
         return line
 
@@ -167,7 +170,7 @@ class Pace:
             self.reached = MEMORY * self.reached + sum(some + (some < most) for some, most in pairs)
 
 
-TRIES, RECENT, RETRY, MEMORY = 2, 8, 32, 0.97
+TRIES, RECENT, RETRY, MEMORY = 2, 16, 8, 0.97
 
 
 class MeasuredLength:

@@ -197,7 +197,8 @@ class Decoding:
         start = self.rows.of_all(starts, self.rows.known_at_last)
         self.records.append(record | {"start": start, "rows_after": self._asked})
         if self.pace is not None:
-            usual = len(self.records) > 1 and max(call.drafted) == self.longest
+            whole = self.rows.count == len(self.rows.given)
+            usual = whole and len(self.records) > 1 and max(call.drafted) == self.longest
             counted = [row for row, counts in enumerate(active) if counts]
             kept, drafted = ([values[row] for row in counted] for values in (accepted, call.drafted))
             self.pace.saw(self.longest, time.perf_counter() - began if usual else None, kept, drafted)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specbound.commands.decode import ADAPTIVE, read_length, read_prompts, shipped_head
+from specbound.commands.decode import ADAPTIVE, encoded, read_length, read_prompts, shipped_head
 from specbound.commands.deviation import measured_deviation
 from specbound.commands.instance import print_json
 from specbound.commands.options import SEED, Number
@@ -93,7 +93,7 @@ class Run:
     metavar="NAME,...",
     help="Verifiers to try, or all; if not given, token and block, and the best for several paths.",
 )
-@click.option("--lengths", default="2,4,8", show_default=True, help="Draft lengths L to try.")
+@click.option("--lengths", help="Draft lengths L to try; 2,4,8 if not given, for batches 1,2,4.")
 @click.option("--paths", default="1,2,4", show_default=True, help="Numbers of paths K to try.")
 @click.option(
     "--drafts", multiple=True, metavar="SPEC", help="Also what is drafted here, as for `decode`; may be repeated."
@@ -105,6 +105,9 @@ class Run:
     help="Also drafts that stop early, as for `decode`; may be repeated.",
 )
 @click.option("--head", type=click.Path(dir_okay=False), help="Acceptance head of --adaptive head.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Prompts decoded together."
+)
 @click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True)
 @click.option("--temperature", type=Number(min=0), default=1.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 keeps all tokens.")
@@ -115,11 +118,12 @@ def bench(
     prompts_file: str | None,
     count: int,
     verifiers: str | None,
-    lengths: str,
+    lengths: str | None,
     paths: str,
     drafts: tuple[str, ...],
     adaptive: tuple[str, ...],
     head: str | None,
+    batch_size: int,
     new_tokens: int,
     temperature: float,
     top_k: int,
@@ -140,6 +144,7 @@ def bench(
     from specbound.runtime.tuning import recommend
     from specbound.runtime.verifiers import get
 
+    lengths = lengths or ("2,4,8" if batch_size == 1 else "1,2,4")
     sizes, counts = _numbers("--lengths", lengths), _numbers("--paths", paths)
     candidates = _candidates(verifiers, counts)
     if "head" in adaptive:
@@ -156,10 +161,11 @@ def bench(
     chosen = [Run(name, number, size) for name, number in candidates for size in sizes]
     stopped, drafted = _stopped(candidates, adaptive, head, sizes), _drafters(drafts, sizes, verifiers)
     runs = [Run("plain", 1, 0), *chosen, *stopped, *drafted]
-    turns = list(enumerate([texts[0], *texts]))
-    for place, text in track(turns, "decoding", console=progress_console(quiet=not is_first()), transient=True):
+    batches = _batches(texts, batch_size)
+    turns = list(enumerate([batches[0], *batches]))
+    for place, batch in track(turns, "decoding", console=progress_console(quiet=not is_first()), transient=True):
         for run in runs:
-            _decode(pair, run, text, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
+            _decode(pair, run, batch, 8 if place == 0 else new_tokens, sampling, seed + place, warm_up=place == 0)
     kept = {
         name: _kept(pair, Run(name, 1, max(sizes)), texts, new_tokens, sampling, seed)
         for name, number in candidates
@@ -168,7 +174,8 @@ def bench(
     found = recommend({run.name: run.tokens for run in runs}, {run.name: run.seconds for run in runs})
     best = next(run for run in runs if run.name == found.name)
     report = {
-        "settings": sampling | {"new_tokens": new_tokens, "prompts": len(texts), "seed": seed},
+        "settings": sampling
+        | {"new_tokens": new_tokens, "prompts": len(texts), "seed": seed, "batch_size": batch_size},
         "decoding": [_described(run, runs[0], kept) for run in runs],
         "recommendation": {"name": found.name, "confidence": found.confidence, "rivals": list(found.rivals)}
         | {"speedup": list(found.speedup)}
@@ -182,16 +189,22 @@ def bench(
         _print_table(report)
 
 
+def _batches(texts: list[str], size: int) -> list[list[str]]:
+    """The prompts in batches of `size`, at least two; taken again where they run out."""
+    count = max(2, -(-len(texts) // size))
+    return [[texts[(turn * size + row) % len(texts)] for row in range(size)] for turn in range(count)]
+
+
 def _decode(
-    pair: Pair, run: Run, text: str, new_tokens: int, sampling: dict[str, Any], seed: int, warm_up: bool
+    pair: Pair, run: Run, texts: list[str], new_tokens: int, sampling: dict[str, Any], seed: int, warm_up: bool
 ) -> None:
-    """Decode one prompt; what the warm-up measures is thrown away."""
+    """Decode prompts together; what the warm-up measures is thrown away."""
     import torch
 
     from specbound.runtime.decode import perplexity
     from specbound.runtime.verifiers import get
 
-    inputs = pair.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(pair.device)
+    inputs = encoded(pair, texts)
     begin = time.perf_counter()
     if run.verifier == "plain":
         torch.manual_seed(seed)
@@ -202,19 +215,31 @@ def _decode(
         seconds, sequences, statistics = time.perf_counter() - begin, output.sequences, output.statistics
     if warm_up:
         return
-    run.tokens.append(sequences.shape[1] - inputs["input_ids"].shape[1])
+    prompt, mask = inputs["input_ids"].shape[1], inputs["attention_mask"]
+    lengths = _until_end(sequences[:, prompt:], pair.target.generation_config.eos_token_id)
+    run.tokens.append(int(lengths.sum()))
     run.seconds.append(seconds)
-    prompt = inputs["input_ids"].shape[1]
-    value = float(perplexity(pair.target, sequences, prompt, attention_mask=inputs["attention_mask"]))
-    run.nats.append(run.tokens[-1] * math.log(value))
+    values = perplexity(pair.target, sequences, prompt, lengths, mask)
+    run.nats.append(float((lengths * values.log().to(lengths.device)).sum()))
     if statistics is not None:
         if not run.seconds[1:] and _lossy_samples(run, sampling):
             settings = (run.length, sampling["top_k"], sampling["temperature"])
-            run.deviation = measured_deviation(pair, get(run.verifier), sequences[0], prompt, *settings)
+            padding = prompt - int(mask[0].sum())
+            text = sequences[0, padding : prompt + int(lengths[0])]
+            run.deviation = measured_deviation(pair, get(run.verifier), text, prompt - padding, *settings)
         run.verification = statistics.verification
-        run.accepted += statistics.accepted[:, 0].tolist()
+        run.accepted += statistics.accepted[statistics.active].tolist()
         for part, value in statistics.seconds.items():
             run.parts[part] = run.parts.get(part, 0.0) + value
+
+
+def _until_end(generated: Tensor, end: int | list[int] | None) -> Tensor:
+    """int64 [B]: tokens of each row of `generated` [B, n] up to its first end token, that one included."""
+    import torch
+
+    ends = torch.tensor([end] if isinstance(end, int) else end or [], device=generated.device)
+    before = torch.isin(generated, ends).long().cumsum(dim=1) == 0
+    return (before.sum(dim=1) + 1).clamp_max(generated.shape[1])
 
 
 def _generate(
@@ -409,7 +434,9 @@ def _print_table(report: dict[str, Any]) -> None:
     console.print(
         f"[bold]{found['name']}[/] is the fastest here; it stays so in {share:.0f} % of resampled prompt sets."
     )
-    if found["verifier"] != "plain":
+    if found["verifier"] == "plain":
+        console.print("No draft pays here: decode with the target alone.")
+    else:
         low, high = found["speedup"]
         console.print(f"It is {low:.2f} to {high:.2f} times as fast as plain decoding (95 % of resampled prompt sets).")
     if len(found["rivals"]) > 1:

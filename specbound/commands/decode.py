@@ -262,7 +262,7 @@ def _decode_batch(
     texts = [text for _, text in numbered]
     marked = [MarkedStream(pair.tokenizer, console) for _ in texts]
     alone = len(texts) == 1
-    inputs = _encoded(pair, texts)
+    inputs = encoded(pair, texts)
     output = generate(
         pair.target,
         **inputs,
@@ -292,7 +292,7 @@ def _decode_batch(
     return found
 
 
-def _encoded(pair: Pair, texts: list[str]) -> Any:
+def encoded(pair: Pair, texts: list[str]) -> Any:
     """Token ids and mask [B, n], padded on the left."""
     tokenizer = pair.tokenizer
     if len(texts) > 1 and tokenizer.pad_token is None:

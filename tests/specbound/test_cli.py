@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from specbound import cli, shipped_pair
+from specbound.commands import bench
 from specbound.commands.decode import MarkedStream
 from specbound.proofs_checks.claims import ledger
 from specbound.theory.prefix_tree import PrefixTree
@@ -352,6 +353,22 @@ def test_bench_refuses_candidates_that_cannot_run(run, options, message):
     code, _, err = run("bench", *options)
     assert code == 2
     assert message in err
+
+
+def test_bench_decodes_batches_and_takes_the_measured_length(run):
+    options = ("--count", "2", "--verifiers", "block", "--paths", "1", "--lengths", "1", "--adaptive", "speed")
+    code, out, _ = run("bench", *options, "--batch-size", "3", "--new-tokens", "8", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["settings"]["batch_size"] == 3
+    assert [entry["method"] for entry in report["decoding"]] == ["plain", "block K=1 L=1", "block speed L<=1"]
+
+
+def test_bench_counts_tokens_up_to_the_end_of_each_row():
+    rows = torch.tensor([[5, 1, 0, 0], [5, 6, 7, 8], [1, 1, 1, 1]])
+    assert bench._until_end(rows, 1).tolist() == [2, 4, 1]
+    assert bench._until_end(rows, [7, 8]).tolist() == [4, 3, 4]
+    assert bench._until_end(rows, None).tolist() == [4, 4, 4]
 
 
 def test_decode_marks_every_token_with_its_origin(run):
