@@ -11,12 +11,16 @@ from torch import Tensor
 
 
 def look_up(known: Tensor, length: int, longest: int = 3) -> Tensor:
-    """The at most `length` tokens [n] behind the last earlier place where the text's end occurs; none if it does not.
+    """The `length` tokens behind the last earlier place where the text's end occurs; none if it does not occur.
 
     The longest end that occurs decides: of `longest` tokens, then one less, down to 1; of several places the last.
+    Where the text ends the tokens begin again: a text that goes round in circles is drafted round the circle.
 
     Args:
         known [T] int64: prompt and tokens so far.
+
+    Returns:
+        [length] or [0].
 
     Raises:
         ValueError: `length` or `longest` below 1.
@@ -28,8 +32,8 @@ def look_up(known: Tensor, length: int, longest: int = 3) -> Tensor:
         windows = known.unfold(0, size, 1)[:-1]
         found = (windows == known[-size:]).all(dim=1).nonzero()
         if len(found):
-            start = int(found[-1]) + size
-            return known[start : start + length]
+            copied = known[int(found[-1]) + size :][:length]
+            return copied.repeat(-(-length // len(copied)))[:length]
     return known[:0]
 
 

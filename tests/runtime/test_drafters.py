@@ -149,6 +149,8 @@ def test_look_up_finds_the_last_place_of_the_longest_end():
     known = torch.tensor([1, 2, 3, 9, 2, 3, 4, 5, 2, 3])
     assert look_up(known, 2).tolist() == [4, 5]
     assert look_up(torch.tensor([1, 2, 3, 7, 2, 8, 1, 2]), 3, longest=2).tolist() == [3, 7, 2]
+    assert look_up(torch.tensor([4, 1, 2, 1, 2]), 5).tolist() == [1, 2, 1, 2, 1]
+    assert look_up(torch.tensor([7, 7]), 3).tolist() == [7, 7, 7]
     assert look_up(torch.tensor([1, 2, 3]), 3).tolist() == []
     assert look_up(torch.tensor([5]), 3).tolist() == []
     with pytest.raises(ValueError, match="length is 0"):
