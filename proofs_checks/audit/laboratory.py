@@ -15,6 +15,11 @@ from ..laws.judge import Evidence
 from .foreign.sandbox import Died, Raised, Sandbox, message_of
 from .subject import facts_of, load, subject_of
 
+DRIVERS = "active drivers"
+NO_GPU = (
+    ": there is no GPU for this Triton kernel. Name it as package.module:function, and the audit has Triton interpret "
+    "it, or set TRITON_INTERPRET=1 before its module is imported"
+)
 KINDS = {
     "NotExact": "not exact",
     "TooLarge": "too large",
@@ -105,12 +110,14 @@ def _breakdowns() -> Iterator[None]:
     except Exception as error:
         name, said = type(error).__name__, message_of(error)
         kind = KINDS.get(name, "exception")
-        raise Broken(kind, f"{name}: {said}" if kind == "exception" else said) from error
+        raise Broken(kind, f"{name}: {said}{NO_GPU * (DRIVERS in said)}" if kind == "exception" else said) from error
 
 
 @contextlib.contextmanager
 def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Laboratory]:
     """Registered verifiers and objects are run in this process, `package.module:attribute` in a sandbox.
+
+    Without a GPU the sandbox has Triton interpret its kernels.
 
     A target that ends or hangs its process as soon as it is imported or called is audited all the same: that is what
     its laboratory answers to every question.
@@ -123,9 +130,9 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
         with _one_thread():
             yield Laboratory(*facts_of(subject), lambda request, *arguments: getattr(subject, request)(*arguments))
         return
-    with Sandbox(
-        "specbound.proofs_checks.audit.subject:serve", target, seconds, memory, records=(Evidence,)
-    ) as sandbox:
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    loader = "specbound.proofs_checks.audit.subject:serve"
+    with Sandbox(loader, target, seconds, memory, records=(Evidence,), environment=interpreted) as sandbox:
         try:
             way, paths, declared, stateful, families, sharper = sandbox.call("facts")
         except Raised as error:

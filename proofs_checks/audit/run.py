@@ -58,6 +58,7 @@ def audit(
     convention: str | None = None,
     dtype: str = "float32",
     progress: Callable[[int, int], None] | None = None,
+    pace: Callable[[float], None] | None = None,
 ) -> AuditReport:
     """Audit a verifier on random and degenerate instances, exactly, or sampled if a resolution is given.
 
@@ -72,6 +73,7 @@ def audit(
         convention, dtype: how a foreign function is called, and the number format of its rows (see
             `foreign.conventions`); None to go by its parameters' names, in float64.
         progress: called before each instance as progress(instances done, instances in all).
+        pace: called after each instance of an exact audit with the seconds that the others are likely to take.
 
     Raises:
         ValueError: for an unknown target, empty ranges, impossible settings, or code that cannot be loaded.
@@ -90,9 +92,9 @@ def audit(
     with laboratory(target, seconds, memory) as lab:
         counts = _path_counts(lab, paths)
         wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed, lab.families))
-        looked = _examine(lab, wanted, lab.stateful, tolerance, tell)
+        looked = _examine(lab, wanted, lab.stateful, tolerance, tell, pace or _silent)
         if looked.stateful and not lab.stateful:
-            looked = _examine(lab, wanted, True, tolerance, tell)
+            looked = _examine(lab, wanted, True, tolerance, tell, pace or _silent)
         apart = told_apart(lab, looked.found, dtype, tolerance)
         looked = replace(looked, found=apart.cases)
         failed = [case for case in looked.found if case.deviation is not None]
@@ -257,7 +259,7 @@ def _tuples(case: Instance) -> int:
     return int((case.tree.draft_joint[case.tree.leaves] > 0).sum()) ** case.paths
 
 
-def _silent(done: int, total: int) -> None:
+def _silent(*_: float) -> None:
     """Progress that nobody wants to see."""
 
 
@@ -272,7 +274,12 @@ class Looked:
 
 
 def _examine(
-    lab: Laboratory, wanted: list[Instance], stateful: bool, tolerance: float, progress: Callable[[int, int], None]
+    lab: Laboratory,
+    wanted: list[Instance],
+    stateful: bool,
+    tolerance: float,
+    progress: Callable[[int, int], None],
+    pace: Callable[[float], None],
 ) -> Looked:
     """Look at the instances one by one; stop at a hang or a crash, or where a first carry shows that it is stateful.
 
@@ -281,7 +288,11 @@ def _examine(
     possible = [case for case in wanted if _tuples(case) <= MAX_TUPLES["stateful" if stateful else lab.way]]
     looked = Looked([], [], sorted({case.size for case in wanted} - {case.size for case in possible}), stateful)
     asked: Counter[tuple[int, int, int]] = Counter()
+    work = [_tuples(case) * case.tree.vocab * (case.tree.length + 1) for case in possible]
+    started = time.perf_counter()
     for number, case in enumerate(possible):
+        if number:
+            pace((time.perf_counter() - started) * sum(work[number:]) / sum(work[:number]))
         progress(number, len(possible))
         asked[case.size] += 1
         thorough = asked[case.size] < THOROUGH or asked[case.size] % THOROUGH == 0

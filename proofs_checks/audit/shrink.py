@@ -11,6 +11,7 @@ Letters: V vocabulary size, L draft length, K paths, p target row, q draft row.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,7 @@ Measure = tuple[int, ...]
 
 DENOMINATORS = (1, 2, 3, 4, 6, 8, 10, 12, 24, 60, 120, 720)
 MAX_TRIALS = 400
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +138,7 @@ def simplest(tree: PrefixTree, paths: int, fails: Fails, max_trials: int = MAX_T
     Args:
         tree, paths: a failing case with a full V-ary tree.
         fails: the check; called with trees of Fractions, at most `max_trials` times in each of the four phases
-            (smaller sizes, textbook instances, all rows rounded alike, simpler rows).
+            (smaller sizes, textbook instances, all rows rounded alike, simpler rows), and not after a minute.
     """
     search = _Search(fails, max_trials)
     case = case_of(tree)
@@ -152,9 +154,10 @@ class _Search:
 
     def __init__(self, fails: Fails, max_trials: int) -> None:
         self.fails, self.max_trials, self.trials, self.left = fails, max_trials, 0, max_trials
+        self.until = time.monotonic() + PATIENCE
 
     def failing(self, case: Case, paths: int) -> bool:
-        if self.left == 0:
+        if self.left == 0 or time.monotonic() > self.until:
             return False
         self.trials += 1
         self.left -= 1

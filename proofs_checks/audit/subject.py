@@ -34,6 +34,7 @@ from .foreign import conventions
 from .foreign.adapters import KNOWN, Foreign, call_of, enumerated, foreign
 from .foreign.drafting import DraftAndVerify, draft_and_verify, joint_law, takes_laws
 from .foreign.sandbox import alive
+from .foreign.triton_coins import repair_interpreter
 from .hidden_state import look_for_state, only_its_draws
 from .reality import continued, real_streams
 
@@ -322,6 +323,7 @@ def load(target: str) -> TensorSubject | ForeignSubject | PairSubject:
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"target is {target!r}: {error}; want a registered name or package.module:function") from None
+    repair_interpreter()
     if called and called != "ours":
         return subject_of(conventions.subject(found, *called.split(",")))
     if target in KNOWN:

@@ -13,6 +13,8 @@ from specbound.commands.instance import given_options, print_json
 from specbound.commands.options import Number, check_dotted
 from specbound.commands.terminal import progress_console
 
+SLOW = 20.0
+
 
 class Span(click.ParamType):
     """A range of sizes, "2..3" (both ends included) or "2"."""
@@ -102,10 +104,20 @@ def audit(
     check_dotted("TARGET", target)
     if resolution is None and (sampling := {"--device", "--false-alarm"} & {*given_options(context)}):
         raise ValueError(f"{min(sampling)} belongs to a sampled audit; give --resolution too, or leave it out")
-    with progress_console().status(f"auditing {target}") as status:
+    console = progress_console()
+    with console.status(f"auditing {target}") as status:
+        told: list[float] = []
+        left = ""
 
         def show(done: int, total: int) -> None:
-            status.update(f"auditing {target}: {done} of {total} instances")
+            status.update(f"auditing {target}: {done} of {total} instances{left}")
+
+        def pace(seconds: float) -> None:
+            nonlocal left
+            left = f", about {_duration(seconds)} left"
+            if not told and seconds > SLOW:
+                console.print(f"about {_duration(seconds)} expected, by its pace on the first instance")
+            told.append(seconds)
 
         report = auditing.audit(
             target,
@@ -122,6 +134,7 @@ def audit(
             convention=convention,
             dtype=dtype or "float32",
             progress=show,
+            pace=pace,
         )
     if junit is not None:
         Path(junit).write_text(junit_xml(report.target, report.verdict, report_text(report).plain, report.seconds))
@@ -130,6 +143,10 @@ def audit(
     else:
         Console(highlight=False).print(report_text(report))
     return report.exit_code
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _list_conventions(as_json: bool) -> int:

@@ -286,7 +286,7 @@ def enumerated(code: Foreign, tree: PrefixTree, paths: int = 1, thorough: bool =
     tuples = list(itertools.product(drafted, repeat=paths))
     with Interception(code.function) as interception:
         calls = [partial(code, call_of(tree, leaves)) for leaves in tuples]
-        laws = interception.by_either_route(lambda law: _laws(law, calls, thorough), tree.vocab)
+        laws = interception.by_either_route(lambda law: _laws(interception, law, calls, thorough), tree.vocab)
     emissions: dict[Prefix, float] = defaultdict(float)
     for leaves, law in zip(tuples, laws, strict=True):
         weight = float(np.prod(tree.draft_joint[list(leaves)]))
@@ -316,11 +316,13 @@ def wanted_law(tree: PrefixTree) -> dict[Prefix, float]:
     return {block: float(probability) for block, probability in tree.target_law().items()}
 
 
-def _laws(law: Route, calls: list[Any], thorough: bool) -> list[dict[Prefix, float]]:
+def _laws(interception: Interception, law: Route, calls: list[Any], thorough: bool) -> list[dict[Prefix, float]]:
     def ask(numbers: Sequence[int]) -> list[Any]:
         return [law(calls[number]) for number in numbers]
 
     laws = ask(range(len(calls)))
-    if thorough:
+    if thorough and interception.trees:
+        interception.look_again()
+    elif thorough:
         look_for_state(ask, len(calls), batches=False)
     return laws

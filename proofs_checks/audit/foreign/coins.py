@@ -41,6 +41,7 @@ MAX_RUNS = 40_000
 REFINEMENTS = 16
 PROBES = 128
 FIRST_PROBE = 1000
+AGAIN = 8
 BESIDE = 2.0**-20
 
 
@@ -104,6 +105,7 @@ class ConcreteQuestions(Questions):
         self.given, self.policy, self.rows = given, policy or Policy(2), rows
         self.events: list[Event] = []
         self.answers: list[Any] = []
+        self.counted: dict[tuple[int, int], float] = {}
 
     def _next(self, event: Event) -> Any:
         place = len(self.events)
@@ -138,6 +140,16 @@ class ConcreteQuestions(Questions):
         if steps:
             drawn = np.floor(drawn * steps) / steps
         return drawn if basis == "u" else -np.log(drawn)
+
+    def counter_based(self, keys: Sequence[tuple[int, int]]) -> np.ndarray:
+        """See `Questions.counter_based`; a block of new ones is a row, and a race if rows are."""
+        new = list(dict.fromkeys(key for key in keys if key not in self.counted))
+        if len(new) > 1 and self.rows:
+            drawn = np.exp(-np.array(self._next(Event("race", len(new))), dtype=float))
+        else:
+            drawn = self.numbers("u", (len(new),))
+        self.counted.update(zip(new, drawn.tolist(), strict=True))
+        return np.array([self.counted[key] for key in keys])
 
     def uniform(self, steps: int | None = None) -> Any:
         """See `Questions.uniform`."""
@@ -239,6 +251,13 @@ class CoinTree:
             tree.law(1.0, law)
             return {result: probability for result, probability in law.items() if probability > 0}
         raise NotExact("cannot be treated exactly: its result is not constant on cells of its coins")
+
+    def depends_on_calls(self) -> bool:
+        """Whether some of the runs give other results when they are run again."""
+        some = list(self.memory.items())[:: max(1, len(self.memory) // AGAIN)]
+        return any(
+            self.run(ConcreteQuestions(given, policy, self.rows)) != result for (given, policy), (result, _) in some
+        )
 
     # ------------------------------------------------------------------ runs
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..hidden_state import OutlivesCall
 from .coins import REFINEMENTS, RESOLUTION, CoinTree, ConcreteQuestions
 from .formats import BITS, coarser
 from .generators import (
@@ -56,6 +57,7 @@ from .lazy_tensors import (
     write_into,
 )
 from .sandbox import alive
+from .triton_coins import intercept_triton
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,6 +95,7 @@ class Interception:
         self.notes: dict[str, None] = {}
         self.left_out = 0.0
         self.coins = 0
+        self.trees: list[CoinTree] = []
         self.arithmetic = torch.float64
 
     @property
@@ -128,6 +131,7 @@ class Interception:
             replace(random, name, getattr(random._inst, name))
         intercept_numpy(self.streams, replace)
         intercept_system(self.streams, replace)
+        intercept_triton(lambda: self.questions, replace)
         for name in ("log", "exp"):
             replace(math, name, _of_lazy(getattr(math, name), name))
         for module, name, value in _imported(frozenset(named), len(sys.modules)):
@@ -241,7 +245,17 @@ class Interception:
             tree = CoinTree(lambda questions: self._ask(call, questions), rows)
             law = tree.law()
         self.coins = max(self.coins, tree.coins)
+        self.trees.append(tree)
         return law  # type: ignore[return-value]
+
+    def look_again(self) -> None:
+        """Run some of the concrete runs again, the last calls first.
+
+        Raises:
+            OutlivesCall: if one gives another result.
+        """
+        if any(tree.depends_on_calls() for tree in reversed(self.trees)):
+            raise OutlivesCall("a request's result on the same coins depends on what was asked before it")
 
     def by_either_route(self, ask: Callable[[Route], R], rows: int) -> R:
         """What `ask` makes of symbolic numbers, or, where these are refused once, of concrete coins from then on.
@@ -281,6 +295,8 @@ class Interception:
         finally:
             INTERCEPTED[0] = False
         self.streams.end_run()
+        if self.questions.derived:
+            self.questions.refuse("Triton's randint was drawn for something else than a seed")
         if self.questions.refusal:
             raise self.questions.refusal
         if self.streams.torch_moved():

@@ -56,6 +56,7 @@ class Questions:
         steps: per random number its count of equally likely values, None where it is taken as continuous.
         concrete: whether the numbers are real ones (see `coins`).
         cones: per exponential that was compared with others, what these comparisons said.
+        derived: integers drawn by a kernel that were not yet used as seeds (see `triton_coins`).
     """
 
     concrete = False
@@ -70,6 +71,7 @@ class Questions:
         self.steps: list[int | None] = []
         self.cones: dict[int, Cone] = {}
         self.turned: dict[int, bool] = {}
+        self.derived: set[int] = set()
 
     def ask(self, weights: Sequence[float] | np.ndarray) -> int:
         """An index drawn with probability weights / their sum, the likeliest first; below 1e-13 they are impossible.
@@ -172,6 +174,14 @@ class Questions:
     def mixed(self, turned: Mapping[int, bool]) -> bool:
         """Whether -log U and -log(1 - U) of one U would race; `turned` says by index which of them is the second."""
         return any(self.turned.setdefault(index, second) != second for index, second in turned.items())
+
+    def counter_based(self, keys: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Uniforms of a counter-based generator, one for each different (seed, offset).
+
+        Raises:
+            NotExact: unless the numbers are real ones.
+        """
+        raise self.refuse("a Triton kernel drew random numbers")
 
     def refuse(self, reason: str) -> NotExact:
         """The exception to raise; remembered, because the code under audit may catch it."""

@@ -38,7 +38,7 @@ WRITES = _words("copy_ fill_ zero_ __setitem__")
 IN_PLACE = _words("add sub mul truediv div")
 FACTS = _words(
     """size dim numel nelement __len__ is_floating_point element_size ndimension stride is_contiguous requires_grad_
-    get_device is_complex _is_view untyped_storage storage_offset __hash__"""
+    get_device is_complex _is_view storage_offset __hash__"""
 )
 PROPERTIES = _words(
     """shape device ndim layout is_cuda is_cpu is_meta is_sparse is_quantized is_mps is_xpu requires_grad T mT data

@@ -19,11 +19,13 @@ import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .plain import decoded, encoded
@@ -32,6 +34,8 @@ MEBIBYTE = 1 << 20
 START_SECONDS = 120.0
 LOG_TAIL = 1 << 16
 MAX_ANSWER = 1 << 30
+HERE = Path(__file__).resolve().parents[2]
+NOT_THE_USERS = (str(HERE), *{sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}, "<")
 
 
 class Died(Exception):
@@ -66,6 +70,16 @@ def message_of(error: BaseException) -> str:
         return "<its message cannot be shown>"
 
 
+def place_of(error: BaseException) -> str:
+    """The last line of the user's own code on the way to an exception; of any code, if there is none."""
+    frames = [*traceback.extract_tb(error.__traceback__)]
+    if error.__cause__ is not None:
+        frames += traceback.extract_tb(error.__cause__.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THE_USERS)]
+    where = (own or frames)[-1]
+    return f"{os.path.basename(where.filename)}, line {where.lineno}: {where.line}"
+
+
 @dataclass
 class Sandbox:
     """A process that holds `loader(argument)`, a function, and applies it to requests.
@@ -79,6 +93,7 @@ class Sandbox:
             (CUDA reserves far more addresses than it uses).
         files: open files allowed.
         records: dataclasses that answers may hold.
+        environment: variables of its environment, where the present one has none of the name.
 
     Use as a context manager. Needs a POSIX system for the limits on memory and files.
     """
@@ -89,6 +104,7 @@ class Sandbox:
     memory: int | None = 4096
     files: int = 1024
     records: tuple[type, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Sandbox:
@@ -128,7 +144,7 @@ class Sandbox:
 
     def _start(self) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `stop`
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**self.environment, **os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import _serve; _serve()"],
             stdin=subprocess.PIPE,
@@ -275,9 +291,7 @@ def _try(answers: int, handler: Callable[..., Any], request: tuple[Any, ...]) ->
     except SystemExit as error:
         _write(answers, encoded(("exit", str(error.code))))
     except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        line = f"{os.path.basename(where.filename)}, line {where.lineno}: {where.line}"
-        _write(answers, encoded(("raised", (type(error).__name__, message_of(error), line))))
+        _write(answers, encoded(("raised", (type(error).__name__, message_of(error), place_of(error)))))
     else:
         return True
     return False
