@@ -9,13 +9,22 @@ import contextlib
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import torch
+
+from specbound.runtime import registry
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch, Verdict
 from specbound.theory.prefix_tree import PrefixTree
 
 from ..laws.deviation import Deviation, as_fractions, distance, find_deviation, marginal
 from ..laws.instances import Instance
 from ..laws.judge import UNDECIDED, Evidence, optimum
+from ..laws.judge import evidence as evidence_of
+from ..laws.replay import Verify
+from .foreign.formats import BITS, BOUND, name_of, rounding
+from .foreign.interception import Interception
 from .laboratory import Broken, Laboratory
-from .mistakes import MISTAKES, Mistake
+from .mistakes import FAMILIES, MISTAKES, Mistake
 from .report import Breakdown, Case, Counterexample
 from .sampled import Sampled
 from .shrink import Shrunk, case_of, simplest
@@ -73,7 +82,8 @@ def explain(lab: Laboratory, failed: list[Case], stateful: bool, tolerance: floa
         again = "asked again about an instance on which it went wrong, the code answers otherwise"
         search.breakdowns.setdefault("changed", Breakdown("changed", again, *start.instance.size))
         found, evidence, deviation = Shrunk(tree, paths, 1), start.evidence, start.deviation
-    causes = () if stateful else likely_causes([(found.tree, found.paths, evidence), *_largest(failed, lab)])
+    compared = [(found.tree, found.paths, evidence), *_largest(failed, lab)]
+    causes = carry_missing(compared[0]) if stateful else likely_causes(compared)
     story = _counterexample(lab, found, evidence, deviation, causes)
     return Explained(story, causes, tuple(search.breakdowns.values()))
 
@@ -116,18 +126,64 @@ def _largest(failed: list[Case], lab: Laboratory) -> list[Compared]:
 
 
 def likely_causes(compared: list[Compared]) -> tuple[str, ...]:
-    """The known mistakes whose law equals the code's on every instance given.
+    """The known mistakes whose law equals the code's on every instance given; else what number format could explain it.
 
     Those of many paths are compared only if one of the instances has more than one, the others only if none has.
     """
+    single = all(paths == 1 for _, paths, _ in compared)
+    with Interception() as interception:
 
-    def explains(mistake: Mistake) -> bool:
-        if (mistake.paths == "single") != all(paths == 1 for _, paths, _ in compared):
+        def explains(mistake: Mistake) -> bool:
+            laws = ((mistake.law(tree, paths, interception).blocks, found) for tree, paths, found in compared)
+            return all(distance(known, found.blocks) < max(SAME_LAW, found.resolution) for known, found in laws)
+
+        known = [mistake for mistake in MISTAKES.values() if (mistake.paths == "single") == single]
+        groups: dict[str, str] = {}
+        for mistake in known:
+            if mistake.group not in groups and explains(mistake):
+                groups[mistake.group] = mistake.cause
+        causes = tuple(groups.values())
+        if not causes and single:
+            lengths = [(tree, found.acceptance_length) for tree, _, found in compared]
+            fitted = (family.member(lengths, interception) for family in FAMILIES.values())
+            causes = tuple(mistake.cause for mistake in fitted if mistake is not None and explains(mistake))
+    return causes or _within_a_format(compared)
+
+
+def _within_a_format(compared: list[Compared]) -> tuple[str, ...]:
+    """The finest number format whose rounding could explain every deviation; nothing beyond half precision."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        bounds = [rounding(tree.vocab, tree.length, dtype) for tree, _, _ in compared]
+        if all(found.total_variation <= bound for bound, (_, _, found) in zip(bounds, compared, strict=True)):
+            unit = f"2^-{BITS[dtype]}"
+            return (
+                f"a number format: every deviation compared is within {BOUND} {unit}, what rounding in "
+                f"{name_of(dtype)} can do",
+            )
+    return ()
+
+
+def carry_missing(case: Compared) -> tuple[str, ...]:
+    """The registered stateful verifiers whose stream is the code's if they are not given their carry."""
+    tree, paths, found = case
+
+    def explains(verify: Verify) -> bool:
+        def without(batch: Batch, draws: Draws) -> Verdict:
+            return verify(Batch(batch.tokens, batch.draft_probs, batch.target_probs), draws)
+
+        try:
+            made = evidence_of(without, tree, paths, stateful=True)
+        except Exception:
             return False
-        laws = ((mistake.law(tree, paths).blocks, found) for tree, paths, found in compared)
-        return all(distance(known, found.blocks) < max(SAME_LAW, found.resolution) for known, found in laws)
+        return distance(made.blocks, found.blocks) < SAME_LAW
 
-    return tuple(mistake.cause for mistake in MISTAKES.values() if explains(mistake))
+    entries = [registry.get(name) for name in registry.names()]
+    candidates = [entry for entry in entries if entry.stateful and (paths == 1 or entry.paths == "many")]
+    return tuple(
+        f"the carry is missing: the stream is that of {entry.name} if its carry is not read in the next call"
+        for entry in candidates
+        if explains(entry.verify)
+    )
 
 
 def _counterexample(

@@ -401,7 +401,7 @@ def _limits(lab: Laboratory, found: list[Case], tolerance: float, note: str) -> 
     evidence = [case.evidence for case in found if case.evidence]
     told = dict.fromkeys([note for entry in evidence for note in entry.notes] + [note] * bool(note))
     notes = "".join(f" {said}" for said in told)
-    where = "" if any(entry.resolution for entry in evidence) else ", in float64"
+    where = "" if any(entry.resolution > tolerance for entry in evidence) else ", in float64"
     tolerance = max([tolerance, *(entry.resolution for entry in evidence)])
     return (
         f"Exact on {len(found)} instances with {span}{where}, to {tolerance:.2g} in total variation."

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from fractions import Fraction
 
 import pytest
@@ -233,7 +234,9 @@ def test_the_report_is_json_and_text_and_says_what_was_not_looked_at():
 @pytest.mark.parametrize("paths", [1, 2])
 def test_known_mistakes_are_lossy_and_can_be_told_apart(paths):
     trees = [PrefixTree.random(3, 2, seed=seed, concentration=1.0) for seed in (1, 4)]
-    mistakes = [mistake for mistake in MISTAKES.values() if (mistake.paths == "single") == (paths == 1)]
+    trees.append(PrefixTree.iid([0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3], 1))
+    firsts = {mistake.group: mistake for mistake in reversed(MISTAKES.values())}
+    mistakes = [mistake for mistake in firsts.values() if (mistake.paths == "single") == (paths == 1)]
     laws = {mistake.name: [mistake.law(tree, paths).blocks for tree in trees] for mistake in mistakes}
     laws["none"] = [tree.target_law() for tree in trees]
     for one, other in itertools.combinations(laws, 2):
@@ -293,6 +296,20 @@ def test_adapters_read_the_usual_results_and_layouts():
         foreign(lambda tokens: [])(call)
     with pytest.raises(InvalidResult, match="returned 1000000000 entries"):
         foreign(lambda tokens: range(10**9))(call)
+
+
+def test_the_probability_of_a_branch_that_raises_is_told():
+    report = audit(zoo.divides_by_zero, vocab=range(2, 3), length=range(1, 2), paths=range(1, 2), cases=4)
+    said = [breakdown.message for breakdown in report.breakdowns]
+    assert all("ZeroDivisionError" in message for message in said)
+
+    def rarely(draft_tokens: list[int], q: list, p: list):
+        if random.random() < 0.25:
+            raise KeyError("rare")
+        return [0]
+
+    report = audit(rarely, vocab=range(2, 3), length=range(1, 2), paths=range(1, 2), cases=1)
+    assert report.breakdowns[0].message == "KeyError: 'rare', on a branch of probability 0.25 of this call"
 
 
 class Unspeakable(Exception):

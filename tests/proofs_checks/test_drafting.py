@@ -26,6 +26,37 @@ def residual(p, q):
 # ---------------------------------------------------------------------- right
 
 
+def without_replacement(draft_law, target_law, paths, rng, with_its_law=True):
+    """K different drafted tokens, each tried against what is left; wrong if the draft's law stays the first one's."""
+    p, q = target_law([]), draft_law([])
+    drafted: list[int] = []
+    for _ in range(paths):
+        left = np.where(np.isin(np.arange(len(q)), drafted), 0, q)
+        if not left.any():
+            break
+        drafted.append(int(rng.choice(len(q), p=left / left.sum())))
+    law = q
+    for x in drafted:
+        if rng.random() * law[x] < p[x]:
+            return drafted, [x, int(rng.choice(len(q), p=target_law([x])))]
+        p = residual(p, law)
+        if with_its_law:
+            law = np.where(np.arange(len(q)) == x, 0, law)
+            law = law / law.sum() if law.any() else law
+    return drafted, [int(rng.choice(len(q), p=p))]
+
+
+@pytest.mark.parametrize("with_its_law", [True, False])
+def test_a_subject_may_bring_its_drafter_that_draws_without_replacement(with_its_law):
+    def subject(draft_law, target_law, paths, rng):
+        return without_replacement(draft_law, target_law, paths, rng, with_its_law)
+
+    found = law(subject, ONE, paths=2)
+    off = found.law.total_variation(ONE.target_law())
+    assert off < 1e-12 if with_its_law else off > 1e-3
+    assert found.draft_distance > 0.1
+
+
 def independent_coins(draft_law, target_law, length, vocab, rng):
     drafted = []
     while len(drafted) < length:

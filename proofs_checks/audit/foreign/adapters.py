@@ -280,21 +280,41 @@ def enumerated(code: Foreign, tree: PrefixTree, paths: int = 1, thorough: bool =
         ValueError: if there are more than 50000 K-tuples of drafts.
     """
     tree = code.handed(tree)
-    drafted = [leaf for leaf in range(tree.leaves.start, tree.leaves.stop) if tree.draft_joint[leaf] > 0]
-    if len(drafted) ** paths > MAX_CALLS:
-        raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
-    tuples = list(itertools.product(drafted, repeat=paths))
+    tuples = _tuples(tree, paths)
     with Interception(code.function) as interception:
         calls = [partial(code, call_of(tree, leaves)) for leaves in tuples]
         laws = interception.by_either_route(lambda law: _laws(interception, law, calls, thorough), tree.vocab)
+    resolution, notes = stated(interception, tree, code.dtype, code.note)
+    return Enumerated(_emitted(tree, tuples, laws), wanted_law(tree), resolution, notes)
+
+
+def symbolic_law(interception: Interception, code: Foreign, tree: PrefixTree, paths: int) -> Law:
+    """The exact law of a program of ours under an interception that is in force already.
+
+    Raises:
+        NotExact, InvalidResult, ValueError: see `enumerated`.
+    """
+    tree = code.handed(tree)
+    tuples = _tuples(tree, paths)
+    laws = [interception.symbolic(partial(code, call_of(tree, leaves))) for leaves in tuples]
+    return _emitted(tree, tuples, laws)
+
+
+def _tuples(tree: PrefixTree, paths: int) -> list[tuple[int, ...]]:
+    """All K-tuples of leaves that can be drafted."""
+    drafted = [leaf for leaf in range(tree.leaves.start, tree.leaves.stop) if tree.draft_joint[leaf] > 0]
+    if len(drafted) ** paths > MAX_CALLS:
+        raise ValueError(f"{len(drafted)} drafts and {paths} paths are too many to enumerate; use a smaller tree")
+    return list(itertools.product(drafted, repeat=paths))
+
+
+def _emitted(tree: PrefixTree, tuples: list[tuple[int, ...]], laws: list[dict[Prefix, float]]) -> Law:
     emissions: dict[Prefix, float] = defaultdict(float)
     for leaves, law in zip(tuples, laws, strict=True):
         weight = float(np.prod(tree.draft_joint[list(leaves)]))
         for block, probability in law.items():
             emissions[block] += weight * probability
-    emitted = law_of_emissions(tree, emissions, sum(map(len, laws)))
-    resolution, notes = stated(interception, tree, code.dtype, code.note)
-    return Enumerated(emitted, wanted_law(tree), resolution, notes)
+    return law_of_emissions(tree, emissions, sum(map(len, laws)))
 
 
 def stated(

@@ -291,6 +291,8 @@ class Interception:
             with TorchSampler(self):
                 result = call()
         except Exception as error:
+            if self.questions.refusal is None and self.questions.weight < 1:
+                error.add_note(f"on a branch of probability {self.questions.weight:.3g} of this call")
             raise self.questions.refusal or error from None
         finally:
             INTERCEPTED[0] = False

@@ -63,11 +63,12 @@ class Raised(Exception):
 
 
 def message_of(error: BaseException) -> str:
-    """The words of an exception, also of one that cannot be shown."""
+    """The words of an exception and its notes, also of one that cannot be shown."""
     try:
-        return str(error)
+        said = str(error)
     except Exception:
-        return "<its message cannot be shown>"
+        said = "<its message cannot be shown>"
+    return ", ".join([said, *getattr(error, "__notes__", ())])
 
 
 def place_of(error: BaseException) -> str:
