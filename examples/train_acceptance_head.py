@@ -26,7 +26,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specbound import shipped_pair
-from specbound.runtime.acceptance_head import CLASS_WEIGHT, TARGET_SHARE, AcceptanceHead, train_head, training_examples
+from specbound.runtime.acceptance_head import (
+    CLASS_WEIGHT,
+    TARGET_SHARE,
+    prediction_figures,
+    train_head,
+    training_examples,
+)
 
 PROMPT_TOKENS = 32
 CONTINUATION = 96
@@ -72,30 +78,6 @@ def examples_of(target: Any, draft: Any, windows: torch.Tensor) -> tuple[torch.T
     return torch.cat(hidden), torch.cat(labels)
 
 
-def figures(head: AcceptanceHead, hidden: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """How well the head predicts held-out labels: mean, mean squared error, and the labels by predicted tenth."""
-    predicted = head.acceptance(hidden)
-    tenth = (predicted * 10).long().clamp_max(9)
-    table = [
-        {
-            "predicted": round(predicted[tenth == i].mean().item(), 4),
-            "accepted": round(labels[tenth == i].mean().item(), 4),
-            "examples": int((tenth == i).sum()),
-        }
-        for i in range(10)
-        if (tenth == i).any()
-    ]
-    return {
-        "examples": len(labels),
-        "mean_label": round(labels.mean().item(), 4),
-        "mean_predicted": round(predicted.mean().item(), 4),
-        "squared_error": round((predicted - labels).square().mean().item(), 4),
-        "squared_error_of_the_mean_label": round(labels.var(correction=0).item(), 4),
-        "correlation": round(torch.corrcoef(torch.stack([predicted, labels]))[0, 1].item(), 4),
-        "by_predicted_tenth": table,
-    }
-
-
 @click.command(help=__doc__.split("\n")[0], context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
 @click.option("--windows", type=click.IntRange(min=1), default=1000, help="Windows of training text.")
@@ -137,7 +119,7 @@ def main(
             "seed": seed,
         },
         "training_examples": len(labels),
-        "held_out": figures(head, *examples_of(target, draft, held_out_windows(target, tokenizer))),
+        "held_out": prediction_figures(head, *examples_of(target, draft, held_out_windows(target, tokenizer))),
     }
     out.mkdir(parents=True, exist_ok=True)
     head.save(out / "head.safetensors")

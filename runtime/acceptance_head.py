@@ -242,3 +242,39 @@ def train_head(
             optimizer.step()
             schedule.step()
     return head.eval()
+
+
+def prediction_figures(head: AcceptanceHead, hidden: Tensor, labels: Tensor) -> dict[str, Any]:
+    """How well a head predicts labels: means, mean squared error, correlation, and the labels by predicted tenth.
+
+    The correlation is None where it does not exist: one example, or no variation.
+
+    Args:
+        hidden [E, D]; labels [E] in [0, 1], of text the head was not trained on.
+    """
+    predicted = head.acceptance(hidden)
+    tenth = (predicted * 10).long().clamp_max(9)
+    table = [
+        {
+            "predicted": round(predicted[tenth == i].mean().item(), 4),
+            "accepted": round(labels[tenth == i].mean().item(), 4),
+            "examples": int((tenth == i).sum()),
+        }
+        for i in range(10)
+        if (tenth == i).any()
+    ]
+    return {
+        "examples": len(labels),
+        "mean_label": round(labels.mean().item(), 4),
+        "mean_predicted": round(predicted.mean().item(), 4),
+        "squared_error": round((predicted - labels).square().mean().item(), 4),
+        "squared_error_of_the_mean_label": round(labels.var(correction=0).item(), 4),
+        "correlation": _correlation(predicted, labels),
+        "by_predicted_tenth": table,
+    }
+
+
+def _correlation(left: Tensor, right: Tensor) -> float | None:
+    if len(left) < 2 or float(left.std()) == 0 or float(right.std()) == 0:
+        return None
+    return round(torch.corrcoef(torch.stack([left, right]))[0, 1].item(), 4)

@@ -16,9 +16,11 @@ from specbound.commands.check import check
 from specbound.commands.decode import decode
 from specbound.commands.demo import demo
 from specbound.commands.experiment import experiment
+from specbound.commands.mdp import mdp
 from specbound.commands.report import report
 from specbound.commands.solve import solve
 from specbound.commands.sweep import sweep
+from specbound.commands.train_head import train_head
 from specbound.commands.verifiers import verifiers
 
 LONGEST_LINE = 1000
@@ -30,7 +32,7 @@ def cli() -> None:
     """Ground truth for speculative-decoding verification, and a fast runtime beside it."""
 
 
-for command in (solve, check, audit, verifiers, decode, bench, sweep, experiment, demo, report):
+for command in (solve, check, audit, verifiers, decode, bench, sweep, experiment, demo, report, train_head, mdp):
     cli.add_command(command)
 
 

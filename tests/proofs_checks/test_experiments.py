@@ -13,7 +13,15 @@ import torch
 from matplotlib.figure import Figure
 
 from specbound import shipped_pair
-from specbound.proofs_checks.experiments import block_verification, decoding, energy, experiment, gbv, spectr_gbv
+from specbound.proofs_checks.experiments import (
+    block_verification,
+    decoding,
+    energy,
+    experiment,
+    gbv,
+    specdec,
+    spectr_gbv,
+)
 from specbound.proofs_checks.experiments.experiment import Experiment, Job, Settings, Table, Workplace
 from specbound.proofs_checks.experiments.joint_greedy import joint_greedy
 from specbound.proofs_checks.experiments.tasks import Prompt, read_tasks
@@ -185,14 +193,17 @@ def test_gbv_runs_on_the_shipped_pair_with_exact_values_beside_measured_ones(tmp
         ("specdec++", ["plain", "constant L=2", "confidence 0.3", "entropy 0.3", "head 0.3"]),
     ],
 )
-def test_the_other_experiments_run_on_the_shipped_pair(tmp_path, pair, name, methods):
-    settings = Settings(tuple(read_tasks(shipped_pair.TASKS, most=1))[:1], 4, 1, True, (2,), (2,))
+def test_the_other_experiments_run_on_the_shipped_pair(tmp_path, pair, name, methods, monkeypatch):
+    settings = Settings(tuple(read_tasks(shipped_pair.TASKS, most=2))[:2], 4, 1, True, (2,), (2,))
+    monkeypatch.setattr(specdec, "WRITTEN", 16)
+    monkeypatch.setattr(specdec, "REPEATS", 2)
     chosen = experiment.get(name)
     list(experiment.run(chosen, settings, Workplace(lambda: pair), tmp_path))
     found = experiment.records(tmp_path)
     made = chosen.tables(found)[0]
     assert [row[1] for row in made.rows][: len(methods)] == methods
-    assert all(record["tokens"] == 4 and record["perplexity"] > 1 for record in found)
+    decoded = [record for record in found if record["kind"] == "decoded"]
+    assert all(record["tokens"] == 4 and record["perplexity"] > 1 for record in decoded)
     figure = Figure()
     chosen.draw(found, figure)
     assert figure.axes
@@ -240,3 +251,19 @@ def test_energy_is_the_sum_of_the_packages_and_absent_without_them(tmp_path, mon
     assert energy.joules(tmp_path) == 6.0
     assert energy.used(6.0, 8.5) == 2.5
     assert energy.used(6.0, 1.0) is energy.used(None, 1.0) is None
+
+
+def test_modelled_speed_is_tokens_per_call_by_the_cost_of_drafting():
+    base = {"kind": "decoded", "tokens": 30, "calls": 10, "drafted": 40, "draft_seconds": 4.0, "target_seconds": 10.0}
+    quantity = specdec.modelled([base, base | {"tokens": 20}, {"kind": "decoded", "tokens": 9}])
+    assert quantity([base]) == f"{3 / (1 + 4 * 0.1):.3f}"
+    assert quantity([{"tokens": 9}]) == ""
+
+
+def test_a_stopping_job_finds_rules_that_are_never_above_the_optimum(pair):
+    prompt = read_tasks(shipped_pair.TASKS, most=1)[0]
+    found = specdec.stopping_job(prompt, 5).run(Workplace(lambda: pair))
+    assert found["contexts"] > 5
+    for rule in specdec.RULES:
+        assert 0 < found[rule] <= found["optimum"] + 1e-12
+    assert specdec._solved([found]).rows[0][:2] == (5, 1)

@@ -731,3 +731,37 @@ def test_three_routes_agree_on_the_optima(run, monkeypatch):
     assert code == 1
     assert "4 routes DO NOT AGREE" in out
     assert "is no transport problem" in run(*PUBLISHED, "--objective", "lossless", "--solver", "pot")[2]
+
+
+def test_a_head_is_trained_for_a_pair_and_decodes(run, tmp_path):
+    file, data = tmp_path / "head.safetensors", tmp_path / "text.py"
+    data.write_text("def main(x):\n    return x + 1\n\n" * 20)
+    small = ("--windows", "16", "--prompt-tokens", "8", "--new-tokens", "16", "--epochs", "2")
+    code, out, err = run("train-head", "--data", str(data), "--out", str(file), *small, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["training_examples"] > 5
+    assert 0 < report["held_out"]["mean_predicted"] < 1
+    code, _, err = run(
+        "decode", "--prompt", "x", "--adaptive", "head", "--head", str(file), "--max-new-tokens", "5", "--json"
+    )
+    assert code == 0, err
+    assert "trained on" in run("train-head", "--data", str(data), "--out", str(file), *small, "--from-data")[1]
+    assert (
+        "no file has 999 tokens"
+        in run("train-head", "--data", str(data), "--out", str(file), "--prompt-tokens", "999")[2]
+    )
+    assert "--data is missing" in run("train-head", "--out", str(file))[2]
+
+
+def test_two_models_pose_a_draft_length_problem_that_solve_solves(run, tmp_path):
+    file = str(tmp_path / "problem.json")
+    times = ("--target-time", "5", "--draft-time", "1")
+    code, out, err = run("mdp", "--prompt", "def main(", "--depth", "2", "--max-length", "2", "--out", file, *times)
+    assert code == 0, err
+    assert "a target pass takes 5, a drafted token 1" in out
+    solved = json.loads(run("solve", "--mdp", file, "--json")[1])
+    assert solved["instance"]["contexts"] > 1
+    assert all(entry["eta"]["share"] <= 1 + 1e-12 for entry in solved["constant_lengths"])
+    assert run("mdp", "--prompt", "def main(", "--depth", "1", "--out", file)[0] == 0
+    assert "give both or neither" in run("mdp", "--prompt", "x", "--out", file, "--draft-time", "1")[2]
