@@ -17,7 +17,7 @@ from specbound.runtime.verdict import Batch, Verdict
 from specbound.theory.prefix_tree import PrefixTree
 
 from ..laws.deviation import Deviation, as_fractions, distance, find_deviation, marginal
-from ..laws.instances import Instance
+from ..laws.instances import Instance, is_greedy
 from ..laws.judge import UNDECIDED, Evidence, optimum
 from ..laws.judge import evidence as evidence_of
 from ..laws.replay import Verify
@@ -73,6 +73,7 @@ def explain(lab: Laboratory, failed: list[Case], stateful: bool, tolerance: floa
     assert start.deviation is not None
     assert start.evidence is not None
     search = _Failing(lab, stateful, tolerance, first, min(STORY_GAP, start.deviation.excess / 10))
+    search.greedy = all(is_greedy(case.instance.tree) for case in failed)
     tree, paths = start.instance.tree, start.instance.paths
     if search.fails(tree, paths):
         found = simplest(tree, paths, search.fails)
@@ -93,11 +94,12 @@ class _Failing:
 
     def __init__(self, lab: Laboratory, stateful: bool, tolerance: float, position: int, gap: float) -> None:
         self.lab, self.stateful, self.tolerance, self.position, self.gap = lab, stateful, tolerance, position, gap
+        self.greedy = False
         self.breakdowns: dict[str, Breakdown] = {}
         self.last: tuple[Evidence, Deviation]
 
     def fails(self, tree: PrefixTree, paths: int) -> bool:
-        if self.breakdowns.keys() & set(FATAL):
+        if self.breakdowns.keys() & set(FATAL) or (self.greedy and not is_greedy(tree)):
             return False
         try:
             evidence = self.lab.evidence(tree, paths, self.stateful)

@@ -107,6 +107,7 @@ class AuditReport:
         limits: what the audit does not say.
         advice: if it is undecided, what to change so that it can be decided.
         seconds: time taken.
+        why: it is lossless, if it is one of those that are reported as biased now and then (see `schemes`), else empty.
     """
 
     target: str
@@ -129,6 +130,7 @@ class AuditReport:
     limits: str
     advice: str | None
     seconds: float
+    why: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -172,6 +174,7 @@ class AuditReport:
             "breakdowns": [vars(breakdown) for breakdown in self.breakdowns],
             "counterexample": counterexample,
             "causes": list(self.causes),
+            "why": self.why,
             "limits": self.limits,
             "advice": self.advice,
             "seconds": self.seconds,
@@ -194,6 +197,8 @@ def report_text(report: AuditReport) -> Text:
     text.append(f"  ({WAYS[report.way]}; {report.cases} instances, {report.seconds:.1f} s)\n")
     if report.declared is not None:
         text.append(f"It declares itself {'lossless' if report.declared else 'lossy'}.\n")
+    if report.why:
+        text.append(f"{report.why}\n")
     if report.worst is not None:
         text.append(
             f"First wrong at position {report.position}; total variation up to {report.largest_total_variation:.3g}.\n"

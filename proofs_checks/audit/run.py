@@ -19,7 +19,7 @@ from typing import Any
 from specbound.runtime.device import check_device
 
 from ..laws.deviation import find_deviation
-from ..laws.instances import Instance, instances
+from ..laws.instances import Instance, greedy, instances
 from ..laws.judge import VOID, contradiction, optimum, verdict
 from .counterexample import Explained, explain, sampled_counterexample, significant, smallest_breakdown
 from .foreign import conventions
@@ -31,6 +31,7 @@ from .price import price
 from .reality import CALLS, disagreement
 from .report import AuditReport, Breakdown, Case, report_text
 from .sampled import LOOKS, Sampled, plan, sample_law
+from .schemes import why_lossless
 
 __all__ = ["AuditReport", "audit", "report_text"]
 
@@ -57,6 +58,7 @@ def audit(
     memory: int = 4096,
     convention: str | None = None,
     dtype: str = "float32",
+    temperature_0: bool = False,
     progress: Callable[[int, int], None] | None = None,
     pace: Callable[[float], None] | None = None,
 ) -> AuditReport:
@@ -72,6 +74,8 @@ def audit(
         seconds, memory: limits of the sandbox, in seconds without a sign of progress and MiB.
         convention, dtype: how a foreign function is called, and the number format of its rows (see
             `foreign.conventions`); None to go by its parameters' names, in float64.
+        temperature_0: whether the target's rows are one-hot at their largest entry, as where it decodes greedily;
+            for an exact audit.
         progress: called before each instance as progress(instances done, instances in all).
         pace: called after each instance of an exact audit with the seconds that the others are likely to take.
 
@@ -84,6 +88,8 @@ def audit(
     tell = progress or _silent
     if convention is not None:
         target = _called(target, convention, dtype)
+    if temperature_0 and resolution is not None:
+        raise ValueError("temperature_0 is set, and a resolution too; a sampled audit is at temperature 1")
     if resolution is not None:
         count, rates = 12 if cases is None else cases, (resolution, false_alarm, miss)
         sizes = (vocab, length, paths)
@@ -92,6 +98,8 @@ def audit(
     with laboratory(target, seconds, memory) as lab:
         counts = _path_counts(lab, paths)
         wanted = list(instances(vocab, length, counts, 120 if cases is None else cases, seed, lab.families))
+        if temperature_0:
+            wanted = [greedy(case) for case in wanted]
         looked = _examine(lab, wanted, lab.stateful, tolerance, tell, pace or _silent)
         if looked.stateful and not lab.stateful:
             looked = _examine(lab, wanted, True, tolerance, tell, pace or _silent)
@@ -120,6 +128,7 @@ def audit(
         target=_name(target),
         way=lab.way,
         verdict=word,
+        why=why_lossless(looked.found) if word == "lossless" else "",
         declared=lab.declared,
         optimum="block-transport" if looked.stateful else "lossless",
         cases=len(looked.found),

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -209,6 +210,27 @@ def instances(
         for turn, i in enumerate(range(place, cases, len(sizes))):
             family = families[turn] if turn < len(families) else _family(place, turn - len(families))
             yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)
+
+
+def greedy(instance: Instance) -> Instance:
+    """The instance at temperature 0: every row of the target is one-hot at its first largest entry."""
+    tree = instance.tree
+
+    def one_hot(row: Any) -> list[Fraction]:
+        return list(one_hot_row(tree.vocab, int(np.argmax([float(entry) for entry in row]))))
+
+    rows = np.array([one_hot(row) for row in tree.rows(tree.target)], dtype=object)
+    target = tree.target.astype(object)
+    target[1:] = rows[tree.parent[1:], tree.token[1:]]
+    bonus = np.array([one_hot(row) for row in tree.bonus], dtype=object)
+    if not tree.exact:
+        target, bonus = target.astype(float), bonus.astype(float)
+    return replace(instance, tree=replace(tree, target=target, bonus=bonus))
+
+
+def is_greedy(tree: PrefixTree) -> bool:
+    """Whether every row of the target is one-hot."""
+    return {float(entry) for entry in [*tree.target[1:], *tree.bonus.ravel()]} <= {0.0, 1.0}
 
 
 def _family(place: int, turn: int) -> str:

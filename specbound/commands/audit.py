@@ -47,6 +47,7 @@ class Span(click.ParamType):
 @click.option("--conventions", is_flag=True, help="List the calling conventions and leave.")
 @click.option("--dtype", help="Number format of its rows: float32 (default), bfloat16 or float64; with --as.")
 @click.option("--junit", type=click.Path(dir_okay=False, writable=True), help="Write the verdict as JUnit XML too.")
+@click.option("--greedy", is_flag=True, help="At temperature 0: every row of the target is one token.")
 @click.option("--vocab", type=Span(), default="2..3", show_default=True, help="Vocabulary sizes V.")
 @click.option("--length", type=Span(), default="1..3", show_default=True, help="Draft lengths L.")
 @click.option("--paths", type=Span(), default="1..3", show_default=True, help="Numbers of drafted paths K.")
@@ -71,6 +72,7 @@ def audit(
     convention: str | None,
     conventions: bool,
     dtype: str | None,
+    greedy: bool,
     junit: str | None,
     vocab: range,
     length: range,
@@ -104,6 +106,8 @@ def audit(
     check_dotted("TARGET", target)
     if resolution is None and (sampling := {"--device", "--false-alarm"} & {*given_options(context)}):
         raise ValueError(f"{min(sampling)} belongs to a sampled audit; give --resolution too, or leave it out")
+    if greedy and resolution is not None:
+        raise ValueError("--greedy and --resolution do not go together; a sampled audit is at temperature 1")
     console = progress_console()
     with console.status(f"auditing {target}") as status:
         told: list[float] = []
@@ -133,6 +137,7 @@ def audit(
             memory=memory,
             convention=convention,
             dtype=dtype or "float32",
+            temperature_0=greedy,
             progress=show,
             pace=pace,
         )
