@@ -119,6 +119,37 @@ def decoding_section(report: Mapping[str, Any]) -> Section:
     return Section("decoding", "Decoding", settings + ".", (), table)
 
 
+def experiment_sections(report: Mapping[str, Any]) -> list[Section]:
+    """An experiment's picture and tables, from the file that `specbound experiment` writes.
+
+    Raises:
+        ValueError: there is no such experiment, or the tables and records are not what it writes.
+    """
+    from specbound.proofs_checks.experiments.experiment import get
+
+    about, made = report["experiment"], Figure(figsize=(9, 6), layout="constrained")
+    name = about["name"]
+    chosen = get(name)
+    try:
+        chosen.draw(report["records"], made)
+        picture = Picture(svg(made), f"{chosen.title} (arXiv:{chosen.paper}).")
+        sections = []
+        for place, table in enumerate(report["tables"]):
+            rows = [[_cell(value) for value in row] for row in table["rows"]]
+            heading = (
+                f"{name}: {table['title']}" if place else f"Experiment {name} (arXiv:{chosen.paper}): {table['title']}"
+            )
+            pictures = () if place else (picture,)
+            sections.append(Section(f"{name}-{place}", heading, table["note"], pictures, [table["columns"], *rows]))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"experiment {name}: tables or records are not what it writes ({error!r})") from None
+    return sections
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def sweep_sections(rows: Sequence[Row], planned: int) -> list[Section]:
     """A sweep: for each kind of instance its figures and its table, then the cases without a value.
 

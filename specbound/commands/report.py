@@ -45,6 +45,13 @@ FIXED_LENGTH, FIXED_PATHS = 3, 2
 )
 @click.option("--decoding", type=click.Path(dir_okay=False), help="Output of `demo --json` or `bench --json`.")
 @click.option(
+    "--experiment",
+    "experiments",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="A JSON file of `experiment`; may be repeated.",
+)
+@click.option(
     "--random", "random_count", type=click.IntRange(min=1), default=60, show_default=True, help="Random trees."
 )
 @click.option(
@@ -59,19 +66,23 @@ def report(
     out: str,
     findings: str | None,
     decoding: str | None,
+    experiments: tuple[str, ...],
     random_count: int,
     contexts: int,
     folder: str | None,
 ) -> int:
     """Write OUT, a self-contained HTML page: claims, curves, optimality gaps, a prefix tree, decoding results.
 
-    With --sweep: the figures and the table of a sweep, finished or not, and what --findings and --decoding hold.
+    With --experiment: an experiment's picture and tables. With --sweep: the figures and the table of a sweep, finished
+    or not, and what --findings, --decoding and --experiment hold.
     Exit code 3 if a verdict on the page is undecided.
     """
     from rich.progress import Progress
 
     from specbound.proofs_checks.sweep.results import by_method
     from specbound.report import decoding_section, page, sweep_sections
+
+    measured = [section for file in experiments for section in _experiment(file)]
 
     decoded = None if decoding is None else _read_json("--decoding", decoding, "decoding", DECODING_FIELDS)
     known = None if findings is None else _read_json("--findings", findings, "findings", FINDING_FIELDS)["findings"]
@@ -86,6 +97,7 @@ def report(
             sections = [_curves(progress), *_gaps(progress, random_count, contexts)]
     if decoded is not None:
         sections.append(decoding_section(decoded))
+    sections += measured
     write_text(out, page(known, sections))
     click.echo(f"wrote {out}")
     undecided = [finding["id"] for finding in known if finding["verdict"] == "undecided"] + swept
@@ -112,6 +124,28 @@ def _sweep(context: click.Context, folder: str) -> tuple[list[Row], int]:
     if not rows:
         raise ValueError(f"--sweep {folder}: no case is finished yet")
     return rows, len(cases(design))
+
+
+def _experiment(file: str) -> list[Section]:
+    """The sections of an experiment's file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from specbound.report import experiment_sections
+    from specbound.theory.json_objects import parse_json
+
+    data = parse_json(f"--experiment {file}", read_text("--experiment", file))
+    about = data.get("experiment") if isinstance(data, dict) else None
+    lists = isinstance(data, dict) and all(isinstance(data.get(name), list) for name in ("tables", "records"))
+    if not isinstance(about, dict) or not isinstance(about.get("name"), str) or not lists:
+        raise ValueError(
+            f'--experiment {file}: want the file that `experiment NAME` writes, "tables" and "records" in it'
+        )
+    try:
+        return experiment_sections(data)
+    except ValueError as error:
+        raise ValueError(f"--experiment {file}: {error}") from None
 
 
 def _read_json(option: str, file: str, field: str, wanted: Fields) -> dict[str, Any]:

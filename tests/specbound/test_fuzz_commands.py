@@ -173,6 +173,7 @@ POOLS: dict[tuple[str, str], list[str]] = {
     ("decode", "--target"): ["folder", "./folder", "./none", "none/none"],
     ("decode", "--draft"): ["folder", "./folder", "./none", "none/none"],
     ("decode", "--temperature"): ["0", "1", "1e-300", "1e300", "0.5"],
+    ("bench", "--adaptive"): ["entropy", "head"],
     ("bench", "--verifiers"): [*NAMES, "token,block", "token,"],
     ("bench", "--lengths"): SPANS,
     ("bench", "--paths"): SPANS,

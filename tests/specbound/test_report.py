@@ -176,3 +176,39 @@ def test_speeds_that_cannot_be_shown_are_refused(tmp_path, speed):
     )
     with pytest.raises(ValueError, match=r"want a number below|NaN"):
         _read_json("--decoding", str(tmp_path / "bench.json"), "decoding", DECODING_FIELDS)
+
+
+def experiment_file(folder, **changes):
+    record = {"kind": "decoded", "turn": "t", "temperature": "1", "tokens": 4, "seconds": 1.0, "perplexity": 3.5}
+    records = [record | {"method": name, "calls": 2, "block_efficiency": 2.0} for name in ("plain", "kseq K=3 L=8")]
+    table = {"title": "A table", "note": "a note", "columns": ["method", "value"], "rows": [["plain", 1.23456]]}
+    about = {"experiment": {"name": "spectr-gbv"}, "tables": [table], "records": records}
+    file = folder / "experiment.json"
+    file.write_text(json.dumps(about | changes))
+    return str(file)
+
+
+def test_an_experiment_stands_in_the_report_with_its_picture_and_tables(tmp_path):
+    from specbound.commands.report import _experiment
+
+    text = page([], _experiment(experiment_file(tmp_path)))
+    assert "Experiment spectr-gbv (arXiv:2604.25925): A table" in text
+    assert "1.235" in text
+    assert "<svg" in text
+    assert "tokens per target call" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experiment": {"name": "no"}}, "experiment is 'no'; known are"),
+        ({"records": [{}]}, "not what it writes"),
+        ({"tables": [{}]}, "not what it writes"),
+        ({"tables": None}, "want the file that `experiment NAME` writes"),
+    ],
+)
+def test_what_is_no_experiment_is_refused(tmp_path, changes, message):
+    from specbound.commands.report import _experiment
+
+    with pytest.raises(ValueError, match=message):
+        _experiment(experiment_file(tmp_path, **changes))
