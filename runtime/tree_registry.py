@@ -83,12 +83,12 @@ def names() -> list[str]:
 def default(drafter: Drafter) -> TreeVerifier:
     """The entry to use for the trees of this drafter where nobody asked for another.
 
-    Sampler match where all nodes are given (nothing keeps more), the race where independent paths follow a stem, else
-    UniVer.
+    The race where independent paths follow a stem; sampler match where all nodes are given (nothing keeps more);
+    UniVer where given and sampled children mix, traversal where all are sampled, by what they keep on the shipped pair.
     """
-    if drafter.children == "given":
-        return get("tree-match")
-    return get("tree-univer" if drafter.stem is None else "tree-score-race")
+    if drafter.stem is not None:
+        return get("tree-score-race")
+    return get({"given": "tree-match", "mixed": "tree-univer", "sampled": "tree-traversal"}[drafter.children])
 
 
 def entries() -> list[TreeVerifier]:

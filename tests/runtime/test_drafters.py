@@ -57,7 +57,7 @@ def test_the_whole_loop_with_a_race_behind_a_stem_has_the_law_of_the_target(pair
 def test_the_default_verifier_depends_on_the_tree():
     names = {shape: tree_registry.default(shape).name for shape in (*TREES, FixedShape((1, 1)))}
     assert list(names.values()) == [
-        "tree-univer",
+        "tree-traversal",
         "tree-score-race",
         "tree-match",
         "tree-univer",
@@ -361,6 +361,17 @@ def test_scores_and_logits_are_those_of_plain_decoding(way):
     wanted = target.generate(prompt, **plain, **ASKED)
     compared(generate(target, drafter, prompt, **plain, **own, **ASKED), wanted)
     compared(target.generate(prompt, custom_generate=speculative(drafter, **own), **plain, **ASKED), wanted)
+
+
+def test_scores_and_logits_are_those_of_the_path_that_won():
+    target, draft = tiny("llama", 2, vocab=11, layers=2), tiny("qwen2", 3, vocab=11)
+    prompt, sampling = torch.tensor([[1, 2, 3]]), EXACT | {"temperature": 2.0, "max_new_tokens": 12, "pad_token_id": 0}
+    generator = torch.Generator().manual_seed(0)
+    found = generate(target, draft, prompt, paths=2, length=3, generator=generator, **sampling, **ASKED)
+    assert bool((found.statistics.path * found.statistics.accepted > 0).any())
+    wanted = target(found.sequences).logits[0, 2:-1].float()
+    torch.testing.assert_close(torch.cat(found.logits), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.cat(found.scores), wanted / 2, rtol=1e-6, atol=1e-6)
 
 
 def test_scores_and_logits_end_with_their_row():
