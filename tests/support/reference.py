@@ -104,6 +104,23 @@ DEGENERATE = {
 }
 
 
+def decoy(share: float, rare: float, length: int) -> PrefixTree:
+    """A rare branch that the target likes less than the draft, and below it one sure token: two parts give it away.
+
+    root p=(share rare, rest), q=(rare, rest); after 0 p=(1,0), q=(share,..); then both sure; after 1 disjoint.
+    """
+
+    def target(prefix):
+        return [share * rare, 1 - share * rare] if not prefix else [1, 0]
+
+    def draft(prefix):
+        if not prefix:
+            return [rare, 1 - rare]
+        return [0, 1] if prefix[0] == 1 else [share, 1 - share] if prefix == (0,) else [1, 0]
+
+    return PrefixTree.from_conditionals(target, draft, 2, length)
+
+
 def sparse(vocab: int, length: int, seed: int) -> PrefixTree:
     """Rows with zeros, sure rows, equal rows and ratios of many sizes, one after another at random."""
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from specbound.theory import multi_path, score_race, selection, single_path
 from specbound.theory.feasibility import selection_excess
 from specbound.theory.known_values import key_race
 from specbound.theory.prefix_tree import PrefixTree
-from tests.support.reference import DEGENERATE, INSTANCES, sparse
+from tests.support.reference import DEGENERATE, INSTANCES, decoy, sparse
 
 RULES = ("two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved", "best-set-soft")
 RESERVED = ("two-part-reserved", "best-set-reserved")
@@ -24,23 +24,6 @@ def value(tree: PrefixTree, paths: int, rule: score_race.Rule) -> float:
 
 def block_value(tree: PrefixTree) -> float:
     return float(single_path.acceptance(tree.as_float())[1:].sum())
-
-
-def decoy(share: float, rare: float, length: int) -> PrefixTree:
-    """A rare branch that the target likes less than the draft, and below it one sure token: two parts give it away.
-
-    root p=(share rare, rest), q=(rare, rest); after 0 p=(1,0), q=(share,..); then both sure; after 1 disjoint.
-    """
-
-    def target(prefix):
-        return [share * rare, 1 - share * rare] if not prefix else [1, 0]
-
-    def draft(prefix):
-        if not prefix:
-            return [rare, 1 - rare]
-        return [0, 1] if prefix[0] == 1 else [share, 1 - share] if prefix == (0,) else [1, 0]
-
-    return PrefixTree.from_conditionals(target, draft, 2, length)
 
 
 def adversaries() -> list[PrefixTree]:
