@@ -1,7 +1,8 @@
-"""Where a call's time goes: the models' passes, sampling, verification, bookkeeping; and how near the ideal that is.
+r"""Where a call's time goes: the models' passes, sampling, verification, bookkeeping; and how near the ideal that is.
 
     python benchmarks/overhead.py [--pair shipped|large] [--prompts 6] [--new-tokens 96]
-    python benchmarks/overhead.py --pair large --settings 1x2,1x4,1x6,2x2,2x4,4x2,4x4 --out several_paths.json
+    python benchmarks/overhead.py --pair large --dtype bfloat16 --settings 1x3,1x4,1x6,2x4,4x3,4x4 \
+        --prompts 7 --new-tokens 48 --out benchmarks/results/overhead_bfloat16.json
 
 Every prompt is decoded by plain generation and by each setting in random order before the next. Parts of a call:
     target, draft   inside the models' own forward
@@ -109,9 +110,18 @@ def timed(clock: Clock, target: Any, draft: Any) -> Iterator[None]:
 @click.option("--prompts", default=6, show_default=True)
 @click.option("--new-tokens", default=96, show_default=True)
 @click.option("--batch", default=1, show_default=True, help="Prompts decoded side by side.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the large pair.",
+)
 @click.option("--settings", default="1x3,1x5,2x3,4x3", show_default=True, help="Paths x draft length.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="results/overhead_PAIR.json.")
-def main(which: str, prompts: int, new_tokens: int, batch: int, settings: str, out: Path | None) -> None:
+def main(
+    which: str, prompts: int, new_tokens: int, batch: int, dtype: str, settings: str, out: Path | None
+) -> None:  # fmt: skip
     """Measure, print, and write as JSON."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -123,7 +133,7 @@ def main(which: str, prompts: int, new_tokens: int, batch: int, settings: str, o
         width = min(tokens.shape[1] for tokens in coded)
         rows = [tokens[:, :width] for tokens in coded]
     else:
-        target, draft = truncated_pair()
+        target, draft = truncated_pair(dtype=getattr(torch, dtype))
         rows = list(torch.randint(VOCAB, (prompts * batch, 1, 32), generator=torch.Generator().manual_seed(0)))
     inputs = [torch.cat(rows[place * batch : (place + 1) * batch]) for place in range(len(rows) // batch)]
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": None}
@@ -155,7 +165,13 @@ def main(which: str, prompts: int, new_tokens: int, batch: int, settings: str, o
         click.echo(f"turn {number} of {len(inputs)}", err=True)
         if number:
             results = [summary(name, taken, clocks, calls, batch) for name in runs]
-            settings_used = {"pair": which, "batch": batch, "turns": number, "new_tokens": new_tokens}
+            settings_used = {
+                "pair": which,
+                "dtype": str(target.dtype),
+                "batch": batch,
+                "turns": number,
+                "new_tokens": new_tokens,
+            }
             report = {"machine": machine("cpu"), "parameters": parameters(target), **settings_used, "results": results}
             (out or RESULTS / f"overhead_{which}.json").write_text(
                 json.dumps(report, indent=1) + "\n", encoding="utf-8"
