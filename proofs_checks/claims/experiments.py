@@ -7,23 +7,33 @@ form a prefix tree, and every verifier's expected number of kept tokens on it is
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
-from specbound.theory import single_path, token_level
+from specbound.theory import known_values, single_path, stopping, token_level
+from specbound.theory.joint_decoding import JointSpeculation, mjsd, speculative_sampling
 from specbound.theory.prefix_tree import PrefixTree
+from specbound.theory.stopping import StoppingInstance
 
+from ..laws.judge import looped_pair
 from ..laws.law import exact_law
+from ..laws.stopping_models import stopping_instance
 from .block_verification import BV, Phi
+from .draft_length import SPECDEC
 from .evidence import Value
+from .joint_decoding import MJSD
 from .ledger import Outcome, Paper, claim
 from .multi_path import GBV, block_value, gbv_value, key_race_value, lossless_bound
+from .spectr_gbv import SPECTR_GBV
 
 DELAYED = Paper("Delayed", "Delayed tree expansion", "2602.16994")
 PROMPTS = 6
 
 
 @cache
-def shipped_trees(length: int, top_k: int, count: int = PROMPTS) -> tuple[PrefixTree, ...]:
+def shipped_trees(length: int, top_k: int, count: int = PROMPTS, temperature: float = 1.0) -> tuple[PrefixTree, ...]:
     """Prefix trees of the shipped pair at the first held-out prompts, both models under top-k sampling."""
     from specbound.runtime.models import load_pair
     from specbound.shipped_pair import DRAFT, TARGET, prompts
@@ -32,7 +42,7 @@ def shipped_trees(length: int, top_k: int, count: int = PROMPTS) -> tuple[Prefix
 
     pair = load_pair(TARGET, DRAFT)
     contexts = [pair.tokenizer(entry["text"], return_tensors="pt")["input_ids"][0] for entry in prompts()[:count]]
-    return tuple(from_models(pair.target, pair.draft, context, length=length, top_k=top_k) for context in contexts)
+    return tuple(from_models(pair.target, pair.draft, context, length, top_k, temperature) for context in contexts)
 
 
 def mean(values: list[float]) -> float:
@@ -82,6 +92,103 @@ def gbv_is_above_block_on_models(value: Value, deep: bool) -> Outcome:
     if min(kept.values()) > block:
         return Outcome("holds", evidence)
     return Outcome("refuted", evidence, f"{len(trees)} contexts of the shipped pair, top-k 3, L=4")
+
+
+SPECTR_RIVALS = ("token", "kseq", "gbv")
+
+
+def derived_value(tree: PrefixTree, paths: int) -> float:
+    """The acceptance that SpecTr-GBV derives, the sum of F; the verifier `spectr-gbv` attains it."""
+    return float(known_values.spectr_gbv_claim(tree, paths)[1:].sum())
+
+
+@claim(
+    "SPECTR-above-baselines-experiment",
+    paper=SPECTR_GBV,
+    kind="experiment",
+    source="[SpecTr-GBV] experiments (secondary source): 12.4 % more than token verification at draft length 12, "
+    "three paths, temperature 0.4",
+    statement="SpecTr-GBV keeps more tokens per call than token verification, SpecTr's K-SEQ and greedy multi-path "
+    "block verification, on language models.",
+    tested="the acceptance that the paper derives, which a lossless construction attains, against closed forms, mean "
+    "over contexts of the shipped pair, temperature 0.4, top-k 2, L = 4, K = 3",
+    subject=derived_value,
+    control=gbv_value,
+)
+def spectr_gbv_is_ahead_on_models(value: Value, deep: bool) -> Outcome:
+    trees = shipped_trees(4, 2, temperature=0.4)
+    ahead = mean([float(value(tree, 3)) for tree in trees])
+    closed = [{known.name: known.value for known in known_values.known_values(tree, 3)} for tree in trees]
+    rivals = {name: mean([values[name] for values in closed]) for name in SPECTR_RIVALS}
+    evidence = f"{ahead:.3f} against {', '.join(f'{kept:.3f} ({name})' for name, kept in rivals.items())}"
+    evidence += f"; {len(trees)} contexts"
+    if ahead > max(rivals.values()) + 1e-12:
+        return Outcome("holds", evidence)
+    return Outcome(
+        "refuted", evidence, f"{len(trees)} contexts of the shipped pair, temperature 0.4, top-k 2, L=4, K=3"
+    )
+
+
+Rates = Callable[[StoppingInstance], dict[Any, Any]]
+
+
+@claim(
+    "SPECDEC-faster-experiment",
+    paper=SPECDEC,
+    kind="experiment",
+    source="[SpecDec++] experiments: 2.04, 2.26 and 2.23 times plain decoding, above constant draft lengths",
+    statement="Stopping a draft once the probability of a rejection passes a threshold commits more tokens in the same "
+    "time than the best constant length of at least one token, on language models.",
+    tested="exact rates of the best threshold and the best constant length under token verification, mean ratio over "
+    "contexts of the shipped pair, top-k 2, three tokens deep, a target pass worth 5 and 10 drafted tokens; "
+    "a threshold always drafts one token, so plain decoding is not among its rivals",
+    subject=stopping.threshold_rates,
+    control=stopping.constant_length_rates,
+)
+def thresholds_are_faster_on_models(rates: Rates, deep: bool) -> Outcome:
+    found: dict[int, float] = {}
+    for ratio in (5, 10):
+        instances = [stopping_instance(tree, float(ratio), 1.0, 3, "token", 1) for tree in shipped_trees(3, 2)]
+        bests = [
+            (stopping.best_of(rates(instance))[1], stopping.best_of(stopping.constant_length_rates(instance))[1])
+            for instance in instances
+        ]
+        found[ratio] = mean([float(own) / float(constant) for own, constant in bests])
+    shown = ", ".join(f"{100 * (gain - 1):.2f} % at {ratio}" for ratio, gain in found.items())
+    if min(found.values()) > 1 + 1e-12:
+        return Outcome("holds", f"more tokens in the same time: {shown}; {PROMPTS} contexts")
+    return Outcome("refuted", shown, f"{PROMPTS} contexts of the shipped pair, top-k 2, three tokens deep")
+
+
+@claim(
+    "MJSD-better-and-faster-experiment",
+    paper=MJSD,
+    kind="experiment",
+    source="[MJSD] abstract: lower perplexity than single-token sampling, faster than speculative decoding",
+    statement="Joint verification of beam drafts gives text of lower perplexity under the target than sampling from "
+    "it, in fewer target calls than speculative decoding, on language models.",
+    tested="exact output laws of three tokens, beam of two, two drafted tokens, tau = 0.1, against token verification "
+    "of sampled drafts; geometric mean of perplexities and mean calls over contexts of the shipped pair, top-k 2",
+    subject=0.1,
+    control=1.0,
+)
+def joint_decoding_is_better_and_faster_on_models(tau: float, deep: bool) -> Outcome:
+    nats: tuple[list[float], list[float]] = ([], [])
+    calls: tuple[list[float], list[float]] = ([], [])
+    for tree in shipped_trees(3, 2):
+        pair = looped_pair(tree)
+        joint = mjsd(JointSpeculation(pair.target, pair.draft, 2, 2, tau), 3, "sample")
+        plain = speculative_sampling(pair.target, pair.draft, 2, 3)
+        for place, law in enumerate((joint, plain)):
+            nats[place].append(math.log(law.perplexity_of_mean))
+            calls[place].append(float(law.calls))
+    own, sampled = (math.exp(mean(values)) for values in nats)
+    needed, baseline = (mean(values) for values in calls)
+    evidence = f"perplexity {own:.3f} against {sampled:.3f}, calls {needed:.3f} against {baseline:.3f}"
+    evidence += f"; {PROMPTS} contexts"
+    if own < sampled and needed < baseline:
+        return Outcome("holds", evidence)
+    return Outcome("refuted", evidence, f"{PROMPTS} contexts of the shipped pair, top-k 2, three tokens")
 
 
 RIVALS = {"kseq": 2, "specinfer": 2, "block": 1, "naive": 2}
