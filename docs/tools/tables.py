@@ -173,3 +173,53 @@ def monotone() -> str:
 
 def _ratio(entry: dict[str, float], digits: int = 3) -> str:
     return f"{entry['mean']:.{digits}f} +- {entry['half_width']:.{digits}f}"
+
+
+def _of_drafts(part: str) -> dict[str, Any]:
+    """A part of the recorded benchmark of drafts."""
+    return json.loads((ROOT / "benchmarks" / "results" / "drafts.json").read_text(encoding="utf-8"))[part]
+
+
+def looked_up() -> str:
+    """Prompt look-up against plain decoding, from the recorded benchmark."""
+    lines = ["| text | temperature | tokens per call | times as fast, wall | processor |", "|---|---:|---:|---:|---:|"]
+    for entry in _of_drafts("look-up")["results"]:
+        cells = [f"{entry['temperature']:.1f}", f"{entry['block_efficiency']:.2f}"]
+        for kind, name in (("speed_ratio", "interval"), ("processor_speed_ratio", "processor_interval")):
+            low, high = entry[name]
+            cells.append(f"{entry[kind]:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(f"| {entry['text']}, {entry['prompts']} prompts | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def drafted_trees() -> str:
+    """Tokens per call of ways to draft with equally many nodes, from the recorded benchmark."""
+    lines = ["| nodes | drafts | L | verifier | tokens per call | to the best independent paths |"]
+    lines.append("|---:|---|---:|---|---:|---:|")
+    for entry in _of_drafts("trees")["results"]:
+        names = f"{entry['nodes']} | `{entry['drafts']}` | {entry['length']} | `{entry['verifier']}`"
+        difference = entry["difference"]
+        against = f"{difference['mean']:+.2f} +- {difference['half_width']:.2f}" if difference["half_width"] else ""
+        lines.append(f"| {names} | {_ratio(entry['tokens_per_call'], 2)} | {against} |")
+    return "\n".join(lines) + "\n"
+
+
+def drafted_exact() -> str:
+    """Certified optima of drafting laws and what verifiers keep of them, from the recorded enumeration."""
+    lines = ["| drafts | optimum | kept, and its share of the optimum |", "|---|---:|---|"]
+    for entry in _of_drafts("exact")["ways"]:
+        best = entry["optimum"]
+        kept = ", ".join(f"`{name}` {value:.3f} ({value / best:.1%})" for name, value in entry["kept"].items())
+        lines.append(f"| `{entry['drafts']}` | {best:.3f} | {kept} |")
+    return "\n".join(lines) + "\n"
+
+
+def drafted_curves() -> str:
+    """The optimum against the number of drafted nodes, from the recorded enumeration."""
+    record = _of_drafts("exact")
+    lines = ["| drafts | " + " | ".join(f"{nodes} nodes" for nodes in record["budgets"]) + " |"]
+    lines.append("|---|" + "---:|" * len(record["budgets"]))
+    for kind, values in record["curves"].items():
+        cells = ["" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
