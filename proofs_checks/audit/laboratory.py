@@ -11,8 +11,10 @@ import torch
 
 from specbound.theory.prefix_tree import Prefix, PrefixTree
 
+from ..laws.deviation import Deviation
 from ..laws.judge import Evidence
 from .foreign.sandbox import Died, Raised, Sandbox, message_of
+from .large import LargeLaw
 from .subject import facts_of, load, subject_of
 
 DRIVERS = "active drivers"
@@ -20,6 +22,7 @@ NO_GPU = (
     ": there is no GPU for this Triton kernel. Name it as package.module:function, and the audit has Triton interpret "
     "it, or set TRITON_INTERPRET=1 before its module is imported"
 )
+RECORDS = (Evidence, LargeLaw, Deviation)
 KINDS = {
     "NotExact": "not exact",
     "TooLarge": "too large",
@@ -86,6 +89,15 @@ class Laboratory:
         with _breakdowns():
             return self.call("real", tree.as_float(), paths, count, seed)
 
+    def large(self, vocab: int, length: int, seed: int) -> LargeLaw:
+        """The exact law on an instance of a large vocabulary (see `Subject.large`).
+
+        Raises:
+            Broken: if the code gives none.
+        """
+        with _breakdowns():
+            return self.call("large", vocab, length, seed)
+
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Counts of the first tokens of streams (see `Subject.stream`).
 
@@ -132,7 +144,7 @@ def laboratory(target: Any, seconds: float, memory: int | None) -> Iterator[Labo
         return
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     loader = "specbound.proofs_checks.audit.subject:serve"
-    with Sandbox(loader, target, seconds, memory, records=(Evidence,), environment=interpreted) as sandbox:
+    with Sandbox(loader, target, seconds, memory, records=RECORDS, environment=interpreted) as sandbox:
         try:
             way, paths, declared, stateful, families, sharper = sandbox.call("facts")
         except Raised as error:

@@ -89,7 +89,8 @@ class AuditReport:
     """The result of an audit.
 
     Attributes:
-        target: what was audited; way: "replay", "interception" or "sampled".
+        target: what was audited; way: "replay", "interception", "conditional" (large
+            vocabularies) or "sampled".
         verdict: "lossless" (exact), "not rejected" (sampled), "not lossless", "broken" (it crashed, hung, ...) or
             "undecided" (nothing was looked at, or it cannot be audited exactly).
         declared: what a registered verifier declares about itself, None if nothing.
@@ -187,6 +188,7 @@ WAYS = {
     "replay": "exact, by replaying its draws",
     "interception": "exact, by intercepting its randomness",
     "sampled": "sampled",
+    "conditional": "exact conditional laws, by intercepting its randomness",
 }
 
 

@@ -33,12 +33,15 @@ from ..laws.replay import Stateful, Verify, replay
 from .foreign import conventions
 from .foreign.adapters import KNOWN, Foreign, call_of, enumerated, foreign
 from .foreign.drafting import DraftAndVerify, draft_and_verify, joint_law, takes_laws
+from .foreign.lazy import NotExact
 from .foreign.sandbox import alive
 from .foreign.triton_coins import repair_interpreter
 from .hidden_state import look_for_state, only_its_draws
+from .large import LargeLaw, large_instance, large_law
 from .reality import continued, real_streams
 
 BATCH = 8192
+NO_LARGE = "exact laws at large vocabularies want a foreign function that is given its drafts"
 
 
 class Subject(Protocol):
@@ -65,6 +68,9 @@ class Subject(Protocol):
 
     def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
         """Counts of the first L+1 tokens of `count` real calls, continued by the target that it was given."""
+
+    def large(self, vocab: int, length: int, seed: int) -> LargeLaw:
+        """Its exact law on an instance of a large vocabulary (see `large`)."""
 
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Counts of the first tokens of `count` real streams, call after call, the carry passed on."""
@@ -128,6 +134,10 @@ class TensorSubject:
         """See `Subject.real`."""
         return continued(tree, self.sample(tree, paths, count, seed, "cpu"), seed)
 
+    def large(self, vocab: int, length: int, seed: int) -> LargeLaw:
+        """Not asked: a tensor verifier is replayed on small vocabularies."""
+        raise NotExact(NO_LARGE)
+
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Real streams of different requests in one batch, on the two models of `judge.looped_pair`."""
         return real_streams(self.verify, judge.looped_pair(tree), tree.length, paths, count, seed, tokens)
@@ -185,6 +195,14 @@ class ForeignSubject:
     def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
         """See `Subject.real`."""
         return continued(self.code.handed(tree), self.sample(tree, paths, count, seed, "cpu"), seed)
+
+    def large(self, vocab: int, length: int, seed: int) -> LargeLaw:
+        """See `Subject.large`; with rows in float64 if it runs with them."""
+        if self.code.precise is not None:
+            code = self.code.precise()
+            with contextlib.suppress(TypeError, RuntimeError, AssertionError):
+                return large_law(code, large_instance(vocab, length, seed, code.row))
+        return large_law(self.code, large_instance(vocab, length, seed, self.code.row))
 
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Not asked: foreign code returns no carry."""
@@ -263,6 +281,10 @@ class PairSubject:
     def real(self, tree: PrefixTree, paths: int, count: int, seed: int) -> dict[Prefix, int]:
         """See `Subject.real`."""
         return continued(self.code.handed(tree), self.sample(tree, paths, count, seed, "cpu"), seed)
+
+    def large(self, vocab: int, length: int, seed: int) -> LargeLaw:
+        """Not asked: its drafts cannot be held to few tokens."""
+        raise NotExact(NO_LARGE)
 
     def stream(self, tree: PrefixTree, paths: int, count: int, seed: int, tokens: int) -> dict[Prefix, int]:
         """Not asked: foreign code returns no carry."""

@@ -9,6 +9,7 @@ Letters: V vocabulary size, L draft length, p target row, q draft row.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -186,13 +187,20 @@ def random_tree(family: str, vocab: int, length: int, seed: int) -> PrefixTree:
 
 
 def instances(
-    vocab: range, length: range, paths: range, cases: int, seed: int = 0, families: Sequence[str] = ()
+    vocab: range,
+    length: range,
+    paths: range,
+    cases: int,
+    seed: int = 0,
+    families: Sequence[str] = (),
+    max_leaves: float = math.inf,
 ) -> Iterator[Instance]:
     """`cases` instances, small sizes first: every (V, L, K) of the ranges in turn, each with its next family.
 
     Every second instance of a size is of a generic family, where most mistakes show; the others go through the special
     ones, and every size starts at another one; `families` come before them all. The i-th instance depends on the
-    ranges, the families, `seed` and i only, so that a case can be named and drawn again.
+    ranges, the families, `seed` and i only, so that a case can be named and drawn again. Trees of more than
+    `max_leaves` leaves are not grown, and left out.
 
     Raises:
         ValueError: for an empty or non-positive range, or cases < 1.
@@ -209,7 +217,8 @@ def instances(
     for place, (v, ell, k) in enumerate(sizes):
         for turn, i in enumerate(range(place, cases, len(sizes))):
             family = families[turn] if turn < len(families) else _family(place, turn - len(families))
-            yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)
+            if v**ell <= max_leaves:
+                yield Instance(family, random_tree(family, v, ell, 100_003 * seed + i), k)
 
 
 def greedy(instance: Instance) -> Instance:

@@ -12,7 +12,7 @@ import torch
 from specbound.proofs_checks.audit import audit, report_text
 from specbound.proofs_checks.audit.foreign.adapters import enumerated
 from specbound.proofs_checks.audit.foreign.conventions import subject
-from specbound.proofs_checks.audit.foreign.formats import BITS, DTYPES, representable, rounding
+from specbound.proofs_checks.audit.foreign.formats import BITS, DTYPES, representable, representable_row, rounding
 from specbound.theory.prefix_tree import PrefixTree
 from tests.support import stand_ins
 
@@ -76,13 +76,14 @@ def test_rows_that_are_handed_over_are_those_that_the_law_is_compared_with(name,
     """What the format makes of a row, read back and normalised, is the row; done twice it is the same."""
     dtype = DTYPES[name]
     tree = PrefixTree.random(3, 2, seed=4)
-    once = representable(tree, dtype, logits)
+    row_of = partial(representable_row, dtype=dtype, logits=logits)
+    once = representable(tree, row_of)
     rows = once.rows(once.target)[:4]
     np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-15)
     given = torch.from_numpy(np.log(rows / rows.max(axis=1, keepdims=True)) if logits else rows).to(dtype).double()
     back = given.softmax(-1) if logits else given
     np.testing.assert_allclose(back.numpy(), rows, rtol=1e-14)
-    twice = representable(once, dtype, logits)
+    twice = representable(once, row_of)
     np.testing.assert_allclose(twice.target, once.target, rtol=1e-14)
     assert abs(once.target - tree.target).max() < 16 * 2.0 ** -BITS[dtype]
 
@@ -90,7 +91,7 @@ def test_rows_that_are_handed_over_are_those_that_the_law_is_compared_with(name,
 def test_rows_on_a_grid_keep_their_zeros_and_sum_to_one():
     tree = PrefixTree.iid([Fraction(1, 10**6), Fraction(999_999, 10**6), 0], [Fraction(1, 3)] * 3, 1)
     for name in ("float32", "bfloat16"):
-        rows = representable(tree, DTYPES[name], logits=False)
+        rows = representable(tree, partial(representable_row, dtype=DTYPES[name], logits=False))
         assert rows.target[1:4].sum() == rows.draft[1:4].sum() == 1
         assert rows.target[3] == 0
 

@@ -26,7 +26,7 @@ from ...laws.emissions import law_of_emissions
 from ...laws.law import Law, batch_of
 from ...laws.replay import InvalidResult
 from ..hidden_state import look_for_state
-from .formats import BITS, BOUND, coarser, name_of, rounding
+from .formats import BITS, BOUND, coarser, name_of, representable, rounding
 from .interception import Interception, Route
 
 Kind = Literal["list", "numpy", "torch"]
@@ -88,7 +88,7 @@ class Foreign:
         emitted: from its result (and the `Call`) to the emitted tokens: those kept and the one that follows them.
         paths: "single" if it takes one drafted path, "many" if K >= 1.
         dtype: number format of its rows.
-        rows: from an instance to the one whose rows that format can hold; None in float64.
+        row: from a row to the one that this format can hold; None in float64.
         precise: makes the same subject with rows in float64; None if these are.
         families: families of instances that every audit must hold.
         note: what a reader of its law has to know.
@@ -99,14 +99,14 @@ class Foreign:
     emitted: Result
     paths: Literal["single", "many"] = "single"
     dtype: torch.dtype = torch.float64
-    rows: Callable[[PrefixTree], PrefixTree] | None = None
+    row: Callable[[np.ndarray], np.ndarray] | None = None
     precise: Callable[[], Any] | None = None
     families: tuple[str, ...] = ()
     note: str = ""
 
     def handed(self, tree: PrefixTree) -> PrefixTree:
         """The instance as the function gets it, in float64."""
-        return self.rows(tree) if self.rows else tree.as_float()
+        return representable(tree, self.row) if self.row else tree.as_float()
 
     def __call__(self, call: Call) -> Prefix:
         """The emitted block for one call; random.

@@ -18,7 +18,7 @@ from . import engines
 from .adapters import Call, Foreign
 from .drafting import DraftAndVerify
 from .engines import Arguments
-from .formats import BITS, BOUND, DTYPES, representable
+from .formats import BITS, BOUND, DTYPES, representable_row
 
 Build = Callable[[Call, torch.dtype], Arguments]
 Read = Callable[[Any, Arguments, Call], Sequence[int]]
@@ -69,10 +69,10 @@ def subject(function: Callable[..., Any], name: str, dtype: str = "float32") -> 
     convention, kind = CONVENTIONS[name], DTYPES[dtype]
     _check_parameters(function, convention)
     note = f"Called as {name}, with rows in {dtype}; {BOUND} 2^-{BITS[kind]} counts as rounding."
-    rows = partial(representable, dtype=kind, logits=convention.logits)
+    row = partial(representable_row, dtype=kind, logits=convention.logits)
     precise = None if dtype == "float64" else partial(subject, function, name, "float64")
     if convention.build is None or convention.read is None:
-        return _drafts_itself(function, kind, note, rows, precise)
+        return _drafts_itself(function, kind, note, row, precise)
     build, read = convention.build, convention.read
     handed: list[Arguments] = []
 
@@ -83,18 +83,18 @@ def subject(function: Callable[..., Any], name: str, dtype: str = "float32") -> 
     def emitted(result: Any, call: Call) -> Sequence[int]:
         return read(result, handed[0], call)
 
-    return Foreign(function, arguments, emitted, convention.paths, kind, rows, precise, convention.families, note=note)
+    return Foreign(function, arguments, emitted, convention.paths, kind, row, precise, convention.families, note=note)
 
 
 def _drafts_itself(
-    function: Callable[..., Any], dtype: torch.dtype, note: str, rows: Any, precise: Any
+    function: Callable[..., Any], dtype: torch.dtype, note: str, row: Any, precise: Any
 ) -> DraftAndVerify:
     def called(draft_law: Any, target_law: Any, length: int, vocab: int) -> Any:
         emitted = function(**engines.build_gpt_fast(draft_law, target_law, length, vocab, dtype))
         return engines.tensor_of(emitted, tuple(getattr(emitted, "shape", ())), "gpt-fast").reshape(-1)
 
     called.__module__, called.__qualname__ = function.__module__, getattr(function, "__qualname__", str(function))
-    return DraftAndVerify(called, "numpy", "single", dtype, rows, precise, note)
+    return DraftAndVerify(called, "numpy", "single", dtype, row, precise, note)
 
 
 def _check_parameters(function: Callable[..., Any], convention: Convention) -> None:

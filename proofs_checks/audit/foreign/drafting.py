@@ -28,6 +28,7 @@ from ...laws.emissions import law_of_emissions
 from ...laws.law import Law
 from ...laws.replay import InvalidResult
 from .adapters import stated, wanted_law
+from .formats import representable
 from .interception import Interception
 
 Kind = Literal["list", "numpy", "torch"]
@@ -45,20 +46,20 @@ class DraftAndVerify:
             parameters of these names.
         kind: what the rows are: lists, NumPy arrays or torch tensors, in float64.
         paths: "many" if it takes the number of paths.
-        dtype, rows, precise, note: see `adapters.Foreign`.
+        dtype, row, precise, note: see `adapters.Foreign`.
     """
 
     function: Callable[..., Any]
     kind: Kind
     paths: Literal["single", "many"] = "single"
     dtype: torch.dtype = torch.float64
-    rows: Callable[[PrefixTree], PrefixTree] | None = None
+    row: Callable[[np.ndarray], np.ndarray] | None = None
     precise: Callable[[], Any] | None = None
     note: str = ""
 
     def handed(self, tree: PrefixTree) -> PrefixTree:
         """The instance as the function gets it, in float64."""
-        return self.rows(tree) if self.rows else tree.as_float()
+        return representable(tree, self.row) if self.row else tree.as_float()
 
     def __call__(self, tree: PrefixTree, paths: int) -> tuple[Prefix, Prefix | None]:
         """(emitted tokens, drafted tokens or None if it does not tell) of one call; random.

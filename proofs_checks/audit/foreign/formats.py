@@ -19,6 +19,7 @@ Letters: V vocabulary, L draft length, u unit roundoff.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -46,18 +47,23 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def representable(tree: PrefixTree, dtype: torch.dtype, logits: bool) -> PrefixTree:
-    """The tree whose rows are exactly those that a number format can hold, in float64.
+def representable_row(row: np.ndarray, dtype: torch.dtype, logits: bool) -> np.ndarray:
+    """The row that a number format can hold, in float64.
 
     Args:
-        logits: the rows are handed over as logarithms relative to their largest entry.
+        row: [V] probabilities, or zeros.
+        logits: it is handed over as logarithms relative to its largest entry.
     """
+    return (_from_logits if logits else _on_grid)(row, dtype)
+
+
+def representable(tree: PrefixTree, row_of: Callable[[np.ndarray], np.ndarray]) -> PrefixTree:
+    """The tree with every row replaced by what `row_of` makes of it, in float64."""
     tree = tree.as_float()
-    row_of = _from_logits if logits else _on_grid
     target, draft = (
-        np.stack([row_of(row, dtype) for row in tree.rows(conditional)]) for conditional in (tree.target, tree.draft)
+        np.stack([row_of(row) for row in tree.rows(conditional)]) for conditional in (tree.target, tree.draft)
     )
-    bonus = np.stack([row_of(row, dtype) for row in tree.bonus])
+    bonus = np.stack([row_of(row) for row in tree.bonus])
     inner, parent, token = slice(1, None), tree.parent[1:], tree.token[1:]
     new_target, new_draft = tree.target.copy(), tree.draft.copy()
     new_target[inner], new_draft[inner] = target[parent, token], draft[parent, token]

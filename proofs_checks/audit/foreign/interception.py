@@ -278,6 +278,19 @@ class Interception:
                     NEEDS_COINS.add(self.functions[0])
         raise NotExact("; with concrete coins: ".join(reasons))
 
+    def answered(self, call: Callable[[], T], questions: Questions) -> T:
+        """The result of one call under these questions.
+
+        Raises:
+            NotExact: if it uses a random number in a way that they do not follow.
+            Exception: whatever the code raises.
+        """
+        if not self.streams.warm:
+            with contextlib.suppress(Exception, Unlikely):
+                self._run(call, ())
+            self.streams.warm = True
+        return self._ask(call, questions)
+
     def _run(self, call: Callable[[], T], decisions: tuple[Decision, ...]) -> T:
         return self._ask(call, Questions(decisions))
 
