@@ -43,7 +43,7 @@ def pair():
 @pytest.mark.parametrize("shape", TREES, ids=repr)
 def test_the_whole_loop_with_a_drafted_tree_has_the_law_of_the_target(pair, shape, verifier):
     models = pair[0], TreeDraft(pair[1], shape)
-    assert loop_distance(models, 3, verifier=verifier, rows_per_pass=64) < 1e-12
+    assert loop_distance(models, 3, verifier=verifier, rows_per_pass=1024) < 1e-12
 
 
 @pytest.mark.slow
