@@ -1,16 +1,20 @@
 """Time per verdict: against the same algorithms written plainly, request by request, and against reading the inputs.
 
-    python benchmarks/verifiers.py [--vocab 32000] [--length 8] [--paths 4] [--quick]
+    python benchmarks/verifiers.py [--vocab 32000] [--length 8] [--paths 4]
+    python benchmarks/verifiers.py --only beside --repeats 9      # the last tables alone; the others are kept
 
 Two plain versions are timed: `plain`, the pseudocode on Python floats, and `per row`, the pseudocode on one NumPy row
-of V numbers at a time. The floor is the time of one sum over both models' rows. All figures of a table come from one
-run on one machine, in CPU seconds of one thread, so that other work on the machine does not enter; results go to
-benchmarks/results/verifiers.json.
+of V numbers at a time. The floor is the time of one sum over both models' rows. The last tables stand verifiers of
+several paths beside block verification of as many rows (each path a request of its own), ours and what an engine does
+in plain torch: vLLM's rejection sampler, which draws a correction for every position. Rounds are interleaved there.
+All figures of a table come from one run on one machine, in CPU seconds of one thread, so that other work on the machine
+enters little; results go to benchmarks/results/verifiers.json, after every table.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -337,6 +341,79 @@ def floors(batch: Batch, repeats: int) -> dict[str, dict[str, float]]:
     return results
 
 
+# ---------------------------------------------------------------- beside block verification of as many rows
+
+
+def engine_inputs(batch: Batch) -> tuple[torch.Tensor, ...]:
+    """Of one-path requests: tokens [B, L], draft rows [B, L, V], target rows [B, L+1, V], both laws at the tokens."""
+    tokens, draft, target = batch.tokens[:, 0], batch.draft_probs[:, 0], batch.target_probs[:, 0]
+    at_tokens = (rows.gather(2, tokens.unsqueeze(2)).squeeze(2) for rows in (target[:, :-1], draft))
+    return tokens, draft, target, *at_tokens
+
+
+def engine_draw(weights: torch.Tensor) -> torch.Tensor:
+    """One token for each row of weights [B, N, V], by a race of exponentials that the rows of a request share."""
+    requests, _, vocab = weights.shape
+    return (weights / torch.empty(requests, 1, vocab).exponential_()).argmax(dim=-1)
+
+
+def engine_token(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token verification as vLLM's sampler has it: a correction for every position, then the first one refused."""
+    _, draft, target, ahead, drawn = engine_inputs(batch)
+    corrections = engine_draw((target[:, :-1] - draft).clamp_min(0))
+    choices = torch.cat([corrections, engine_draw(target[:, -1:])], dim=1)
+    kept = (torch.rand(ahead.shape) * drawn < ahead).long().cumprod(dim=1).sum(dim=1)
+    return kept, choices.gather(1, kept.unsqueeze(1)).squeeze(1)
+
+
+def engine_block(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block verification in the same way: all residuals, all corrections, then the last position whose coin came up."""
+    _, draft, target, ahead, drawn = engine_inputs(batch)
+    ratios = [torch.ones_like(ahead[:, 0])]
+    for step in (ahead / drawn).unbind(dim=1):
+        ratios.append((ratios[-1] * step).clamp_max(1))
+    ratio = torch.stack(ratios, dim=1)
+    residual = (ratio[:, :-1, None] * target[:, :-1] - draft).clamp_min(0)
+    left = residual.sum(dim=2)[:, 1:]
+    inner = left / (left + 1 - ratio[:, 1:-1]).clamp_min(torch.finfo(left.dtype).tiny)
+    coins = torch.rand(ahead.shape) < torch.cat([inner, ratio[:, -1:]], dim=1)
+    kept = (coins * torch.arange(1, ahead.shape[1] + 1)).amax(dim=1)
+    choices = torch.cat([engine_draw(residual), engine_draw(target[:, -1:])], dim=1)
+    return kept, choices.gather(1, kept.unsqueeze(1)).squeeze(1)
+
+
+BESIDE = ("token", "block", "key-race", "two-level", "score-race", "score-race-2")
+
+
+def beside(batch: Batch, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds per verdict of a whole batch, rounds interleaved, and in units of our block verification's."""
+    alone = Batch(*(part.flatten(0, 1).unsqueeze(1) for part in (batch.tokens, batch.draft_probs, batch.target_probs)))
+    draws = Draws(torch.Generator().manual_seed(1))
+    calls: dict[str, Callable[[], object]] = {
+        "vLLM's token, plain torch": lambda: engine_token(alone),
+        "vLLM's block, plain torch": lambda: engine_block(alone),
+    }
+    for name in BESIDE:
+        inputs = batch if get(name).paths == "many" else alone
+        calls[name] = lambda name=name, inputs=inputs: get(name).verify(inputs, draws)
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if round_:
+                spent[name].append(time.process_time() - start)
+    times = {name: statistics.median(each) for name, each in spent.items()}
+    return {
+        name: {
+            "batch_ms": 1e3 * value,
+            "times_block": value / times["block"],
+            "times_vllm_block": value / times["vLLM's block, plain torch"],
+        }
+        for name, value in times.items()
+    }
+
+
 def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
     columns = list(next(iter(rows.values())))
     print(f"\n{title}\n{'verifier':22}" + "".join(f"{column:>22}" for column in columns))
@@ -352,6 +429,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--plain-requests", type=int, default=2, help="requests on which the plain versions are timed")
+    parser.add_argument("--only", choices=["beside"], help="the tables beside block verification alone")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if min(options.vocab, options.length, options.paths, options.repeats, options.plain_requests, *options.batches) < 1:
@@ -359,25 +437,32 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random.seed(0)
-    batch = random_batch(32, options.paths, options.length, options.vocab)
-    ratios = speedups(batch, options.plain_requests, options.repeats)
-    print_table(f"B=32, K={options.paths}, L={options.length}, V={options.vocab}", ratios)
-    del batch
-    readings = {}
-    for requests in options.batches:
-        batch = random_batch(requests, options.paths, options.length, options.vocab)
-        readings[str(requests)] = floors(batch, options.repeats)
-        print_table(f"B={requests}, K={options.paths}, L={options.length}, V={options.vocab}", readings[str(requests)])
+    machine = {"processor": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__}
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "only")}
+    data = json.loads(options.output.read_text()) if options.only and options.output.exists() else {}
+    data.setdefault("machine", machine)
+    data.setdefault("settings", settings)
+
+    def keep(part: str, key: str | None, rows: dict[str, dict[str, float]], title: str) -> None:
+        print_table(title, rows)
+        data[part] = rows if key is None else {**data.get(part, {}), key: rows}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(data, indent=1) + "\n")
+
+    size = f"K={options.paths}, L={options.length}"
+    if options.only != "beside":
+        batch = random_batch(32, options.paths, options.length, options.vocab)
+        rows = speedups(batch, options.plain_requests, options.repeats)
+        keep("speedups", None, rows, f"B=32, {size}, V={options.vocab}")
         del batch
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": 1,
-        "torch": torch.__version__,
-    }
-    settings = {name: value for name, value in vars(options).items() if name != "output"}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    data = {"machine": machine, "settings": settings, "speedups": ratios, "verdicts": readings}
-    options.output.write_text(json.dumps(data, indent=1) + "\n")
+        for requests in options.batches:
+            rows = floors(random_batch(requests, options.paths, options.length, options.vocab), options.repeats)
+            keep("verdicts", str(requests), rows, f"B={requests}, {size}, V={options.vocab}")
+    data["beside_settings"] = {"machine": machine, "length": options.length, "paths": options.paths}
+    data["beside_settings"]["repeats"] = options.repeats
+    for vocab, requests in itertools.product((2_048, 32_000, 128_000), (1, 32)):
+        rows = beside(random_batch(requests, options.paths, options.length, vocab), options.repeats)
+        keep("beside", f"B={requests} V={vocab}", rows, f"as many rows: B={requests}, {size}, V={vocab}")
     print(f"\nwritten to {options.output.name}")
 
 

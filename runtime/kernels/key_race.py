@@ -3,7 +3,7 @@
 
 The rows of all nodes are read once for their normalisers, and once more where a residual can matter to a path. A
 prefix that paths share is one node, read for the first of them: neither its normalisers nor its residual mass, which
-depend on the prefix alone, are computed twice. Seven launches: `begin_race`, five of block verification, `end_race`.
+depend on the prefix alone, are read for twice. Six launches: `begin_race`, four of block verification, `end_race`.
 
 Letters: B requests, K paths, W = B K, L drafted tokens, V vocabulary; c ratios and t key bounds of a path's prefixes as
 in `specbound.runtime.verifiers.key_race`, whose rule this is.
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..verdict import Batch, Verdict
 from .buffers import Workspace, check_arguments, law_arguments, uniforms_for
 from .passes import inverse_temperature, kernel
-from .single_path import block_ratios, finish, log_law_at, normalise_rows
+from .single_path import block_ratios, finish, log_law_at, sum_rows
 from .walk import paths_workspace
 
 
@@ -170,10 +170,11 @@ def verify_key_race_logits(
             num_warps=1, **slots,
         )  # fmt: skip
         rows = (target_logits, draft_logits, out.path_temperatures, out.path_lengths)
-        normalise_rows(*rows, out, 0, length + 1, laws, shared=True)
+        sum_rows(*rows, out, 0, length + 1, laws, shared=True)
         block_ratios[(requests * paths,)](
-            *rows, out.nodes, out.norms, tokens, coin_uniforms, out.valid, out.ratios, out.first, out.stop,
-            length, vocab, num_warps=1, **compiled,
+            *rows, out.nodes, out.chunk_max, out.chunk_sum, out.norms, tokens, coin_uniforms, out.valid, out.ratios,
+            out.first, out.stop, length, vocab, out.chunks,
+            CHUNKS=triton.next_power_of_2(out.chunks), num_warps=1, **compiled,
         )  # fmt: skip
         finish(*rows, coin_uniforms, choice_uniforms, out, laws, out.path_verdict, shared=True)
         end_race[(requests,)](

@@ -114,6 +114,33 @@ def row_masses(
     tl.store(chunk_sum + slot, tl.sum(tl.exp(scaled), axis=0))
 
 
+@triton.jit
+def norms_of(
+    chunk_max, chunk_sum, temperatures, walk, slots, mask, chunks,
+    CHUNKS: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """m and log s, float64, of the rows at `slots` (a vector) from their chunks."""
+    chunk = tl.arange(0, CHUNKS)[None, :]
+    places = slots[:, None] * chunks + chunk
+    there = mask[:, None] & (chunk < chunks)
+    largest = tl.load(chunk_max + places, mask=there, other=float("-inf"))
+    sums = tl.load(chunk_sum + places, mask=there, other=0.0)
+    shift = tl.max(largest, axis=1)
+    inverse = inverse_temperature(temperatures, walk, REAL).to(tl.float64)
+    log_sum = tl.log(tl.sum(tl.where(sums == 0, 0.0, sums * tl.exp((largest - shift[:, None]) * inverse)), axis=1))
+    return shift.to(tl.float64), log_sum
+
+
+@triton.jit
+def store_norms(norms, slots, shift, log_sum, mask, valid, walk):
+    """m and log s at `slots`; a row without a law (NaN, no finite logit) makes the walk invalid."""
+    tl.store(norms + 2 * slots, shift, mask=mask)
+    tl.store(norms + 2 * slots + 1, log_sum, mask=mask)
+    lawless = mask & ((log_sum - log_sum != 0) | (shift - shift != 0))
+    if tl.max(lawless.to(tl.int32), axis=0) > 0:
+        tl.store(valid + walk, 0)
+
+
 @kernel
 def row_norms(
     temperatures,  # [W] float
@@ -127,13 +154,9 @@ def row_norms(
     length,  # L
     chunks,  # C
     CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
-    SHARED: tl.constexpr,  # walks share nodes
     REAL: tl.constexpr,  # dtype of the arithmetic
 ):
-    """m and log s of each row from its chunks; a row without a law (NaN, no finite logit) makes the walk invalid.
-
-    Grid (2 N, W) as for `row_masses`.
-    """
+    """m and log s of each row from its chunks, where no rule needs them at once. Grid (2 N, W) as for `row_masses`."""
     place, walk = tl.program_id(0), tl.program_id(1)
     depths = tl.num_programs(0) // 2
     model = place // depths
@@ -141,20 +164,10 @@ def row_norms(
     if depth + model > tl.load(lengths + walk):
         return
     node = node_at(nodes, walk, depth, length)
-    if SHARED:  # noqa: SIM102 (known when compiling; the next one is not)
-        if node != walk:
-            return
-    slot = (node * 2 + model) * (length + 1) + depth
-    chunk = tl.arange(0, CHUNKS)
-    largest = tl.load(chunk_max + slot * chunks + chunk, mask=chunk < chunks, other=float("-inf"))
-    sums = tl.load(chunk_sum + slot * chunks + chunk, mask=chunk < chunks, other=0.0)
-    shift = tl.max(largest, axis=0)
-    inverse = inverse_temperature(temperatures, walk, REAL).to(tl.float64)
-    log_sum = tl.log(tl.sum(tl.where(sums == 0, 0.0, sums * tl.exp((largest - shift) * inverse)), axis=0))
-    tl.store(norms + 2 * slot, shift)
-    tl.store(norms + 2 * slot + 1, log_sum)
-    if (log_sum - log_sum != 0) | (shift - shift != 0):
-        tl.store(valid + walk, 0)
+    slots = (node * 2 + model) * (length + 1) + depth + tl.arange(0, 1)
+    mask = slots >= 0
+    shift, log_sum = norms_of(chunk_max, chunk_sum, temperatures, walk, slots, mask, chunks, CHUNKS, REAL)
+    store_norms(norms, slots, shift, log_sum, mask, valid, walk)
 
 
 @triton.jit

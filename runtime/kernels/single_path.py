@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Block and token verification of one path, from logits, in five launches: `row_masses`, `row_norms`, the rule,
-`surplus_masses`, `emit_verdict`.
+"""Block and token verification of one path, from logits, in four launches: `row_masses`, the rule, `surplus_masses`,
+`emit_verdict`.
 
 B requests, L drafted tokens, V vocabulary. `passes` says what is read when. Token verification reads one row of each
 model twice; block verification the rows from the longest prefix of ratio 1, which is always kept, to the longest one
@@ -19,10 +19,11 @@ from .passes import (
     emit_verdict,
     inverse_temperature,
     kernel,
+    norms_of,
     open_depths,
     read_row,
     row_masses,
-    row_norms,
+    store_norms,
     surplus_masses,
 )
 
@@ -40,25 +41,38 @@ def log_law_at(
 
 @triton.jit
 def log_steps(
-    target, draft, temperatures, lengths, nodes, norms, tokens, valid, walk, depth, length, vocab,
-    IS_LAW: tl.constexpr, REAL: tl.constexpr,
+    target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum, norms, tokens, valid,
+    walk, depth, length, vocab, chunks,
+    CHUNKS: tl.constexpr, IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """log target(x) - log draft(x) of the drafted tokens at `depth`; 0 where the draft cannot have drawn x.
 
-    A token outside the vocabulary makes the walk invalid.
+    Stores the norms of the rows that the walk holds. A row without a law, or a token outside the vocabulary, makes the
+    walk invalid.
     """
-    drafted = depth < tl.load(lengths + walk)
+    last = tl.load(lengths + walk)
+    drafted, reached = depth < last, depth <= last
     token = tl.load(tokens + walk.to(tl.int64) * length + depth, mask=drafted, other=0)
     known = (token >= 0) & (token < vocab)
     if tl.sum((drafted & ~known).to(tl.int32), axis=0) > 0:
         tl.store(valid + walk, 0)
     mask = drafted & known
-    node = tl.load(nodes + walk * (length + 1) + depth, mask=drafted, other=0).to(tl.int64)
-    ahead, drawn = node * (length + 1) + depth, node * length + depth
-    slot = node * 2 * (length + 1) + depth
+    node = tl.load(nodes + walk * (length + 1) + depth, mask=reached, other=0).to(tl.int64)
+    mine = node == walk
     inverse = inverse_temperature(temperatures, walk, REAL).to(tl.float64)
-    target_log = log_law_at(target, ahead, token, norms, slot, mask, inverse, vocab, IS_LAW, REAL)
-    draft_log = log_law_at(draft, drawn, token, norms, slot + length + 1, mask, inverse, vocab, IS_LAW, REAL)
+
+    slots = node * 2 * (length + 1) + depth
+    shift, log_sum = norms_of(chunk_max, chunk_sum, temperatures, walk, slots, reached, chunks, CHUNKS, REAL)
+    store_norms(norms, slots, shift, log_sum, reached & mine, valid, walk)
+    place = tl.where(mask, token, vocab)
+    ahead = read_row(target, node * (length + 1) + depth, place, vocab, IS_LAW, REAL).to(tl.float64)
+    target_log = (ahead - shift) * inverse - log_sum
+
+    slots += length + 1
+    shift, log_sum = norms_of(chunk_max, chunk_sum, temperatures, walk, slots, drafted, chunks, CHUNKS, REAL)
+    store_norms(norms, slots, shift, log_sum, drafted & mine, valid, walk)
+    drawn = read_row(draft, node * length + depth, place, vocab, IS_LAW, REAL).to(tl.float64)
+    draft_log = (drawn - shift) * inverse - log_sum
     possible = mask & (draft_log > float("-inf"))
     return tl.where(possible, target_log - tl.where(possible, draft_log, 0.0), 0.0)
 
@@ -70,6 +84,8 @@ def block_ratios(
     temperatures,  # [W] float
     lengths,  # [W] int32
     nodes,  # [W, L+1] int32
+    chunk_max,  # [B K, 2, L+1, C]
+    chunk_sum,  # [B K, 2, L+1, C]
     norms,  # [B K, 2, L+1, 2] float64
     tokens,  # [B, K, L] int64
     coins,  # [W, L] uniforms
@@ -79,7 +95,9 @@ def block_ratios(
     stop,  # [W] int32
     length,  # L
     vocab,  # V
+    chunks,  # C
     DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
     IS_LAW: tl.constexpr,  # rows are laws, not logits
     REAL: tl.constexpr,  # dtype of the arithmetic
 ):
@@ -87,8 +105,9 @@ def block_ratios(
     walk = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)
     steps = log_steps(
-        target, draft, temperatures, lengths, nodes, norms, tokens, valid, walk, depth, length, vocab, IS_LAW, REAL
-    )
+        target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum, norms, tokens, valid,
+        walk, depth, length, vocab, chunks, CHUNKS, IS_LAW, REAL,
+    )  # fmt: skip
     log_ratios = tl.full([DEPTHS], 0.0, tl.float64)
     ratio = tl.sum(log_ratios, axis=0)
     for i in range(DEPTHS - 1):
@@ -106,6 +125,8 @@ def token_acceptance(
     temperatures,  # [W] float
     lengths,  # [W] int32
     nodes,  # [W, L+1] int32
+    chunk_max,  # [B K, 2, L+1, C]
+    chunk_sum,  # [B K, 2, L+1, C]
     norms,  # [B K, 2, L+1, 2] float64
     tokens,  # [B, K, L] int64
     coins,  # [W, L] uniforms
@@ -115,7 +136,9 @@ def token_acceptance(
     stop,  # [W] int32
     length,  # L
     vocab,  # V
+    chunks,  # C
     DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
+    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
     IS_LAW: tl.constexpr,  # rows are laws, not logits
     REAL: tl.constexpr,  # dtype of the arithmetic
 ):
@@ -123,8 +146,9 @@ def token_acceptance(
     walk = tl.program_id(0)
     depth = tl.arange(0, DEPTHS)
     steps = log_steps(
-        target, draft, temperatures, lengths, nodes, norms, tokens, valid, walk, depth, length, vocab, IS_LAW, REAL
-    )
+        target, draft, temperatures, lengths, nodes, chunk_max, chunk_sum, norms, tokens, valid,
+        walk, depth, length, vocab, chunks, CHUNKS, IS_LAW, REAL,
+    )  # fmt: skip
     last = tl.load(lengths + walk)
     drafted = depth < last
     coin = tl.load(coins + walk * length + depth, mask=drafted, other=0.0).to(tl.float64)
@@ -247,22 +271,23 @@ def _verify(
     if requests == 0:
         return out.verdict
     compiled = out.constants | {"IS_LAW": laws}
-    depths = triton.next_power_of_2(length + 1)
     with torch.cuda.device_of(target):
-        normalise_rows(target, draft, temperatures, lengths, out, 0, length + 1, laws)
-        rows = (target, draft, temperatures, lengths, out.nodes, out.norms, tokens, coins, out.valid, out.ratios)
+        rows = (target, draft, temperatures, lengths)
+        sum_rows(*rows, out, 0, length + 1, laws)
+        sizes = {"DEPTHS": triton.next_power_of_2(length + 1), "CHUNKS": triton.next_power_of_2(out.chunks)}
+        given = (
+            *rows, out.nodes, out.chunk_max, out.chunk_sum, out.norms, tokens, coins, out.valid, out.ratios,
+            out.first, out.stop, length, vocab, out.chunks,
+        )  # fmt: skip
         if rule == "block":
-            kept = (out.first, out.stop, length, vocab)
-            block_ratios[(requests,)](*rows, *kept, DEPTHS=depths, num_warps=1, **compiled)
+            block_ratios[(requests,)](*given, num_warps=1, **sizes, **compiled)
         else:
-            token_acceptance[(requests,)](
-                *rows, out.first, out.stop, length, vocab, DEPTHS=depths, num_warps=1, **compiled
-            )
+            token_acceptance[(requests,)](*given, num_warps=1, **sizes, **compiled)
         finish(target, draft, temperatures, lengths, coins, choice, out, laws, out.verdict, decided=rule == "token")
     return out.verdict
 
 
-def normalise_rows(
+def sum_rows(
     target: Tensor,
     draft: Tensor,
     temperatures: Tensor,
@@ -273,16 +298,12 @@ def normalise_rows(
     laws: bool,
     shared: bool = False,
 ) -> None:
-    """Fill `chunk_max`, `chunk_sum` and `norms` of the rows at `depths` depths from `start`; one walk per length."""
+    """Fill `chunk_max` and `chunk_sum` of the rows at `depths` depths from `start`; one walk per length."""
     walks, (_, _, length, vocab) = len(lengths), out.shape
-    partial = (out.chunk_max, out.chunk_sum)
     row_masses[(out.chunks, 2 * depths, walks)](
-        target, draft, temperatures, lengths, out.nodes, out.valid, *partial, start, length, vocab, out.chunks,
+        target, draft, temperatures, lengths, out.nodes, out.valid, out.chunk_max, out.chunk_sum,
+        start, length, vocab, out.chunks,
         BLOCK=out.block, SHARED=shared, IS_LAW=laws, num_warps=8, **out.constants,
-    )  # fmt: skip
-    row_norms[(2 * depths, walks)](
-        temperatures, lengths, out.nodes, *partial, out.norms, out.valid, start, length, out.chunks,
-        CHUNKS=triton.next_power_of_2(out.chunks), SHARED=shared, num_warps=1, **out.constants,
     )  # fmt: skip
 
 

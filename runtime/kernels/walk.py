@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..verdict import Verdict
 from .buffers import Workspace, check_arguments, workspace
-from .passes import kernel, open_depths
-from .single_path import finish, normalise_rows
+from .passes import kernel, open_depths, row_norms
+from .single_path import finish, sum_rows
 
 
 @kernel
@@ -151,7 +151,12 @@ def verify_by_walk(
         )
         rows = (target, draft, temperatures, lengths)
         for depth in range(length + 1):
-            normalise_rows(*rows, out, depth, 1, laws)
+            sum_rows(*rows, out, depth, 1, laws)
+            row_norms[(2, requests)](
+                temperatures, lengths, out.nodes, out.chunk_max, out.chunk_sum, out.norms, out.valid,
+                depth, length, out.chunks,
+                CHUNKS=triton.next_power_of_2(out.chunks), num_warps=1, **out.constants,
+            )  # fmt: skip
             if depth < length:
                 descend(rows, out, depth)
         depths = triton.next_power_of_2(length + 1)

@@ -29,8 +29,8 @@ OCTAVES = 8  # factors of two on either side of 1
 SHIFT = 19  # a float32 without its last 19 bits names one of 16 steps to an octave
 BEFORE = ((127 - OCTAVES) << 23 >> SHIFT) - 1  # what the leading bits say one step below 2^-OCTAVES
 LAST = (2 * OCTAVES << 23 >> SHIFT) + 1  # index of the knot 2^OCTAVES; knot 0 is the ratio 0
-PIECE = 4096  # tokens that are added up in the rows' own precision; the sums of such pieces in float64
-IN_CACHE = 2**16  # numbers per pass on the CPU
+PIECE = 4096  # tokens added up in the precision of the rows; the sums of such pieces are added in float64
+IN_CACHE = 2**17  # numbers per pass on the CPU
 
 
 def fixed_knots(device: torch.device) -> Tensor:
@@ -157,13 +157,14 @@ def _shared_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) 
 
 def _sums(target_rows: Tensor, draft_rows: Tensor) -> Tensor:
     """[.., LAST + 1, 2] float64: draft and target mass of the tokens [.., V] from each fixed knot up to the next."""
-    vocab = draft_rows.shape[-1]
     index, masses = knot_below(target_rows, draft_rows), torch.complex(draft_rows, target_rows)
-    sums = torch.zeros(*masses.shape[:-1], LAST + 1, 2, dtype=torch.float64, device=masses.device)
-    for start in range(0, vocab, PIECE):
-        zeros = masses.new_zeros(*masses.shape[:-1], LAST + 1)
-        part = zeros.scatter_add_(-1, index[..., start : start + PIECE], masses[..., start : start + PIECE])
-        sums += torch.view_as_real(part)
+    whole = index.shape[-1] // PIECE * PIECE
+    parts = [part[..., :whole].unflatten(-1, (-1, PIECE)) for part in (index, masses)] if whole else []
+    rest = [part[..., whole:].unsqueeze(-2) for part in (index, masses)]
+    sums = torch.zeros(*index.shape[:-1], LAST + 1, 2, dtype=torch.float64, device=index.device)
+    for places, numbers in (parts, rest) if whole else (rest,):
+        pieces = masses.new_zeros(*places.shape[:-1], LAST + 1).scatter_add_(-1, places, numbers)
+        sums += torch.view_as_real(pieces).sum(dim=-3, dtype=torch.float64)
     return sums
 
 

@@ -807,6 +807,34 @@ def whole_reads(case: Case, name: str, lengths: Tensor, block: int) -> tuple[Ten
     return reads["target"].amin(dim=-1), reads["draft"].amin(dim=-1), out
 
 
+@contextmanager
+def launches() -> Iterator[list[str]]:
+    """Names of the kernels launched."""
+    names: list[str] = []
+    launch = interpreter.GridExecutor.__call__
+
+    def noted(executor, *arguments, **options):  # type: ignore[no-untyped-def]
+        names.append(executor.fn.__name__)
+        launch(executor, *arguments, **options)
+
+    interpreter.GridExecutor.__call__ = noted
+    try:
+        yield names
+    finally:
+        interpreter.GridExecutor.__call__ = launch
+
+
+@pytest.mark.parametrize(("name", "paths", "count"), [("block", 1, 4), ("token", 1, 4), ("key-race", 4, 6)])
+def test_launches_are_few_and_logits_are_read_little_more_than_once(name: str, paths: int, count: int) -> None:
+    """At most 1.35 times the floor, each row of both models once at every distinct prefix, for eight drafted tokens."""
+    case = random_case(3, paths, 8, 48, seed=3)
+    with launches() as names:
+        target, draft, _ = whole_reads(case, name, torch.full((3,), 8, dtype=torch.int32), block=16)
+    assert len(names) == count
+    assert target.sum() + draft.sum() <= 1.35 * ((target > 0).sum() + (draft > 0).sum())
+    assert (target[:, :, -1] > 0).all()
+
+
 LENGTHS = torch.tensor([3, 0, 1, 2, 3, 3], dtype=torch.int32)
 
 
