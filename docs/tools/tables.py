@@ -87,6 +87,16 @@ def timings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def beside() -> str:
+    """Verifiers in units of block verification of as many rows, from the recorded benchmark."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "verifiers.json").read_text(encoding="utf-8"))["beside"]
+    lines = ["| | " + " | ".join(record) + " |", "|---|" + "---:|" * len(record)]
+    for name in next(iter(record.values())):
+        cells = [f"{rows[name]['times_block']:.2g}" for rows in record.values()]
+        lines.append(f"| {name if ' ' in name else f'`{name}`'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def survey() -> str:
     """Verifiers by the mean fraction of the certified optimum, from the recorded survey."""
     record = json.loads((ROOT / "benchmarks" / "results" / "all_verifiers.json").read_text(encoding="utf-8"))

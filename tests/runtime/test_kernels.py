@@ -53,7 +53,7 @@ def test_the_kernels_decide_as_the_tensor_versions_do_under_the_interpreter() ->
     assert counted is not None
     print(counted.group(0))
     compared, near = (int(group) for group in counted.groups())
-    assert compared >= 200
+    assert compared >= 150
     assert near <= 0.02 * compared
 
 
@@ -187,13 +187,15 @@ KERNELS = {
 }
 COMMON = dict(BLOCK=4096, TILE=256, CHUNKS=32, DEPTHS=16, TINY=1.2e-38, SLACK=1e-6)
 LOGITS = COMMON | dict(IS_LAW=False, SHARED=False, SELECTED=1, DECIDED=False, PATHS=4, REAL=tl.float32)
-LAWS = COMMON | dict(IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2, REAL=tl.float64)
+LAWS = COMMON | dict(BLOCK=1024, CHUNKS=8, IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2, REAL=tl.float64)
 VARYING = "start depth step requests paths length".split()
 INTEGERS = [*VARYING, "vocab", "chunks", "steps"]
 KINDS = dict.fromkeys("lengths path_lengths nodes first stop valid alive".split(), "*i32")
 KINDS |= dict.fromkeys("tokens path accepted token path_accepted path_token".split(), "*i64")
 KINDS |= dict.fromkeys("out_path out_accepted out_token".split(), "*i64") | dict.fromkeys(INTEGERS, "i32")
-ONES = LOGITS | dict(vocab=1, chunks=1, steps=1) | dict(PATHS=2, DEPTHS=2, CHUNKS=1, SHARED=True, SELECTED=2)
+ONES = LOGITS | dict(vocab=1, chunks=1, steps=1) | dict(
+    BLOCK=256, PATHS=2, DEPTHS=2, CHUNKS=1, SHARED=True, SELECTED=2
+)
 for constants, rows, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64"), (ONES, "*fp16", "*fp32")):
     kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum masses".split(), real)
     kinds |= {"target": rows, "draft": rows}

@@ -246,7 +246,6 @@ def on_logits(name: str, dtype: torch.dtype = torch.float64, laws: bool = False)
 TREES = {
     "three tokens": PrefixTree.iid([0.6, 0.25, 0.15], [0.8, 0.1, 0.1], 2),
     "two tokens": PrefixTree.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3], 2),
-    "nearly equal": PrefixTree.iid([0.55, 0.45], [0.59, 0.41], 2),
     "one step": PrefixTree.iid([1 / 3, 2 / 3], [2 / 3, 1 / 3], 1),
     "zeros": PrefixTree.iid([0.5, 0.0, 0.5], [0.5, 0.5, 0.0], 1),
     "skewed": PrefixTree.iid([0.1, 0.5, 0.4], [0.8, 0.1, 0.1], 1),
@@ -256,15 +255,12 @@ TREES = {
 @pytest.mark.parametrize(
     ("name", "paths", "dtype", "tree", "places"),
     [
-        *((name, 1, torch.float64, "three tokens", NEAR_BOTH_ENDS) for name in SINGLE),
-        *((name, 1, torch.float64, "two tokens", INSIDE) for name in SINGLE),
-        *((name, 1, torch.float64, "nearly equal", INSIDE) for name in SINGLE),
+        *((name, 1, torch.float64, "two tokens", NEAR_BOTH_ENDS) for name in SINGLE),
+        ("block", 1, torch.float64, "three tokens", INSIDE),
         *((name, 1, torch.float64, "zeros", INSIDE) for name in SINGLE),
         ("two-level", 2, torch.float32, "skewed", INSIDE),
-        ("key-race", 2, torch.float64, "one step", NEAR_BOTH_ENDS),
-        ("gbv-bucketed", 2, torch.float64, "skewed", NEAR_BOTH_ENDS),
+        ("key-race", 2, torch.float64, "one step", INSIDE),
         ("gbv-bucketed", 2, torch.float64, "two tokens", INSIDE),
-        ("gbv-bucketed", 3, torch.float32, "zeros", INSIDE),
     ],
 )  # fmt: skip
 def test_the_exact_law_through_the_kernel_is_the_targets(
@@ -276,7 +272,7 @@ def test_the_exact_law_through_the_kernel_is_the_targets(
 
 
 def test_probabilities_and_single_precision_give_the_same_law() -> None:
-    for kernel in (on_logits("block", torch.float32), on_logits("block", laws=True)):
+    for kernel in (on_logits("block", torch.float32), on_logits("block", torch.float32, laws=True)):
         law = exact_law(stratified("block", kernel), TREES["two tokens"])
         assert law.total_variation(TREES["two tokens"].target_law()) < 1e-12
 
@@ -517,8 +513,7 @@ def test_small_vocabularies_and_masked_logits(name: str, vocab: int) -> None:
     assert left_out(case, name, block=16) <= 1
 
 
-@pytest.mark.parametrize("name", [*SINGLE, *MANY])
-@pytest.mark.parametrize("vocab", [50257, 128256])
+@pytest.mark.parametrize(("name", "vocab"), [*((name, 50257) for name in (*SINGLE, *MANY)), ("block", 128256)])
 def test_vocabularies_of_real_models(name: str, vocab: int) -> None:
     paths = 1 if name in SINGLE else 2
     case = random_case(1, paths, 1, vocab, torch.bfloat16, seed=3)
@@ -582,13 +577,12 @@ def test_the_comparison_rejects_a_kernel_that_ignores_the_temperature() -> None:
 @pytest.mark.parametrize(("dtype", "finest"), [(torch.float32, 2.0**-16), (torch.float64, 2.0**-32)])
 def test_of_all_success_masses_that_serve_the_smallest_is_taken(dtype: torch.dtype, finest: float) -> None:
     """Equal laws: every b serves, up to the rounding of a sum; with b = 0 all coins fail and k1 = K = 3, k2 = 1."""
-    for seed in range(4):
-        case = random_case(3, 3, 1, 40, dtype, seed=seed)
-        case.draft = case.target[:, :, :-1].clone()
-        out = buffers(3, 3, 1, 40, dtype, block=16)
-        case.kernel("two-level", out=out)
-        assert (out.selection[:, 0, 0] - 3).abs().max() < 4 * finest
-        assert (out.selection[:, 0, 1] - 1).abs().max() < 4 * finest
+    case = random_case(3, 3, 1, 20, dtype)
+    case.draft = case.target[:, :, :-1].clone()
+    out = buffers(3, 3, 1, 20, dtype, block=16)
+    case.kernel("two-level", out=out)
+    assert (out.selection[:, 0, 0] - 3).abs().max() < 4 * finest
+    assert (out.selection[:, 0, 1] - 1).abs().max() < 4 * finest
 
 
 @triton.jit
@@ -599,10 +593,10 @@ def same_count(counts, level, mass, fails, high, low, PATHS: tl.constexpr):
 
 def two_level_error() -> float:
     """Largest difference between kernel and tensor version in the acceptance ratio of the whole path."""
-    case = random_case(4, 3, 2, 5, torch.float64)
-    out = buffers(4, 3, 2, 5, torch.float64, block=16)
+    case = random_case(2, 3, 2, 5, torch.float64)
+    out = buffers(2, 3, 2, 5, torch.float64, block=16)
     case.kernel("two-level", out=out)
-    return float((out.ratios[:4, -1] - case.tensor("two-level")[1].thresholds[:, -1]).abs().max())
+    return float((out.ratios[:2, -1] - case.tensor("two-level")[1].thresholds[:, -1]).abs().max())
 
 
 def test_the_two_level_walk_knows_how_many_paths_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,10 +613,10 @@ def same_paths(counts, below, reached, drafted, density, PATHS: tl.constexpr):
 
 def test_the_bucketed_walk_knows_how_many_paths_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     def error() -> float:
-        case = random_case(4, 3, 2, 5, torch.float64)
-        out = buffers(4, 3, 2, 5, torch.float64, block=16)
+        case = random_case(2, 3, 2, 5, torch.float64)
+        out = buffers(2, 3, 2, 5, torch.float64, block=16)
         case.kernel("gbv-bucketed", out=out)
-        return float((out.ratios[:4, -1] - case.tensor("gbv-bucketed")[1].thresholds[:, -1]).abs().max())
+        return float((out.ratios[:2, -1] - case.tensor("gbv-bucketed")[1].thresholds[:, -1]).abs().max())
 
     assert error() < 1e-12
     monkeypatch.setattr(gbv_bucketed, "count_through", same_paths)
@@ -916,17 +910,18 @@ def test_the_race_reads_a_shared_prefix_once() -> None:
 
 @pytest.mark.parametrize(("name", "between"), [("two-level", 5), ("gbv-bucketed", 1)])
 def test_a_walk_reads_only_its_own_nodes(name: str, between: int) -> None:
-    case = random_case(6, 3, 3, 20, seed=9)
-    target, draft, out = whole_reads(case, name, LENGTHS, block=16)
-    expected = torch.zeros(6, 3, 4, dtype=torch.int64)
-    for row, length in enumerate(LENGTHS.tolist()):
+    lengths = torch.tensor([2, 0, 1], dtype=torch.int32)
+    case = random_case(3, 3, 2, 20, seed=9)
+    target, draft, out = whole_reads(case, name, lengths, block=16)
+    expected = torch.zeros(3, 3, 3, dtype=torch.int64)
+    for row, length in enumerate(lengths.tolist()):
         for place in range(length + 1):
             path = int(out.nodes[row, place]) - 3 * row
             second = int(out.first[row] <= place < out.stop[row])
             expected[row, path, place] = 1 + (between if place < length else 0) + second
     assert torch.equal(target, expected)
-    assert torch.equal(draft, torch.where(reached(LENGTHS, 4)[:, None], expected, 0)[..., :3])
-    assert (out.first < out.stop).any()
+    assert torch.equal(draft, torch.where(reached(lengths, 3)[:, None], expected, 0)[..., :2])
+    assert (out.first < out.stop)[:3].any()
 
 
 def test_an_access_outside_the_tensors_is_noticed() -> None:
@@ -995,7 +990,7 @@ def test_decoding_through_the_kernels_gives_the_tokens_of_the_tensor_version(
 ) -> None:
     target, draft = tiny(0), tiny(1)
     prompts = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    settings = {"verifier": name, "paths": 1 if name in SINGLE else 2, "length": 3, "max_new_tokens": 6}
+    settings = {"verifier": name, "paths": 1 if name in SINGLE else 2, "length": 2, "max_new_tokens": 4}
     settings |= {"do_sample": True, "temperature": 1.3}
     found = {}
     for wish in ("interpret", "0"):
