@@ -882,7 +882,7 @@ def test_kernels_are_launched_on_the_device_of_the_logits(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", noted)
     random_case(requests=1, paths=1, length=1, vocab=9).kernel(name)
-    assert len(launched) >= 5
+    assert len(launched) >= 4
     assert all(launched)
 
 
@@ -912,6 +912,7 @@ def test_the_race_reads_a_shared_prefix_once() -> None:
 def test_a_walk_reads_only_its_own_nodes(name: str, between: int) -> None:
     lengths = torch.tensor([2, 0, 1], dtype=torch.int32)
     case = random_case(3, 3, 2, 20, seed=9)
+    case.coin = 0.999
     target, draft, out = whole_reads(case, name, lengths, block=16)
     expected = torch.zeros(3, 3, 3, dtype=torch.int64)
     for row, length in enumerate(lengths.tolist()):
