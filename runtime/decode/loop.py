@@ -236,11 +236,12 @@ class Decoding:
         if self.row_after is not None:
             self.seconds["draft"] += self.row_after.seconds
             self.seconds["verify"] -= self.row_after.seconds
-        if self.method.paths > 1:
-            row = torch.arange(self.rows.count, device=self.device)
-            self.target.keep_path(slots[row, verdict.path])
-        self.source.keep(drafts, verdict.path)
         accepted, read = [row[-2] for row in host], drafts.tokens.shape[2] - 1 + self._asked
+        if any(accepted):
+            if self.method.paths > 1:
+                row = torch.arange(self.rows.count, device=self.device)
+                self.target.keep_path(slots[row, verdict.path])
+            self.source.keep(drafts, verdict.path)
         return Call(
             block,
             [row[: kept + 1] for row, kept in zip(host, accepted, strict=True)],
