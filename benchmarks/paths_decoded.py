@@ -51,7 +51,7 @@ RESULTS = Path(__file__).parent / "results" / "paths_decoded.json"
 VERIFIERS = ("block", "specinfer", "kseq", "traversal", "gbv", "two-level", "key-race", "score-race")
 BASELINES = {"over_block": "block", "over_two_level": "two-level"}
 PATHS = (2, 4, 8)
-MOST_REPLAYED = 7000  # K-tuples of drafts
+MOST_REPLAYED = 300  # K-tuples of drafts
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Setting:
 
 ENOUGH = {(4, 2): 16, (4, 4): 16, (4, 8): 16, (8, 2): 20, (8, 4): 20, (8, 8): 24}  # tokens, for 200 calls
 DECODED = [Setting(t, 0, *shape, seeds=2, tokens=tokens) for t in (0.6, 1.0) for shape, tokens in ENOUGH.items()]
-SOLVED = [Setting(t, 3, 4, k, seeds=1, tokens=6) for t in (0.6, 1.0) for k in PATHS]
-SOLVED += [Setting(t, 2, 8, k, seeds=3, tokens=1) for t in (0.6, 1.0) for k in PATHS]  # at the prompts: large trees
+SOLVED = [Setting(t, 2, 4, k, seeds=1, tokens=6) for t in (0.6, 1.0) for k in PATHS]
+SOLVED += [Setting(1.0, 2, 8, k, seeds=2, tokens=1) for k in PATHS]  # at the prompts only: large trees
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -166,6 +167,80 @@ def many_calls() -> str:
         cells.append(f"+{own['extra_draft_passes_per_call']:.2f}")
         lines.append(f"| {length} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def paths_decoded() -> str:
+    """Block efficiency of verifiers of several paths in decoding, by temperature, L and K, from the recorded run."""
+    rows = _of_paths("decoded")
+    text = ""
+    for temperature in sorted({setting[0] for setting in rows}, reverse=True):
+        chosen = {setting: found for setting, found in rows.items() if setting[0] == temperature}
+        text += f"Temperature {temperature:g}:\n\n" + _by_setting(chosen, lambda row: _mean(row["block_efficiency"]))
+        for label, words in (("over_block", "block, one path"), ("over_two_level", "two-level")):
+            cells = [_mean(found["score-race"][label], sign="+") for found in chosen.values()]
+            text += f"| *score-race over {words}* | " + " | ".join(cells) + " |\n"
+        text += "\n"
+    return text
+
+
+def paths_same_drafts() -> str:
+    """Paired differences to two-level selection on the same drafts, from the recorded benchmark."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "paths.json").read_text(encoding="utf-8"))
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(record["rows"], key=lambda row: (-row["temperature"], row["length"], row["paths"])):
+        if row["verifier"] in ("block", "traversal", "key-race", "score-race"):
+            setting = row["temperature"], 0, row["length"], row["paths"]
+            rows.setdefault(setting, {})[row["verifier"]] = row
+    text = ""
+    for temperature in sorted({setting[0] for setting in rows}, reverse=True):
+        chosen = {setting: found for setting, found in rows.items() if setting[0] == temperature}
+        over = _by_setting(chosen, lambda row: _mean(row["over_two_level"], sign="+"))
+        text += f"Temperature {temperature:g}:\n\n{over}\n"
+    return text
+
+
+def paths_times() -> str:
+    """CPU milliseconds per verdict and request, and of a whole call, in the same run at temperature 1."""
+    rows = {setting: found for setting, found in _of_paths("decoded").items() if setting[0] == 1}
+    return _by_setting(rows, lambda row: f"{row['verdict_ms']:.2g} / {row['call_ms']:.2g}")
+
+
+def paths_solved() -> str:
+    """Measured block efficiency and the exact one at the very same calls, top-k sampling, from the recorded run."""
+    rows = _of_paths("solved")
+    text = ""
+    for temperature in sorted({setting[0] for setting in rows}, reverse=True):
+        chosen = {setting: found for setting, found in rows.items() if setting[0] == temperature}
+        text += f"Temperature {temperature:g}:\n\n" + _by_setting(chosen, _beside_exact) + "\n"
+    return text
+
+
+def _beside_exact(row: dict[str, Any]) -> str:
+    measured = f"{row['block_efficiency']['mean']:.2f}"
+    return f"{measured} / {row['predicted']:.2f} +- {row['within']:.2f}" if "predicted" in row else f"{measured} /"
+
+
+def _of_paths(part: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """(temperature, top-k, L, K) -> verifier -> recorded row."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "paths_decoded.json").read_text(encoding="utf-8"))
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in record[part]:
+        setting = tuple(row[name] for name in ("temperature", "top_k", "length", "paths"))
+        found.setdefault(setting, {})[row["verifier"]] = row
+    return found
+
+
+def _by_setting(rows: dict[tuple[Any, ...], dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
+    """A line per verifier, a column per L and K."""
+    heads = [f"L={length} K={paths}" for _, _, length, paths in rows]
+    lines = ["| verifier | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name in next(iter(rows.values())):
+        lines.append(f"| `{name}` | " + " | ".join(cell(found[name]) for found in rows.values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(entry: dict[str, float], sign: str = "") -> str:
+    return f"{entry['mean']:{sign}.2f} +- {entry['half']:.2f}"
 
 
 def monotone() -> str:
