@@ -93,7 +93,7 @@ def main(repeats: int, case: tuple[str, str, str, str] | None, out: Path) -> Non
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
         plain = [a["seconds"] + b["seconds"] for a, b in zip(found["plain target"], found["plain draft"], strict=True)]
         for way in WAYS:
-            entry: dict[str, Any] = {"tokens": tokens, "rows": rows, "window": window, "way": way}
+            entry: dict[str, Any] = {"tokens": tokens, "rows": rows, "window": window, "way": way, "repeats": repeats}
             entry |= {key: statistics.median(run[key] for run in found[way]) for key in ("seconds", "mebibytes")}
             if not way.startswith("plain"):
                 ratios = [run["seconds"] / sum_of_two for run, sum_of_two in zip(found[way], plain, strict=True)]
@@ -104,7 +104,7 @@ def main(repeats: int, case: tuple[str, str, str, str] | None, out: Path) -> Non
                 f"{tokens} tokens, {rows} rows, window {window}: {way:12} {entry['seconds']:.1f} s "
                 f"{entry['mebibytes']:.0f} MiB{ratio}"
             )
-        report = {"machine": machine("cpu"), "repeats": repeats, "results": results}
+        report = {"machine": machine("cpu"), "results": results}
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
