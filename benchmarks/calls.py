@@ -1,7 +1,7 @@
 """Tokens per target call with a carry against block verification, on the same texts, L = 1..8.
 
-    python benchmarks/calls.py                                  # the shipped pair on the CPU
-    python benchmarks/calls.py --target NAME --draft NAME --device cuda
+    python -m benchmarks.calls                                  # the shipped pair on the CPU
+    python -m benchmarks.calls --target NAME --draft NAME --device cuda
 
 Two measurements, both paired:
 
@@ -9,10 +9,12 @@ Two measurements, both paired:
   follow from both models' rows along it alone, without any coin (the sum of f_0 of `specbound.theory.many_calls`), so
   what is left is how texts differ.
 - "decoded": every prompt and seed is decoded by all verifiers in random order before the next; tokens per call and
-  seconds. The extra draft passes of a verifier that reads the draft's row after the whole path are part of its time,
-  and counted.
+  time per call (on the CPU processor time, which other work on the machine disturbs less). The extra draft passes of a
+  verifier that reads the draft's row after the whole path are part of its time, and counted.
 
-Intervals are 95 % of the mean of the ratios to block verification, over texts or turns.
+Intervals are 95 % of the mean of the ratios to block verification, over texts or turns. Speed is tokens per call over
+time per call: `tokens_per_second_ratio` takes the first ratio given the text, where the calls' luck is averaged out
+exactly, and the second one as decoded; the two are independent, so that their relative half widths add in squares.
 """
 
 from __future__ import annotations
@@ -106,8 +108,9 @@ def given_text(texts: list[tuple[Tensor, ...]], lengths: tuple[int, ...]) -> lis
 def decoded(
     pair: Pair, prompts: list[Tensor], turns: int, lengths: tuple[int, ...], sampling: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Tokens per call, tokens per second and extra draft passes by L and verifier, and both ratios to block."""
+    """Tokens per call, time per call and extra draft passes by L and verifier, and both ratios to block."""
     found, order = [], random.Random(0)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     for length in lengths:
         runs: dict[str, list[tuple[float, float, Generation]]] = {name: [] for name in DECODED}
         for name in DECODED:
@@ -116,24 +119,36 @@ def decoded(
             for name in order.sample(DECODED, len(DECODED)):
                 torch.manual_seed(turn)
                 synchronise()
-                began = time.perf_counter()
+                began = clock()
                 prompt = prompts[turn % len(prompts)]
                 output = generate(pair.target, pair.draft, prompt, verifier=name, length=length, **sampling)
                 synchronise()
-                seconds = time.perf_counter() - began
-                runs[name].append((output.statistics.block_efficiency, sampling["max_new_tokens"] / seconds, output))
+                seconds = clock() - began
+                runs[name].append((output.statistics.block_efficiency, seconds / output.statistics.calls, output))
         for name, run in runs.items():
             calls = sum(output.statistics.calls for _, _, output in run)
             kept = sum(efficiency * output.statistics.calls for efficiency, _, output in run)
             pairs = list(zip(run, runs["block"], strict=True))
             entry = {"length": length, "verifier": name, "calls": calls, "tokens_per_call": kept / calls}
             entry["tokens_per_call_ratio"] = ratios([own[0] / block[0] for own, block in pairs])
-            entry["tokens_per_second"] = statistics.median(speed for _, speed, _ in run)
-            entry["tokens_per_second_ratio"] = ratios([own[1] / block[1] for own, block in pairs])
+            entry["milliseconds_per_call"] = 1e3 * statistics.median(seconds for _, seconds, _ in run)
+            entry["time_per_call_ratio"] = ratios([own[1] / block[1] for own, block in pairs])
             entry["extra_draft_passes_per_call"] = sum(output.statistics.rows_after for _, _, output in run) / calls
             found.append(entry)
         click.echo(f"decoded, L = {length}", err=True)
     return found
+
+
+def speed(entry: dict[str, Any], given: list[dict[str, Any]]) -> dict[str, float]:
+    """Ratio of tokens per second to block verification: tokens per call given the text over time per call decoded."""
+    keys = ("length", "verifier")
+    (tokens,) = (row for row in given if all(row[key] == entry[key] for key in keys))
+    call = entry["time_per_call_ratio"]
+    mean = tokens["mean"] / call["mean"]
+    return {
+        "mean": mean,
+        "half_width": mean * math.hypot(*(part["half_width"] / part["mean"] for part in (tokens, call))),
+    }
 
 
 @click.command()
@@ -167,6 +182,8 @@ def main(
         "given_text": given_text(texts, LENGTHS),
     }
     report["decoded"] = decoded(pair, ids, turns, LENGTHS, sampling)
+    for entry in report["decoded"]:
+        entry["tokens_per_second_ratio"] = speed(entry, report["given_text"])
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
