@@ -159,7 +159,7 @@ def _within_a_format(compared: list[Compared]) -> tuple[str, ...]:
         if all(found.total_variation <= bound for bound, (_, _, found) in zip(bounds, compared, strict=True)):
             unit = f"2^-{BITS[dtype]}"
             return (
-                f"a number format: every deviation compared is within {BOUND} {unit}, what rounding in "
+                f"perhaps a number format: every deviation compared is within {BOUND} {unit}, what rounding in "
                 f"{name_of(dtype)} can do",
             )
     return ()

@@ -468,12 +468,12 @@ BROKEN = (
     Exhibit(longest_of_independent_runs, 1, "longest result", paths=2),
     Exhibit(ratio_inverted, 1, "q/p instead of p/q"),
     Exhibit(draft_probabilities_at_another_temperature, 1, "not drawn from the draft row"),
-    Exhibit(epsilon_in_the_denominator, 1, None),
+    Exhibit(epsilon_in_the_denominator, 1, "perhaps a number format"),
     Exhibit(correction_from_the_next_row, 1, "rows of the next position"),
     Exhibit(block_that_stops_at_the_first_tail, 1, "first coin that fails"),
     Exhibit(block_with_unclamped_ratio, 2, "c is not clamped at 1"),
     Exhibit(rejected_token_only_removed, 1, "without the rejected token"),
-    Exhibit(probabilities_in_half_precision, 1, None),
+    Exhibit(probabilities_in_half_precision, 1, "perhaps a number format"),
     Exhibit(acceptance_against_the_row_before, 2, None),
 )
 CORRECT = (
