@@ -43,14 +43,16 @@ class Instance:
 
 
 def rational_row(rng: np.random.Generator, vocab: int, support: Sequence[int] | None = None) -> Row:
-    """A row with denominator 720, positive exactly on `support` (default: every token)."""
+    """A row with denominator 720 (of more than 360 tokens, twice their number), positive exactly on `support`
+    (default: every token)."""
     places = list(range(vocab)) if support is None else list(support)
+    whole = max(DENOMINATOR, 2 * len(places))
     weights = rng.dirichlet(np.ones(len(places)))
-    parts = np.floor(weights * (DENOMINATOR - len(places))).astype(int) + 1
-    parts[rng.integers(len(places))] += DENOMINATOR - parts.sum()
+    parts = np.floor(weights * (whole - len(places))).astype(int) + 1
+    parts[rng.integers(len(places))] += whole - parts.sum()
     row = [Fraction(0)] * vocab
     for token, part in zip(places, parts, strict=True):
-        row[token] = Fraction(int(part), DENOMINATOR)
+        row[token] = Fraction(int(part), whole)
     return tuple(row)
 
 

@@ -71,3 +71,10 @@ def test_impossible_requests_are_named(arguments, message):
         list(instances(*arguments))
     with pytest.raises(ValueError, match="family"):
         random_tree("nonsense", 2, 1, 0)
+
+
+@pytest.mark.parametrize("family", NODE_FAMILIES)
+def test_rows_of_large_vocabularies_are_laws(family):
+    for row in NODE_FAMILIES[family](np.random.default_rng(3), 1500):
+        assert min(row) >= 0
+        assert sum(row) == 1
