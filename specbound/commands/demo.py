@@ -223,7 +223,7 @@ def _replay(pair: Pair, run: Run, contexts: int, settings: dict[str, Any], progr
         "replayed_length": length,
         "replayed_top_k": top_k,
         "difference": max(differences),
-        "share_of_optimum": sum(kept) / sum(best),
+        "share_of_optimum": sum(kept) / sum(best) if any(best) else None,
         "total_variation": max(distances),
         "verdict": word,
         "lossless": lossless(word),
@@ -309,7 +309,7 @@ def _print_tables(report: dict[str, Any]) -> None:
         ("replayed", lambda check: f"{check['replayed']} calls, L = {check['replayed_length']}"),
         ("  total variation", lambda check: f"{check['total_variation']:.0e}"),
         ("  lossless", lambda check: "yes, exactly" if check["lossless"] else check["verdict"].upper()),
-        ("  of the optimum", lambda check: f"{100 * check['share_of_optimum']:.1f} %"),
+        ("  of the optimum", lambda check: _percent(check["share_of_optimum"])),
     ]
     for check in report["checks"]:
         name = check["verifier"] if check["paths"] == 1 else f"{check['verifier']} K={check['paths']}"
@@ -317,3 +317,7 @@ def _print_tables(report: dict[str, Any]) -> None:
     for name, shown in rows:
         theory.add_row(name, *map(shown, report["checks"]))
     print_table(theory)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

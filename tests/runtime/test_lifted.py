@@ -10,7 +10,7 @@ from specbound.proofs_checks.laws.replay import replay
 from specbound.runtime.parts.lift import Served, children_first, verify_lifted
 from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers.layer import layer, serve_in_turn, serve_optimally
-from specbound.runtime.verifiers.univer import serve_sampled_and_given, verify_univer
+from specbound.runtime.verifiers.univer import serve_first_sampled, verify_univer
 from specbound.theory import single_path, single_step
 from specbound.theory.multi_path import lossless_optimum
 from specbound.theory.prefix_tree import PrefixTree
@@ -54,7 +54,7 @@ def careless(wanted, draft, tokens, alive):
 
 def keeps_the_given(wanted, draft, tokens, alive):
     """UniVer with the given children's mass left in the correction."""
-    served = serve_sampled_and_given(wanted, draft, tokens, alive)
+    served = serve_first_sampled(wanted, draft, tokens, alive)
     return Served(served.shares, (wanted - draft).clamp_min(0))
 
 
