@@ -67,7 +67,7 @@ def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: b
     Example:
       specbound demo --quick
 
-    takes a quarter of a minute.""",
+    takes half a minute.""",
 )
 @click.option(
     "--quick",
