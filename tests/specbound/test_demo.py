@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 
 from specbound import cli
 from specbound.commands import demo
 from specbound.proofs_checks.laws import judge
+from specbound.theory import optima
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,14 @@ def test_the_demo_fails_when_a_verifier_is_not_lossless_and_says_so_in_its_table
     assert code == 1
     assert "what theory says of these very calls" in out
     assert "NOT LOSSLESS" in " ".join(out.split())
+
+
+def test_where_nothing_can_be_kept_the_demo_shows_no_share_of_the_optimum(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(optima, "certified_optimum", lambda tree, paths: SimpleNamespace(value=0.0))
+    code, out = run("--length", "1", "--top-k", "2", "--prompts", "1", "--contexts", "1")
+    assert code == 0
+    assert re.search(r"of the optimum +(│ +- ){4}│", out)
 
 
 def test_more_prompts_than_shipped_are_refused(capsys):
