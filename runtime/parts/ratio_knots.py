@@ -45,8 +45,12 @@ def knot_below(target_row: Tensor, draft_row: Tensor) -> Tensor:
 
     A token without draft mass goes to the last knot; one without any mass to the first or last.
     """
-    leading = (target_row / draft_row).float().view(torch.int32) >> SHIFT
-    return leading.sub_(BEFORE).clamp_(0, LAST).long()
+    return _leading_bits((target_row / draft_row).float()).sub_(BEFORE).long()
+
+
+def _leading_bits(ratio: Tensor) -> Tensor:
+    """int32, from BEFORE to BEFORE + LAST, in the place of a float32."""
+    return ratio.view(torch.int32).bitwise_right_shift_(SHIFT).clamp_(BEFORE, BEFORE + LAST)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ class Knots:
         part = over(ratio.reshape(-1) - low, high - low)
         return near.reshape(*ratio.shape, 2), part.reshape(ratio.shape)
 
+    def by_depth(self) -> Knots:
+        """The knots of rows [N, L] in the order [L, N]."""
+        ratio, mass, total = (part.swapaxes(0, 1) for part in (self.ratio, self.mass, self.total))
+        return Knots(ratio, np.ascontiguousarray(mass), total)
+
     def __getitem__(self, place: tuple[slice | int | NDArray[Any], ...]) -> Knots:
         """Some of the rows."""
         part = Knots(self.ratio[place], self.mass[place], self.total[place])
@@ -124,10 +133,10 @@ def own_ratio(target: Tensor, draft: Tensor) -> Tensor:
     return torch.where(draft > 0, target / draft, 0.0)
 
 
-def rows_in_cache(rows: Tensor) -> int:
-    """How many rows [.., V] to read at once: what stays in the cache on the CPU, all elsewhere."""
+def rows_in_cache(rows: Tensor, numbers: int = IN_CACHE) -> int:
+    """How many rows [.., V] to read at once: `numbers` that stay in the cache on the CPU, all elsewhere."""
     vocab = rows.shape[-1]
-    return max(1, IN_CACHE // vocab if rows.device.type == "cpu" else rows.numel() // max(1, vocab))
+    return max(1, numbers // vocab if rows.device.type == "cpu" else rows.numel() // max(1, vocab))
 
 
 def tiles(rows: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -144,8 +153,11 @@ def tiles(rows: Tensor) -> Iterator[tuple[slice, slice]]:
 def _shared_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Tensor:
     """[N, L, LAST + 1] draft mass at the fixed knots, each token's shared by its two neighbours."""
     sums = torch.empty(*draft_rows.shape[:2], LAST + 1, 2, dtype=torch.float64, device=draft_rows.device)
+    most = min(draft_rows.numel(), rows_in_cache(draft_rows) * draft_rows.shape[2])
+    kinds = torch.float32, torch.int64, dtype.to_complex()
+    room = tuple(torch.empty(most, dtype=kind, device=draft_rows.device) for kind in kinds)
     for tile in tiles(draft_rows):
-        sums[tile] = _sums(target_rows[tile].to(dtype), draft_rows[tile].to(dtype))
+        sums[tile] = _sums(target_rows[tile].to(dtype), draft_rows[tile].to(dtype), room)
     draft, target = sums.unbind(dim=-1)
     knots = fixed_knots(draft_rows.device)
     upper = ((target - knots * draft)[..., :-1] / knots.diff()).clamp_min(0)
@@ -155,17 +167,22 @@ def _shared_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) 
     return draft
 
 
-def _sums(target_rows: Tensor, draft_rows: Tensor) -> Tensor:
-    """[.., LAST + 1, 2] float64: draft and target mass of the tokens [.., V] from each fixed knot up to the next."""
-    index, masses = knot_below(target_rows, draft_rows), torch.complex(draft_rows, target_rows)
-    whole = index.shape[-1] // PIECE * PIECE
-    parts = [part[..., :whole].unflatten(-1, (-1, PIECE)) for part in (index, masses)] if whole else []
-    rest = [part[..., whole:].unsqueeze(-2) for part in (index, masses)]
-    sums = torch.zeros(*index.shape[:-1], LAST + 1, 2, dtype=torch.float64, device=index.device)
-    for places, numbers in (parts, rest) if whole else (rest,):
-        pieces = masses.new_zeros(*places.shape[:-1], LAST + 1).scatter_add_(-1, places, numbers)
-        sums += torch.view_as_real(pieces).sum(dim=-3, dtype=torch.float64)
-    return sums
+def _sums(target_rows: Tensor, draft_rows: Tensor, room: tuple[Tensor, ...]) -> Tensor:
+    """[.., LAST + 1, 2] float64: draft and target mass of the tokens [.., V] from each fixed knot up to the next.
+
+    Args:
+        room: for V numbers per row of float32, int64 and complex; asking for memory anew costs as much as a pass.
+    """
+    rows, vocab = draft_rows.shape[:-1], draft_rows.shape[-1]
+    ratio, index, masses = (part[: draft_rows.numel()].view(draft_rows.shape) for part in room)
+    count = -(-vocab // PIECE)
+    first = torch.arange(count, dtype=torch.int32, device=draft_rows.device) * (LAST + 1) - BEFORE
+    first = first.unsqueeze(1).expand(-1, PIECE).flatten()[:vocab]
+    index.copy_(_leading_bits(torch.div(target_rows, draft_rows, out=ratio)).add_(first))
+    pieces = torch.zeros(*rows, count * (LAST + 1), dtype=masses.dtype, device=masses.device)
+    pieces.scatter_add_(-1, index, torch.complex(draft_rows, target_rows, out=masses))
+    sums = torch.view_as_real(pieces).view(rows.numel(), -1, 2 * (LAST + 1)).sum(dim=1, dtype=torch.float64)
+    return sums.view(*rows, LAST + 1, 2)
 
 
 def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
@@ -173,8 +190,9 @@ def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Te
     if ratio.shape[-1] > MOST:
         slope = torch.cat([table.diff(dim=-1) / ratio.diff(dim=-1), torch.zeros_like(table[..., :1])], dim=-1)
         index = knot_below(target_rows, draft_rows)
-        level, slope = (part.to(draft_rows.dtype).gather(-1, index) for part in (table - slope * ratio, slope))
-        return level.mul_(draft_rows).addcmul_(slope, target_rows).clamp_min_(0)
+        level, slope = (part.to(draft_rows.dtype) for part in (table - slope * ratio, slope))
+        law = level.gather(-1, index).mul_(draft_rows)
+        return law.addcmul_(slope.gather(-1, index), target_rows).clamp_min_(0)
     own = own_ratio(target_rows.double(), draft_rows.double())
     index = torch.searchsorted(ratio.contiguous(), own, right=True) - 1
     return draft_rows * table.gather(-1, index).to(draft_rows.dtype)

@@ -59,17 +59,20 @@ def sectioned_root(
         function: maps [.., I], ascending points for each of the functions, to [.., I]; each is non-increasing.
         low, high [..]; where the function stays positive the result is high.
     """
-    shape, steps = low.shape, np.linspace(0, 1, SECTIONS[dtype] + 1)
+    sections = SECTIONS[dtype]
+    steps = np.arange(sections + 1) / sections
     low, high = low[..., None], high[..., None]
-    rows = np.arange(low.size)
+    first = np.arange(0, low.size * (sections + 1), sections + 1).reshape(low.shape)
     for _ in range(ROUNDS[dtype]):
         points = low + (high - low) * steps
         points[..., -1:] = high
         values = function(points)
-        before = np.logical_and.accumulate(values[..., :-1] > 0, axis=-1).sum(axis=-1).ravel()
-        after = np.maximum(before - 1, 0)
-        found = np.stack([points, values]).reshape(2, len(rows), len(steps))
-        (low, left), (high, right) = (found[:, rows, place].reshape(2, *shape, 1) for place in (after, before))
+        above = values > 0
+        above[..., -1] = False
+        after = above.argmin(axis=-1, keepdims=True)
+        before = first + np.maximum(after - 1, 0)
+        after += first
+        low, left, high, right = (table.take(place) for place in (before, after) for table in (points, values))
     part = np.where(left > 0, left / np.where(left > right, left - right, 1.0), 0.0)
     root: NDArray[np.float64] = low + (high - low) * np.where(right > 0, 1.0, part)
     return root[..., 0]

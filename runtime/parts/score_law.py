@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,33 +23,36 @@ Indices = NDArray[np.int64]
 
 def over(value: Array, mass: Array) -> Array:
     """value / mass, 0 where there is no mass."""
-    with np.errstate(all="ignore"):
-        return np.where(mass > 0, value / mass, 0.0)
+    return value / np.where(mass > 0, mass, np.inf)
 
 
 def count_below(ascending: Array, values: Array, equal: bool = False) -> Indices:
     """[N, ..]: how many of the row's numbers, ascending [N, J], lie below each value [N, ..] (`equal`: or at it)."""
+    if len(ascending) and (len(ascending) == 1 or not ascending.strides[0]):  # one row for all
+        return ascending[0].searchsorted(values, "right" if equal else "left")
     flat = values.reshape(len(values), math.prod(values.shape[1:]))
     rows = (torch.from_numpy(np.ascontiguousarray(each)) for each in (ascending, flat))
     return torch.searchsorted(*rows, right=equal).numpy().reshape(values.shape)
 
 
-def entries(tables: Array, index: Indices) -> Array:
+def entries(tables: NDArray[Any], index: Indices) -> NDArray[Any]:
     """[C, N, ..]: entries `index` [N, ..] of the rows of `tables` [C, N, J]."""
     count, rows, size = tables.shape
     first = np.arange(0, rows * size, size).reshape(rows, *[1] * (index.ndim - 1))
     return tables.reshape(count, rows * size).take(index + first, axis=1)
 
 
-def winning_share(mass: Array, paths: int) -> Array:
-    """1 - (1 - mass)^K = mass (1 + left + .. + left^(K-1)), left = 1 - mass; by doubling, without cancellation."""
-    left = 1 - mass
-    total, power = np.ones_like(left), left
-    for bit in f"{paths:b}"[1:]:
-        total, power = total * (1 + power), power * power
+def powers_below(left: Array, paths: int) -> Array:
+    """1 + left + .. + left^(K-1), by doubling."""
+    if paths == 1:
+        return np.ones_like(left)
+    total = power = left
+    for place, bit in enumerate(f"{paths:b}"[1:]):
+        total = total + total * power if place else 1 + left
+        power = power * power
         if bit == "1":
             total, power = 1 + left * total, power * left
-    return mass * total
+    return total
 
 
 @dataclass(frozen=True)
@@ -73,39 +77,48 @@ class ScoreLaw:
 
     @cached_property
     def pieces(self) -> Array:
-        """[5, N, J-1] of each piece, what its value takes: below, worth of all before it, rate, weight, slope.
+        """[6, N, J-1] of each piece: its first score, scores per mass; mass and value of all before it; rate, unit.
 
         A piece of mass m on scores start..start + width is worth, x of its mass in,
-        m/width ((1 - start)^K - (1 - start - x width/m)^K) = weight (1 - (1 - x rate)^K), or slope x if it is a point.
+        m/width ((1 - start)^K - (1 - start - x width/m)^K) = x unit (1 + left + .. + left^(K-1)),
+        left = 1 - x rate, rate = width / (m (1 - start)), unit = (1 - start)^(K-1); a point has rate 0.
         """
-        start, width, mass = self.score[:, :-1], np.diff(self.score), np.diff(self.below)
-        left, spread = 1 - start, (width > 0) & (mass > 0)
-        rate = np.where(spread, over(width, mass * left), 0.0)
-        weight = np.where(spread, over(mass, width) * left**self.paths, 0.0)
-        slope = np.where(spread, 0.0, self.paths * left ** (self.paths - 1))
-        value = slope * mass + weight * winning_share(np.minimum(rate * mass, 1), self.paths)
-        return np.stack([self.below[:, :-1], value.cumsum(axis=1) - value, rate, weight, slope])
+        start, before = self.score[:, :-1], self.below[:, :-1]
+        mass, left = self.below[:, 1:] - before, 1 - start
+        pieces = np.empty((6, *start.shape))
+        first, width, below, worth, rate, unit = pieces
+        first[:], below[:], unit[:] = start, before, left ** (self.paths - 1)
+        width[:] = over(self.score[:, 1:] - start, mass)
+        rate[:] = over(width, left)
+        value = mass * unit * powers_below(np.maximum(1 - rate * mass, 0), self.paths)
+        worth[:, 0] = 0
+        np.cumsum(value[:, :-1], axis=1, out=worth[:, 1:])
+        return pieces
 
     def value(self, mass: Array) -> Array:
         """G of `mass` [N, ..] in [0, 1]: the value of the lowest scores of that probability."""
-        before, worth, rate, weight, slope = entries(self.pieces, self._piece(mass))
+        before, worth, rate, unit = self._at(mass, self.pieces[2:])
         inside = mass - before
-        won = winning_share(np.minimum(rate * inside, 1), self.paths)
-        value: Array = worth + slope * inside + weight * won
+        value: Array = worth + inside * unit * powers_below(np.maximum(1 - rate * inside, 0), self.paths)
         return value
 
     def score_at(self, mass: Array) -> Array:
         """[N, ..]: the score below which lies `mass` [N, ..]."""
-        piece = self._piece(mass)
-        knots = np.stack([self.score, self.below])
-        (start, before), (end, after) = entries(knots, piece), entries(knots, piece + 1)
-        return start + (end - start) * over(mass - before, after - before)
+        start, width, before = self._at(mass, self.pieces[:3])
+        score: Array = start + (mass - before) * width
+        return score
 
-    def _piece(self, mass: Array) -> Indices:
-        """[N, ..]: the piece that holds the last of `mass` [N, ..]."""
+    def _at(self, mass: Array, tables: Array) -> NDArray[Any]:
+        """[C, N, ..]: of the tables [C, N, J-1] the pieces that hold the last of `mass` [N, ..]."""
         if self.below.shape[1] == 2:
-            return np.zeros(mass.shape, dtype=np.int64)
-        return count_below(self.below[:, 1:-1], mass, equal=True)
+            return tables.reshape(*tables.shape[:2], *[1] * (mass.ndim - 1))
+        return entries(tables, count_below(self.below[:, 1:-1], mass, equal=True))
+
+    def some(self, rows: NDArray[np.bool_]) -> ScoreLaw:
+        """Some of the laws."""
+        some = ScoreLaw(self.score[rows], self.below[rows], self.paths)
+        some.__dict__["pieces"] = self.pieces[:, rows]
+        return some
 
     def rearranged(self, edges: Array, shares: Array) -> ScoreLaw:
         """The laws that take share i from the i-th of the parts into which `edges` cut the lowest-score mass.
@@ -116,7 +129,7 @@ class ScoreLaw:
         inner = edges[:, 1:-1]
         mass = np.sort(np.concatenate([self.below, inner], axis=1))
         score = np.sort(np.concatenate([self.score, self.score_at(inner)], axis=1))
-        start, length = edges[:, None, :-1], np.diff(edges)[:, None]
-        taken = over(np.minimum(np.maximum(mass[:, :, None] - start, 0), length), length)
-        below = np.maximum.accumulate((taken * shares[:, None]).sum(axis=2), axis=1)
+        start, length = edges[:, None, :-1], (edges[:, 1:] - edges[:, :-1])[:, None]
+        taken = np.minimum(np.maximum(mass[:, :, None] - start, 0), length)
+        below = np.maximum.accumulate((taken * over(shares[:, None], length)).sum(axis=2), axis=1)
         return ScoreLaw(score, over(below, below[:, -1:]), self.paths)

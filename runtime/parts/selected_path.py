@@ -17,7 +17,7 @@ from ..draws import Draws
 from ..verdict import Batch, Verdict, arithmetic
 from .block_rule import ratios_of, surplus, threshold, threshold_from
 from .draft_tree import Walk, node_rows, rows_at
-from .ratio_knots import linear_law, rows_in_cache
+from .ratio_knots import IN_CACHE, linear_law, rows_in_cache
 from .score_law import Array
 from .single_path import at, correction_weights, row_at
 
@@ -103,7 +103,7 @@ def verify_selected(batch: Batch, draws: Draws, path: Tensor, knots: Array, dens
 
     left = []
     inner = request.repeat_interleave(length - 1), depth[1:].repeat(requests)
-    for some in zip(*(part.split(rows_in_cache(batch.draft_probs)) for part in inner), strict=True):
+    for some in zip(*(part.split(rows_in_cache(batch.draft_probs, IN_CACHE // 2)) for part in inner), strict=True):
         left.append(surplus(ratios[some], *rows(some)))
     inner_thresholds = threshold_from(ratios[:, 1:-1], torch.cat(left).view(requests, length - 1))
     kept = draws.accept_last(torch.cat([inner_thresholds, ratios[:, -1:]], dim=1))

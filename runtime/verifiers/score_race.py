@@ -28,9 +28,9 @@ Source: specbound (own); block verification of the winner, arXiv:2403.10444.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -38,7 +38,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..draws import Draws
-from ..parts.ratio_knots import Knots, between, histograms
+from ..parts.ratio_knots import Knots, histograms
 from ..parts.roots import sectioned_root
 from ..parts.score_law import Array, Indices, ScoreLaw, count_below, entries, over
 from ..parts.selected_path import verify_selected
@@ -66,17 +66,17 @@ class Node:
 
     def some(self, rows: NDArray[np.bool_]) -> Node:
         """Some of the nodes."""
-        scores = ScoreLaw(self.scores.score[rows], self.scores.below[rows], self.scores.paths)
+        scores = self.scores.some(rows)
         return Node(scores, self.wanted[rows], self.kept[rows], self.density[rows], self.slope[rows])
 
 
-class Window(NamedTuple):
-    """A stretch of the scores at N nodes, to be cut once among the tokens whose draft mass it has.
+class Windows(NamedTuple):
+    """W stretches of the scores at N nodes, each to be cut once among the tokens whose draft mass it has.
 
     Attributes:
-        begin, end [N]: the tokens are those at knots begin <= m < end.
-        first, last [N]: masses at which the stretch begins and ends; bottom, top [N]: the values of these masses.
-        owed [N]: sigma of the reserve, 0 without.
+        begin, end [N, W]: the tokens are those at knots begin <= m < end.
+        first, last [N, W]: masses at which the stretch begins and ends; bottom, top [N, W]: the values of these masses.
+        owed [N, W]: sigma of the reserve, 0 without.
     """
 
     begin: Indices
@@ -104,30 +104,42 @@ class Split:
     level: Array
     upper: NDArray[np.bool_]
 
+    @cached_property
+    def worth(self) -> Array:
+        """[N, P] mean of g' in each part."""
+        return over(self.values[:, 1:] - self.values[:, :-1], self.edges[:, 1:] - self.edges[:, :-1])
+
+    @cached_property
+    def high_and_low(self) -> tuple[Array, Array]:
+        """The same of the part below the cut and of that above it, in each knot's window; [N, M] or [N, 1]."""
+        high, low, *_ = self._of_knots(self.worth)
+        return high, low
+
+    @cached_property
     def densities(self) -> Array:
         """[N, M] kappa(wy) / Q(wy) of tokens at the knots."""
-        high, low, *_ = self._of_knots(over(np.diff(self.values), np.diff(self.edges)))
+        high, low = self.high_and_low
         return low + self.level * (high - low)
 
     def value(self, scores: ScoreLaw, mass: Array) -> Array:
         """[N, M] value of the lowest-score mass [N, M] of the child at each knot."""
-        first, cut, last = self._of_knots(self.edges)
-        first_value, cut_value, _ = self._of_knots(self.values)
         deep = mass > self.level
-        share = np.where(deep, 1 - self.level, self.level)
-        start, start_value = np.where(deep, cut, first), np.where(deep, cut_value, first_value)
-        length = np.where(deep, last, cut) - start
-        taken = np.minimum(over(np.where(deep, mass - self.level, mass), share), 1)
-        worth = over(share * (scores.value(start + taken * length) - start_value), length)
-        return worth + np.where(deep, over(self.level * (cut_value - first_value), cut - first), 0.0)
+        above = self.level * deep
+        share = np.abs(deep - self.level)
+        parts = np.stack([self.edges[:, :-1], self.values[:, :-1], self.edges[:, 1:] - self.edges[:, :-1]])
+        start, before, length = entries(parts, deep + 2 * ~self.upper)
+        taken = np.minimum(over(mass - above, share), 1)
+        worth = over(share * (scores.value(start + taken * length) - before), length)
+        return worth + above * self.high_and_low[0]
 
     def shares(self, near: Indices, part: Array) -> Array:
         """[N, P] what a token takes from each part, `part` [N] of the way from knot near[:, 0] to near[:, 1]."""
-        level, upper = entries(np.stack([self.level, self.upper]), near)[..., None]
-        shares = np.concatenate([level, 1 - level], axis=2)
-        if self.edges.shape[1] > 3:
-            shares = np.concatenate([shares * upper, shares * (1 - upper)], axis=2)
-        return shares[:, 0] + part[:, None] * (shares[:, 1] - shares[:, 0])
+        rows, single = np.arange(len(part))[:, None], self.edges.shape[1] == 3
+        weight = np.stack([1 - part, part], axis=1)
+        below, first = self.level[rows, near] * weight, 0 if single else 2 * ~self.upper[rows, near]
+        shares = np.zeros((len(part), 2, self.edges.shape[1] - 1))
+        shares[rows, [0, 1], first], shares[rows, [0, 1], first + 1] = below, weight - below
+        return shares.sum(axis=1)
 
     def _of_knots(self, values: Array) -> list[Array]:
         """Of numbers [N, I] per part or edge, those of each knot's window, each [N, M] or [N, 1]."""
@@ -137,31 +149,34 @@ class Split:
         return [np.where(self.upper, *pair) for pair in zip(columns, columns[2:], strict=False)]
 
 
-def whole(node: Node, knots: Knots, reserved: bool) -> Window:
+def whole(node: Node, knots: Knots, reserved: bool) -> Windows:
     """All tokens share the whole law."""
-    zero = np.zeros_like(node.slope)
-    begin = np.zeros(len(zero), dtype=np.int64)
-    slope, end = node.slope if reserved else zero, begin + knots.ratio.shape[1]
-    return Window(begin, end, zero, zero + 1, zero, node.density, slope)
+    zero = np.zeros((len(node.slope), 1))
+    begin = np.zeros(zero.shape, dtype=np.int64)
+    owed = node.slope[:, None] if reserved else zero
+    return Windows(begin, begin + knots.mass.shape[1], zero, zero + 1, zero, node.density[:, None], owed)
 
 
-def best_set(node: Node, knots: Knots, reserved: bool) -> tuple[Window, Window]:
+def best_set(node: Node, knots: Knots, reserved: bool) -> Windows:
     """The best set takes the lowest scores, the other tokens the rest."""
-    size, gain = np.minimum(knots.rests[0], 1), knots.rests[1]
-    value = node.scores.value(size)
+    size, gain = knots.rests
+    value = node.scores.value(np.minimum(size, 1))
     loss = value - node.wanted[:, None] * gain
     if reserved:
         owed = np.pad((knots.mass * kept_at(node, knots)).cumsum(axis=1), ((0, 0), (1, 0)))
         served = node.scores.value(np.minimum(size + owed, 1)) - value
         loss = np.where(served < node.slope[:, None] * owed - _slack(torch.float64), np.inf, loss)
-    last = knots.ratio.shape[1]
-    begin = last - loss[:, ::-1].argmin(axis=1)  # of equally good sets the smallest
-    (border, worth), zero, start = entries(np.stack([size, value]), begin), np.zeros_like(node.slope), 0 * begin
-    slope = node.slope if reserved else zero
-    return (
-        Window(begin, start + last, zero, border, zero, worth, slope),
-        Window(start, begin, border, zero + 1, worth, node.density, slope),
-    )
+    last, rows = knots.mass.shape[1], np.arange(len(loss))
+    least = last - loss[:, ::-1].argmin(axis=1)  # of equally good sets the smallest
+    begin, end = np.zeros((2, len(loss), 2), dtype=np.int64)
+    begin[:, 0], end[:, 0], end[:, 1] = least, last, least
+    first, stop, bottom, top, owed = np.zeros((5, len(loss), 2))
+    first[:, 1] = stop[:, 0] = np.minimum(size[rows, least], 1)
+    bottom[:, 1] = top[:, 0] = value[rows, least]
+    stop[:, 1], top[:, 1] = 1, node.density
+    if reserved:
+        owed[:] = node.slope[:, None]
+    return Windows(begin, end, first, stop, bottom, top, owed)
 
 
 def kept_at(node: Node, knots: Knots) -> Array:
@@ -185,30 +200,28 @@ class Cuts(NamedTuple):
     low: Array
 
 
-def cuts(node: Node, knots: Knots, windows: Sequence[Window], reserved: bool, dtype: torch.dtype) -> Cuts:
+def cuts(node: Node, knots: Knots, windows: Windows, reserved: bool, dtype: torch.dtype) -> Cuts:
     """Cut every window at the smallest place where the clipped law fits; dtype sets the accuracy."""
-    begin, end, start, stop, bottom, top, owed = (
-        np.stack(parts, axis=1)[:, :, None] for parts in zip(*windows, strict=True)
-    )
+    begin, end = windows.begin[:, :, None], windows.end[:, :, None]
+    start, stop, bottom, top, owed = (part[:, :, None] for part in windows[2:])
     scores, wanted, kept = node.scores, node.wanted[:, None, None], node.kept[:, None, None]
     steepest = scores.paths * (1 - scores.score_at(start)) ** (scores.paths - 1)
     first = entries(knots.sums, begin)
-    total = (entries(knots.sums, end) - first)[0]
+    total = entries(knots.sums[:1], end)[0] - first[0]
     budget, least_high = (top - bottom) * (1 + _slack(dtype)), owed * (1 - _slack(dtype))
 
     def means(cut: Array) -> tuple[Array, Array]:
         """u1, u0 [N, W, I] for cut [N, W, I]."""
         middle = scores.value(cut)
-        high = np.where(cut > start, (middle - bottom) / (cut - start), steepest)
-        low = np.where(cut < stop, (top - middle) / (stop - cut), 0.0)
-        return high, np.minimum(low, high)
+        high = np.fmin((middle - bottom) / (cut - start), steepest)
+        return high, np.minimum(over(top - middle, stop - cut), high)
 
     def below(*ratios: Array) -> Iterator[Array]:
         """For ratios [N, W, I] the draft and the target mass [2, N, W, I] of the window's tokens below each."""
         places = np.concatenate(ratios, axis=2)
         index = np.minimum(np.maximum(count_below(knots.ratio, places), begin), end)
         sums = entries(knots.sums, index) - first
-        return iter(np.split(sums, len(ratios), axis=3))
+        return (sums[..., i : i + ratios[0].shape[2]] for i in range(0, sums.shape[3], ratios[0].shape[2]))
 
     def excess(cut: Array) -> Array:
         """[N, W, I]: sum over the tokens of the wanted law clipped between u0 and u1, beyond what there is."""
@@ -232,46 +245,44 @@ def cuts(node: Node, knots: Knots, windows: Sequence[Window], reserved: bool, dt
         served += wanted * np.maximum(free_sum - least_sum, 0)
         return np.minimum(served - budget, high - least_high)
 
-    place = sectioned_root(excess_with_reserve if reserved else excess, start[..., 0], stop[..., 0], dtype)
+    place = sectioned_root(excess_with_reserve if reserved else excess, windows.first, windows.last, dtype)
     high, low = means(place[:, :, None])
     return Cuts(place, high[..., 0], low[..., 0])
 
 
-def cut_in_windows(node: Node, knots: Knots, windows: Sequence[Window], reserved: bool, dtype: torch.dtype) -> Split:
+def cut_in_windows(node: Node, knots: Knots, windows: Windows, reserved: bool, dtype: torch.dtype) -> Split:
     """Levels of the tokens for the best cuts, and the cuts moved to the mass that the levels take."""
     found = cuts(node, knots, windows, reserved, dtype)
-    single = len(windows) == 1
-    upper = (np.arange(knots.mass.shape[1]) >= windows[0].begin[:, None]) | single
+    single = found.place.shape[1] == 1
+    upper = np.arange(knots.mass.shape[1]) >= windows.begin[:, :1]
 
     def of_knots(values: Array) -> Array:
         """[N, M] or [N, 1] from [N, W]."""
         return values if single else np.where(upper, values[:, :1], values[:, 1:])
 
-    def sums(values: Array) -> Array:
-        """[N, W] sum over the tokens of each window, from [N, M]."""
-        everything = values.sum(axis=1, keepdims=True)
+    def sums(level: Array) -> Array:
+        """[N, W] draft mass that the tokens of each window take at `level` [N, M]."""
         if single:
-            return everything
-        return np.concatenate([(values * part).sum(axis=1, keepdims=True) for part in (upper, ~upper)], axis=1)
+            return np.einsum("nm,nm->n", knots.mass, level)[:, None]
+        taken = knots.mass * level
+        return np.stack([np.einsum("nm,nm->n", taken, part) for part in (upper, ~upper)], axis=1)
 
-    first, last, owed = (
-        np.stack(parts, axis=1) for parts in zip(*((w.first, w.last, w.owed) for w in windows), strict=True)
-    )
-    high, low = of_knots(found.high), of_knots(found.low)
-    wanted = node.wanted[:, None] * knots.ratio
     if reserved:
-        promised = of_knots(owed)
-        least = np.minimum(low + kept_at(node, knots) * np.maximum(promised - low, 0), high)
-        wanted = np.maximum(wanted, least)
-    level = np.clip(over(wanted - low, high - low), 0, 1)
-    if reserved:
-        least = np.clip(over(least - low, high - low), 0, 1)
-        must, used = sums(knots.mass * least), sums(knots.mass * level)
-        room = np.where(used > must, np.clip(over(found.place - first - must, used - must), 0, 1), 1.0)
-        level = np.where(promised > 0, least + of_knots(room) * (level - least), level)
-    where = first + (last - first) * over(sums(knots.mass * level), sums(knots.mass))
-    inner = [where] if single else [where[:, :1], last[:, :1], where[:, 1:]]
-    edges = np.concatenate([first[:, :1], *inner, last[:, -1:]], axis=1)
+        high, low, owed = (of_knots(part) for part in (found.high, found.low, windows.owed))
+        least = np.minimum(low + kept_at(node, knots) * np.maximum(owed - low, 0), high)
+        wanted = np.maximum(node.wanted[:, None] * knots.ratio, least)
+        level, least = (np.clip(over(part - low, high - low), 0, 1) for part in (wanted, least))
+        must, used = sums(least), sums(level)
+        room = np.where(used > must, np.clip(over(found.place - windows.first - must, used - must), 0, 1), 1.0)
+        level = np.where(owed > 0, least + of_knots(room) * (level - least), level)
+    else:
+        span = found.high - found.low
+        level = of_knots(over(node.wanted[:, None], span)) * knots.ratio - of_knots(over(found.low, span))
+        level = np.minimum(np.maximum(level, 0), 1)
+    begin, end = entries(knots.sums[:1], np.stack([windows.begin, windows.end], axis=1))[0].swapaxes(0, 1)
+    where = windows.first + (windows.last - windows.first) * over(sums(level), end - begin)
+    edges = np.empty((len(where), 2 * where.shape[1] + 1))
+    edges[:, 0], edges[:, 1::2], edges[:, 2::2] = 0, where, windows.last
     return Split(edges, node.scores.value(edges), level, upper)
 
 
@@ -279,9 +290,9 @@ def brave(node: Node, knots: Knots, split: Split, below: int, slack: float) -> N
     """[N]: what the split may cost further down, where `below` levels follow, is covered by what it gains here."""
     kept = kept_at(node, knots)
     owed = kept * node.slope[:, None]
-    gain = np.minimum(split.densities(), node.wanted[:, None] * knots.ratio) - owed
+    gain = np.minimum(split.densities, node.wanted[:, None] * knots.ratio) - owed
     short = below * np.maximum(owed - split.value(node.scores, kept), 0) if below else 0.0
-    covered: NDArray[np.bool_] = ((gain - short) * knots.mass).sum(axis=1) >= -slack
+    covered: NDArray[np.bool_] = np.einsum("nm,nm->n", gain - short, knots.mass) >= -slack
     return covered
 
 
@@ -292,7 +303,7 @@ def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dt
         below: levels below the children.
     """
     reserved = rule.endswith("reserved")
-    windows = [whole(node, knots, reserved)] if rule.startswith("two-part") else best_set(node, knots, reserved)
+    windows = (whole if rule.startswith("two-part") else best_set)(node, knots, reserved)
     split = cut_in_windows(node, knots, windows, reserved, dtype)
     if rule != "safe":
         return split, np.zeros(len(node.slope), dtype=bool)
@@ -300,7 +311,8 @@ def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dt
     if not bold.all():
         rest = ~bold
         few, some = node.some(rest), knots[rest,]
-        careful = cut_in_windows(few, some, [whole(few, some, reserved=True)], True, dtype)
+        careful = cut_in_windows(few, some, whole(few, some, reserved=True), True, dtype)
+        split = replace(split)  # what is cached goes
         split.edges[rest], split.values[rest] = (
             np.pad(each, ((0, 0), (0, 2)), mode="edge") for each in (careful.edges, careful.values)
         )
@@ -322,21 +334,21 @@ def race(
         the laws; [N, L, M] the winner's law over the draft's at the knots of each path, if that path wins.
     """
     near, part = knots.between(ratio)
+    knots = knots.by_depth()
     one, length = np.ones(len(ratio)), ratio.shape[1]
     begun = one
     for own in ratio.T[:stem]:
         begun = np.minimum(begun * own, 1)
     node = Node(ScoreLaw.uniform(len(one), paths), begun, begun, one, one)
-    tables = np.ones_like(knots.mass)
+    tables = np.ones((*ratio.shape, knots.mass.shape[2]))
     for depth in range(stem, length):
-        split, bold = split_rule(rule, node, knots[:, depth], length - depth - 1, dtype)
-        densities = split.densities()
-        tables[:, depth] = over(densities, node.density[:, None])
+        split, bold = split_rule(rule, node, knots[depth,], length - depth - 1, dtype)
+        tables[:, depth] = over(split.densities, node.density[:, None])
 
-        beside, own = (near[:, depth], part[:, depth]), ratio[:, depth]
-        scores = node.scores.rearranged(split.edges, split.shares(*beside))
+        own, shares = ratio[:, depth], split.shares(near[:, depth], part[:, depth])
+        scores = node.scores.rearranged(split.edges, shares)
         kept = np.minimum(node.kept * own, 1)
-        density = between(densities, *beside)
+        density = (shares * split.worth).sum(axis=1)
         slope = node.slope
         if bold.any():
             worth = np.where(kept > 0, over(scores.value(kept[:, None])[:, 0], kept), slope)

@@ -25,11 +25,13 @@ class Reads(TorchDispatchMode):
         self.least, self.numbers, self.doubles = least, 0, 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = operation(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        found = operation(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
         if operation.is_view or operation._schema.name == "aten::detach":
             return found
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        read = args, {name: value for name, value in kwargs.items() if name != "out"}
+        given = [leaf for leaf in tree_leaves(read) if isinstance(leaf, Tensor)]
         if operation.__name__.split(".")[0] in PICKING:
             given = [*results, *given[1:]]
         self.numbers += sum(tensor.numel() for tensor in given if tensor.numel() >= self.least)
