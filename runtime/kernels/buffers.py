@@ -16,9 +16,12 @@ from torch import Tensor
 
 from ..verdict import Batch, Verdict
 from . import DTYPES
+from .histograms import SLOTS
 from .passes import WIDTH
 
 BLOCK = 4096  # entries of a row per program
+SPAN = 8  # chunks of BLOCK entries to a histogram, which takes 4 KiB: an eighth of 32768 bfloat16 logits of a row
+TILE = 256  # entries at a time where a histogram is made
 MOST_WALKS = 65535  # what a CUDA grid has room for in its second and third dimension
 
 
@@ -29,7 +32,7 @@ class Workspace:
     Attributes:
         verdict: path, accepted, token [B] int64, overwritten by every call.
         shape: (B, K, L, V).
-        block: entries of a row per program.
+        block: entries of a row per program; span: chunks of that many per histogram.
         dtype: of the arithmetic on rows, float32, or float64 for float64 logits.
         chunk_max, chunk_sum [W, 2, L+1, C]: per chunk of the target's and the draft's rows.
         norms [W, 2, L+1, 2] float64: largest logit and log of the sum of each row.
@@ -38,6 +41,7 @@ class Workspace:
         first, stop, valid [W] int32: depths that still need residual masses; 0 where a row is no law.
         nodes [W, L+1] int32: the path, of all B K, that holds the rows of the node at each depth.
         lengths [B] int32: L everywhere, for calls without lengths.
+        histograms [W, L, S, 2, 512], windows [W, L, S, 2] int32: of each node's S spans, see `histograms`.
         alive, count [B, K], selection [B, L, 64], brackets [B, steps + 1, 2], sums [B, C, 64]: of the walk down
             several paths; float64, but `alive` int32.
         path_temperatures [W] float64, path_lengths [W] int32, path_verdict: of each path in the race of keys.
@@ -46,6 +50,7 @@ class Workspace:
     verdict: Verdict
     shape: tuple[int, int, int, int]
     block: int
+    span: int
     dtype: torch.dtype
     chunk_max: Tensor
     chunk_sum: Tensor
@@ -57,6 +62,8 @@ class Workspace:
     valid: Tensor
     nodes: Tensor
     lengths: Tensor
+    histograms: Tensor
+    windows: Tensor
     alive: Tensor
     count: Tensor
     selection: Tensor
@@ -70,6 +77,16 @@ class Workspace:
     def chunks(self) -> int:
         """C."""
         return -(-self.shape[3] // self.block)
+
+    @property
+    def spans(self) -> int:
+        """S."""
+        return -(-self.chunks // self.span)
+
+    @property
+    def tile(self) -> int:
+        """Entries of a row at a time where a histogram is made: products of float64 numbers take the most room."""
+        return min(self.block, TILE // 4 if self.dtype == torch.float64 else TILE)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -96,13 +113,14 @@ def workspace(
     device: torch.device | str,
     logits: torch.dtype = torch.bfloat16,
     block: int = BLOCK,
+    span: int = SPAN,
 ) -> Workspace:
     """Allocate a `Workspace`.
 
     Args:
         requests, paths, length, vocab: B, K, L, V.
         logits: dtype of the logits.
-        block: entries of a row per program, a power of two.
+        block: entries of a row per program, a power of two; span: chunks of that many per histogram.
     """
     block = min(block, max(16, triton.next_power_of_2(vocab)))
     chunks = -(-vocab // block)
@@ -116,12 +134,14 @@ def workspace(
         return Verdict(path, accepted, token)
 
     integer = torch.int32
+    spans = -(-chunks // span)
     steps = 8 if real == torch.float64 else 4
     walks = requests * paths
     return Workspace(
         verdict=empty_verdict(requests),
         shape=(requests, paths, length, vocab),
         block=block,
+        span=span,
         dtype=real,
         chunk_max=empty(walks, 2, length + 1, chunks, dtype=real),
         chunk_sum=empty(walks, 2, length + 1, chunks, dtype=real),
@@ -133,6 +153,8 @@ def workspace(
         valid=empty(walks, dtype=integer),
         nodes=torch.arange(walks, dtype=integer, device=device)[:, None].repeat(1, length + 1),
         lengths=empty(requests, dtype=integer).fill_(length),
+        histograms=empty(walks, length, spans, 2, SLOTS.value, dtype=real),
+        windows=empty(walks, length, spans, 2, dtype=integer),
         alive=empty(requests, paths, dtype=integer),
         count=empty(requests, paths),
         selection=empty(requests, length, WIDTH.value),

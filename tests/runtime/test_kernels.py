@@ -36,12 +36,14 @@ FLOATS = (torch.float32, torch.float32)
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the optional package triton is not installed")
 
 
-@needs_triton
-def test_the_kernels_decide_as_the_tensor_versions_do_under_the_interpreter() -> None:
-    """Triton decides on the interpreter when it is first imported, hence the process of its own."""
+def interpreted(name: str) -> str:
+    """Output of the tests in a file of `support`, all passed, in a process of its own.
+
+    Triton decides on the interpreter when it is first imported.
+    """
     options = ["-q", "-s", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, TESTS / "support" / "interpreted_kernels.py"],
+        [sys.executable, "-m", "pytest", *options, TESTS / "support" / name],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=TESTS.parent,
         capture_output=True,
@@ -49,7 +51,18 @@ def test_the_kernels_decide_as_the_tensor_versions_do_under_the_interpreter() ->
         check=False,
     )
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-    counted = re.search(r"(\d+) requests compared; (\d+) left out, with a uniform near a threshold", run.stdout)
+    return run.stdout
+
+
+@needs_triton
+def test_histograms_of_rows_are_those_of_the_tensor_version_under_the_interpreter() -> None:
+    interpreted("interpreted_histograms.py")
+
+
+@needs_triton
+def test_the_kernels_decide_as_the_tensor_versions_do_under_the_interpreter() -> None:
+    output = interpreted("interpreted_kernels.py")
+    counted = re.search(r"(\d+) requests compared; (\d+) left out, with a uniform near a threshold", output)
     assert counted is not None
     print(counted.group(0))
     compared, near = (int(group) for group in counted.groups())
@@ -175,9 +188,10 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from specbound.runtime.kernels import gbv_bucketed, key_race, passes, single_path, two_level, walk
+from specbound.runtime.kernels import gbv_bucketed, histograms, key_race, passes, single_path, two_level, walk
 
 KERNELS = {
+    histograms: "row_histograms",
     passes: "row_masses row_norms surplus_masses emit_verdict",
     single_path: "block_ratios token_acceptance",
     walk: "begin_walk open_walk",
@@ -185,19 +199,20 @@ KERNELS = {
     gbv_bucketed: "bucket_masses take_highest",
     key_race: "begin_race end_race",
 }
-COMMON = dict(BLOCK=4096, TILE=256, CHUNKS=32, DEPTHS=16, TINY=1.2e-38, SLACK=1e-6)
+COMMON = dict(BLOCK=4096, SPAN=8, TILE=256, CHUNKS=32, DEPTHS=16, TINY=1.2e-38, SLACK=1e-6)
 LOGITS = COMMON | dict(IS_LAW=False, SHARED=False, SELECTED=1, DECIDED=False, PATHS=4, REAL=tl.float32)
-LAWS = COMMON | dict(BLOCK=1024, CHUNKS=8, IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2, REAL=tl.float64)
+LAWS = COMMON | dict(BLOCK=1024, TILE=64, CHUNKS=8, IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2)
+LAWS |= dict(REAL=tl.float64)
 VARYING = "start depth step requests paths length".split()
 INTEGERS = [*VARYING, "vocab", "chunks", "steps"]
-KINDS = dict.fromkeys("lengths path_lengths nodes first stop valid alive".split(), "*i32")
+KINDS = dict.fromkeys("lengths path_lengths nodes windows first stop valid alive".split(), "*i32")
 KINDS |= dict.fromkeys("tokens path accepted token path_accepted path_token".split(), "*i64")
 KINDS |= dict.fromkeys("out_path out_accepted out_token".split(), "*i64") | dict.fromkeys(INTEGERS, "i32")
 ONES = LOGITS | dict(vocab=1, chunks=1, steps=1) | dict(
     BLOCK=256, PATHS=2, DEPTHS=2, CHUNKS=1, SHARED=True, SELECTED=2
 )
 for constants, rows, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64"), (ONES, "*fp16", "*fp32")):
-    kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum masses".split(), real)
+    kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum histograms masses".split(), real)
     kinds |= {"target": rows, "draft": rows}
     for module, names in KERNELS.items():
         for name in names.split():
@@ -206,7 +221,7 @@ for constants, rows, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64
             fixed = {arg: constants[arg] for arg in kernel.arg_names if arg in constants}
             signature = {arg: "constexpr" if arg in fixed else kinds.get(arg, "*fp64") for arg in kernel.arg_names}
             source = ASTSource(kernel, signature, fixed)
-            warps = 1 if module in (walk, single_path) else 8
+            warps = {walk: 1, single_path: 1, histograms: 4}.get(module, 8)
             target = GPUTarget("cuda", 90, 32)
             made = triton.compile(source, target=target, options={"num_warps": warps})
             assert made.asm["cubin"]
@@ -225,7 +240,7 @@ def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    assert len(run.stdout.split()) == 45
+    assert len(run.stdout.split()) == 48
     sources = [path.read_text() for path in Path(kernels.__file__).parent.glob("*.py")]
     launched = {name for text in sources for name in re.findall(r"^ +(\w+)\[\(", text, flags=re.MULTILINE)}
     assert launched == set(run.stdout.split())

@@ -33,7 +33,6 @@ from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
 
 SINGLE, MANY = ("block", "token"), ("two-level", "key-race", "gbv-bucketed")
-INPUTS = ("lengths", "shape", "block", "dtype")
 POISON = -77
 Answers = list[Tensor]
 Kernel = Callable[[Batch, Answers], Verdict]
@@ -58,9 +57,11 @@ def _near_thresholds_are_reported() -> Iterator[None]:
     print(f"\n{COMPARED['all']} requests compared; {COMPARED['near']} left out, with a uniform near a threshold")
 
 
-def buffers(requests: int, paths: int, length: int, vocab: int, dtype: torch.dtype, block: int = 4096) -> Workspace:
+def buffers(
+    requests: int, paths: int, length: int, vocab: int, dtype: torch.dtype, block: int = 4096, span: int = 8
+) -> Workspace:
     """A workspace in which everything a kernel writes starts as NaN or -77; residual masses as 77, as if real."""
-    out = workspace(requests, paths, length, vocab, "cpu", dtype, block)
+    out = workspace(requests, paths, length, vocab, "cpu", dtype, block, span)
     for name, tensor in tensors_of(out).items():
         if name != "lengths" and not (name == "nodes" and paths == 1):
             tensor.fill_(math.nan if tensor.is_floating_point() else POISON)
