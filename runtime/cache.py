@@ -196,10 +196,11 @@ class CachedModel:
         Args:
             tokens, positions [B, n] int64.
             tail: bool [n, m] or [B, n, m], m >= n: which of the tail's first m slots each token sees, besides all
-                committed ones; the tokens themselves take the last n of the m.
+                committed ones; the tokens themselves take the last n of the m, and what stood there is forgotten.
         """
         tail, positions = tail.to(self.device), positions.to(self.device)
         rows, size = len(self.base), tail.shape[-1]
+        self._cut_tail(size - tokens.shape[1])
         base = torch.tensor(self.base, device=self.device)[:, None]
         slot = torch.arange(max(self.base) + size, device=self.device)
         seen = (slot < base)[:, None, :].repeat(1, tail.shape[-2], 1)
@@ -239,6 +240,13 @@ class CachedModel:
         base = torch.tensor(self.base, device=self.device)[:, None]
         order = torch.arange(places.shape[1], device=self.device)
         self.cache.move(base + places.to(self.device), base + order)
+
+    def _cut_tail(self, fed: int) -> None:
+        """Forget all but the first `fed` tokens of the tail."""
+        if fed < self.fed:
+            rows = len(self.base)
+            self.places = [torch.cat([part.expand(rows, -1) for part in self.places], dim=1)[:, :fed]]
+            self.fed = fed
 
     def _feed(self, tokens: Tensor, positions: Tensor, mask: Tensor | dict[str, Tensor] | None, last: int) -> Tensor:
         """One pass of the model over tokens [B, n] that go behind the tail."""

@@ -2,21 +2,27 @@
 
 Under top-k sampling each law has at most k tokens, so a node has at most 2k children (the union of both supports)
 and a tree a few levels deep is small enough to solve exactly. Nodes that no draft reaches are not looked into.
+The trees below many beginnings of a text grow together, a level at a time: a model reads up to `AT_ONCE` prefixes in
+one pass, each of which sees its own beginning of the text and its own ancestors only.
+
+Letters: T tokens of a text, N nodes of one level (of all trees), k tokens kept in a row, V vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from specbound.runtime.states import hold
+from specbound.theory.numbers import Array
 from specbound.theory.prefix_tree import MAX_NODES, PrefixTree
 
-Rows = Callable[[Sequence[tuple[int, ...]]], np.ndarray]
+AT_ONCE = 256
 
 
 def from_models(
@@ -34,7 +40,7 @@ def from_models(
     their names.
 
     Args:
-        target, draft: models called as `model(input_ids, past_key_values=..., use_cache=True)`.
+        target, draft: the models; one without key/value slots reads every path for itself.
         context [T] int64: the tokens before the draft, at least one.
         length: L, the draft length.
         top_k: tokens kept in each row (both models).
@@ -61,7 +67,7 @@ def trees_along(
     """The prefix trees below the first `starts` tokens of a text [T], which each model reads once.
 
     Args:
-        starts: numbers of tokens in 1..T; where one is below T the models' caches must be such that they can be cut.
+        starts: numbers of tokens in 1..T.
         bonus: False leaves out the target's laws behind whole drafts, which no acceptance depends on: uniform rows
             stand in their place.
         Everything else as for `from_models`.
@@ -79,85 +85,139 @@ def trees_along(
         raise ValueError(f"length {length} and top_k {top_k} make too large a tree; lower one of them")
     if not all(1 <= start <= len(text) for start in starts):
         raise ValueError(f"starts are {list(starts)}; want numbers in 1..{len(text)}")
-    of_target, of_draft = (_Reader(model, text, top_k, temperature) for model in (target, draft))
-    return [_tree(of_target.after(start), of_draft.after(start), length, bonus, decode) for start in starts]
-
-
-def _tree(
-    target_rows: Rows, draft_rows: Rows, length: int, with_bonus: bool, decode: Callable[[int], str] | None
-) -> PrefixTree:
-    """The tree of two models' rows; nodes that no draft reaches have no children."""
-    prefixes: list[tuple[int, ...]] = [()]
-    parent, probability = [-1], [(1.0, 1.0)]
-    level, reached = [0], [1.0]
+    if not starts:
+        return []
+    readers = [_Reader(model, text, min(starts), top_k, temperature) for model in (target, draft)]
+    levels = [_Level.roots(np.array(starts))]
     for _ in range(length):
-        open_nodes = [node for node in level if reached[node] > 0]
-        inside = [prefixes[node] for node in open_nodes]
-        level = []
-        for node, p, q in zip(open_nodes, target_rows(inside), draft_rows(inside), strict=True):
-            for token in np.flatnonzero((p > 0) | (q > 0)):
-                level.append(len(prefixes))
-                prefixes.append((*prefixes[node], int(token)))
-                parent.append(node)
-                probability.append((p[token], q[token]))
-                reached.append(reached[node] * q[token])
-    last = np.array([-1] + [prefix[-1] for prefix in prefixes[1:]])
-    vocabulary = np.unique(last[1:])
-    if with_bonus:
-        rows = target_rows([prefixes[node] for node in level])
-        vocabulary = np.union1d(vocabulary, np.flatnonzero((rows > 0).any(axis=0)))
-        bonus = rows[:, vocabulary]
+        levels.append(levels[-1].below(*readers))
+    rows = readers[0].rows(levels[-1].starts, levels[-1].prefixes) if bonus else None
+    return [_tree(levels, number, rows, decode or str) for number in range(len(starts))]
+
+
+Rows = tuple[Array, Array]  # tokens [N, k] and their probabilities [N, k]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The nodes of one depth d in all trees, in order of their trees and breadth-first.
+
+    Attributes:
+        tree [N]: whose they are; starts [N]: tokens of the text before the tree.
+        prefixes [N, d]: their tokens.
+        parent [N]: place in the level above.
+        target, draft [N]: conditional probabilities; reached [N]: the draft's joint one.
+    """
+
+    tree: Array
+    starts: Array
+    prefixes: Array
+    parent: Array
+    target: Array
+    draft: Array
+    reached: Array
+
+    @classmethod
+    def roots(cls, starts: Array) -> _Level:
+        count = len(starts)
+        one = np.ones(count)
+        return cls(np.arange(count), starts, np.zeros((count, 0), int), np.full(count, -1), one, one, one)
+
+    def below(self, target: _Reader, draft: _Reader) -> _Level:
+        """The next level: the tokens that either model may write behind a node that a draft reaches."""
+        nodes = np.flatnonzero(self.reached > 0)
+        found = [reader.rows(self.starts[nodes], self.prefixes[nodes]) for reader in (target, draft)]
+        vocab = 1 + max(int(tokens.max()) for tokens, _ in found)
+        possible = [probabilities > 0 for _, probabilities in found]
+        keys = [(nodes[:, None] * vocab + tokens)[kept] for (tokens, _), kept in zip(found, possible, strict=True)]
+        union = np.union1d(*keys)
+        p, q = np.zeros((2, len(union)))
+        for row, key, (_, probabilities), kept in zip((p, q), keys, found, possible, strict=True):
+            row[np.searchsorted(union, key)] = probabilities[kept]
+        parent, token = np.divmod(union, vocab)
+        prefixes = np.column_stack([self.prefixes[parent], token])
+        return _Level(self.tree[parent], self.starts[parent], prefixes, parent, p, q, self.reached[parent] * q)
+
+    def of(self, tree: int) -> slice:
+        """Where a tree's nodes are."""
+        return slice(*np.searchsorted(self.tree, [tree, tree + 1]))
+
+
+def _tree(levels: Sequence[_Level], number: int, rows: Rows | None, name: Callable[[int], str]) -> PrefixTree:
+    """One of the trees; `rows`: the target's behind the deepest level, uniform ones stand in where they are missing."""
+    own = [level.of(number) for level in levels]
+    before = np.cumsum([0] + [part.stop - part.start for part in own[:-1]])
+    shift = [at - part.start for at, part in zip(before, own, strict=True)]
+    below = list(zip(levels[1:], own[1:], strict=True))
+    parent = [level.parent[part] + by for (level, part), by in zip(below, shift[:-1], strict=True)]
+    last = np.concatenate([level.prefixes[part, -1] for level, part in below])
+    vocabulary = np.unique(last)
+    leaves = own[-1].stop - own[-1].start
+    if rows is None:
+        bonus = np.full((leaves, len(vocabulary)), 1 / len(vocabulary))
     else:
-        bonus = np.full((len(level), len(vocabulary)), 1 / len(vocabulary))
+        tokens, probabilities = (part[own[-1]] for part in rows)
+        vocabulary = np.union1d(vocabulary, tokens[probabilities > 0])
+        bonus = np.zeros((leaves, len(vocabulary)))
+        leaf, place = np.nonzero(probabilities > 0)
+        bonus[leaf, np.searchsorted(vocabulary, tokens[leaf, place])] = probabilities[leaf, place]
     return PrefixTree(
         len(vocabulary),
-        length,
-        np.array(parent),
-        np.append(-1, np.searchsorted(vocabulary, last[1:])),
-        np.array([p for p, _ in probability]),
-        np.array([q for _, q in probability]),
+        len(levels) - 1,
+        np.concatenate([[-1], *parent]),
+        np.append(-1, np.searchsorted(vocabulary, last)),
+        np.concatenate([level.target[part] for level, part in zip(levels, own, strict=True)]),
+        np.concatenate([level.draft[part] for level, part in zip(levels, own, strict=True)]),
         bonus,
-        tuple((decode or str)(int(token)) for token in vocabulary),
+        tuple(name(int(token)) for token in vocabulary),
     )
 
 
 class _Reader:
-    """A model that has read a text once, and its rows behind every beginning of it."""
+    """A model that has read a text once, and its rows behind every beginning of at least `first` tokens."""
 
-    def __init__(self, model: Any, text: Tensor, top_k: int, temperature: float) -> None:
-        self.model, self.top_k, self.temperature = model, top_k, temperature
-        with torch.inference_mode():
-            seen = model(text[None].to(model.device), use_cache=True)
-        self.logits, self.cache, self.length = seen.logits[0], seen.past_key_values, len(text)
+    @torch.inference_mode()
+    def __init__(self, model: Any, text: Tensor, first: int, top_k: int, temperature: float) -> None:
+        self.first, self.top_k, self.temperature = first, top_k, temperature
+        self.held = hold(model, 1)
+        logits = [self.held.read(text[None, :first], last=1)[0]]
+        self.held.forget_tail([first])
+        if first < len(text):
+            logits.append(self.held.read(text[None, first:])[0])
+        self.logits, self.later = torch.cat(logits), len(text) - first
 
-    def after(self, start: int) -> Rows:
-        """A function from prefixes of equal length to the rows [N, V] after `start` tokens and the prefix, float64.
+    @torch.inference_mode()
+    def rows(self, starts: Array, prefixes: Array) -> Rows:
+        """The laws behind the text's first `starts` [N] tokens and a prefix [N, d]."""
+        if prefixes.shape[1] == 0:
+            return self._law(self.logits[torch.from_numpy(starts - self.first)])
+        groups = [slice(begin, begin + AT_ONCE) for begin in range(0, len(starts), AT_ONCE)]
+        found = [self._law(self._logits(starts[group], prefixes[group])) for group in groups]
+        tokens, probabilities = zip(*found, strict=True)
+        return np.concatenate(tokens), np.concatenate(probabilities)
 
-        The cache is copied for every group of prefixes.
-        """
-        cache = self.cache
-        if start < self.length:
-            cache = copy.deepcopy(cache)
-            cache.crop(start - self.length)
+    def _logits(self, starts: Array, prefixes: Array) -> Tensor:
+        """[N, V], from one pass over the distinct beginnings of all prefixes, shorter ones first."""
+        words = np.column_stack([starts, prefixes])
+        size, depth = self.later, prefixes.shape[1]
+        tokens, positions, places = [], [], []
+        for i in range(1, depth + 1):
+            distinct, index = np.unique(words[:, : i + 1], axis=0, return_inverse=True)
+            tokens.append(distinct[:, i])
+            positions.append(distinct[:, 0] + i - 1)
+            places.append(size + index.reshape(-1))
+            size += len(distinct)
+        sees = np.zeros((size, size), dtype=bool)
+        for i, place in enumerate(places):
+            sees[place, : self.later] = np.arange(self.later) < (starts - self.first)[:, None]
+            for above in places[: i + 1]:
+                sees[place, above] = True
+        fed, where = (torch.from_numpy(np.concatenate(part))[None] for part in (tokens, positions))
+        logits = self.held.extend(fed, where, torch.from_numpy(sees[self.later :]), last=len(tokens[-1]))
+        return logits[0, torch.from_numpy(places[-1] - (size - len(tokens[-1])))]
 
-        @torch.inference_mode()
-        def rows(prefixes: Sequence[tuple[int, ...]]) -> np.ndarray:
-            if prefixes[0] == ():
-                return _top_k_law(self.logits[start - 1][None], self.top_k, self.temperature)
-            groups = []
-            for begin in range(0, len(prefixes), 64):
-                group = torch.tensor(prefixes[begin : begin + 64], device=self.model.device)
-                past = copy.deepcopy(cache)
-                past.batch_repeat_interleave(len(group))
-                logits = self.model(group, past_key_values=past).logits[:, -1]
-                groups.append(_top_k_law(logits, self.top_k, self.temperature))
-            return np.concatenate(groups)
-
-        return rows
-
-
-def _top_k_law(logits: Tensor, top_k: int, temperature: float) -> np.ndarray:
-    """Softmax of the k largest logits of each row of [N, V]; the others have probability exactly 0."""
-    scaled = logits.double() / temperature
-    kept, index = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1)
-    return torch.zeros_like(scaled).scatter(-1, index, kept.softmax(dim=-1)).cpu().numpy()
+    def _law(self, logits: Tensor) -> Rows:
+        """The k largest of each row of logits [N, V], and their softmax."""
+        scaled = logits.double() / self.temperature
+        kept, index = scaled.topk(min(self.top_k, scaled.shape[-1]), dim=-1)
+        return index.cpu().numpy(), kept.softmax(dim=-1).cpu().numpy()

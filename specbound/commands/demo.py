@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 QUICK = {"prompts": 2, "new_tokens": 48, "contexts": 1}
 PATHS = (1, 2, 4)
-MOST_TUPLES = 100
+MOST_TUPLES = 256
 SHOWN, GATE = 0.95, 0.999
 
 
@@ -77,9 +77,7 @@ def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: b
     callback=_quick_defaults,
     help="Unless given otherwise: " + ", ".join(f"--{name.replace('_', '-')} {QUICK[name]}" for name in QUICK) + ".",
 )
-@click.option(
-    "--prompts", type=click.IntRange(min=1), default=12, show_default=True, help="Held-out prompts to decode."
-)
+@click.option("--prompts", type=click.IntRange(min=1), default=8, show_default=True, help="Held-out prompts to decode.")
 @click.option("--new-tokens", type=click.IntRange(min=8), default=96, show_default=True, help="Tokens per prompt.")
 @click.option("--length", type=click.IntRange(1, 6), default=3, show_default=True, help="Draft length L.")
 @click.option("--top-k", type=click.IntRange(1, 8), default=4, show_default=True, help="Top-k sampling of both models.")

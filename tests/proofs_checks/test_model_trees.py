@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from specbound.proofs_checks.laws import model_trees
 from specbound.proofs_checks.laws.law import exact_law
 from specbound.proofs_checks.laws.model_trees import from_models, trees_along
+from tests.support.architectures import toy
 
 CONTEXT = torch.tensor([3, 1, 4, 1, 5])
 
@@ -107,3 +109,50 @@ def test_trees_along_a_text_are_those_of_its_beginnings():
     assert np.abs(found[0].target[1:5] - found[1].target[1:5]).max() > 1e-3
     with pytest.raises(ValueError, match=r"starts are \[6\]; want numbers in 1\.\.5"):
         trees_along(TARGET, DRAFT, CONTEXT, [6], length=2, top_k=3)
+
+
+def apart(trees, others):
+    """The largest difference of two lists of trees' laws; infinite if they have different nodes."""
+    if any(tree.symbols != other.symbols or tree.size != other.size for tree, other in zip(trees, others, strict=True)):
+        return np.inf
+    names = ("parent", "token", "target", "draft", "bonus")
+    return max(
+        np.abs(getattr(tree, name) - getattr(other, name)).max()
+        for tree, other in zip(trees, others, strict=True)
+        for name in names
+    )
+
+
+def test_the_trees_do_not_depend_on_how_many_prefixes_a_pass_reads(monkeypatch):
+    found = trees_along(TARGET, DRAFT, CONTEXT, [2, 4, 4, 3], length=3, top_k=3)
+    monkeypatch.setattr(model_trees, "AT_ONCE", 5)
+    assert apart(found, trees_along(TARGET, DRAFT, CONTEXT, [2, 4, 4, 3], length=3, top_k=3)) < 1e-12
+
+
+def test_a_pass_that_sees_the_text_behind_a_beginning_gives_other_trees(monkeypatch):
+    found = trees_along(TARGET, DRAFT, CONTEXT, [2, 5], length=2, top_k=3)
+    logits = model_trees._Reader._logits
+    monkeypatch.setattr(
+        model_trees._Reader, "_logits", lambda self, starts, prefixes: logits(self, 0 * starts + 5, prefixes)
+    )
+    assert apart(found, trees_along(TARGET, DRAFT, CONTEXT, [2, 5], length=2, top_k=3)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mistral", "mamba", "olmo_hybrid"])
+def test_windows_and_states_are_read_as_well(family):
+    """A model with windows of 4 tokens or without slots: the rows of an uncached pass at every node."""
+    model = toy(family, **({"sliding_window": 4} if family == "mistral" else {}))
+    text = torch.arange(3, 12)
+    tree = trees_along(model, model, text, [4, 9], length=2, top_k=2)[0]
+    ids = [int(symbol) for symbol in tree.symbols]
+    for node in range(tree.size - len(tree.bonus)):
+        prefix = torch.tensor([ids[token] for token in tree.prefix(node)], dtype=torch.int64)
+        with torch.inference_mode():
+            logits = model(input_ids=torch.cat([text[:4], prefix])[None]).logits[0, -1].double()
+        kept, index = logits.topk(2)
+        expected = dict(zip(index.tolist(), kept.softmax(dim=-1).tolist(), strict=True))
+        below = tree.children[node]
+        assert {ids[token] for token in tree.token[below.start : below.stop]} == set(expected)
+        for child in range(below.start, below.stop):
+            assert abs(tree.target[child] - expected[ids[tree.token[child]]]) < 1e-4
