@@ -97,22 +97,33 @@ class ScoreLaw:
 
     def value(self, mass: Array) -> Array:
         """G of `mass` [N, ..] in [0, 1]: the value of the lowest scores of that probability."""
-        before, worth, rate, unit = self._at(mass, self.pieces[2:])
+        before, worth, rate, unit = self._at(mass, slice(2, 6))
         inside = mass - before
         value: Array = worth + inside * unit * powers_below(np.maximum(1 - rate * inside, 0), self.paths)
         return value
 
     def score_at(self, mass: Array) -> Array:
         """[N, ..]: the score below which lies `mass` [N, ..]."""
-        start, width, before = self._at(mass, self.pieces[:3])
+        start, width, before = self._at(mass, slice(3))
         score: Array = start + (mass - before) * width
         return score
 
-    def _at(self, mass: Array, tables: Array) -> NDArray[Any]:
-        """[C, N, ..]: of the tables [C, N, J-1] the pieces that hold the last of `mass` [N, ..]."""
-        if self.below.shape[1] == 2:
-            return tables.reshape(*tables.shape[:2], *[1] * (mass.ndim - 1))
-        return entries(tables, count_below(self.below[:, 1:-1], mass, equal=True))
+    def _at(self, mass: Array, columns: slice) -> Array:
+        """[C, N, ..]: some of `pieces`, of those that hold the last of `mass` [N, ..]."""
+        pieces, rows = self.pieces[columns], len(mass)
+        if pieces.shape[2] == 1:
+            return pieces.reshape(len(pieces), rows, *[1] * (mass.ndim - 1))
+        flat = torch.from_numpy(np.ascontiguousarray(mass).reshape(rows, math.prod(mass.shape[1:])))
+        ends, first = self._places
+        index = torch.searchsorted(ends, flat, right=True).numpy()
+        index += first
+        return pieces.reshape(len(pieces), rows * pieces.shape[2]).take(index.reshape(mass.shape), axis=1)
+
+    @cached_property
+    def _places(self) -> tuple[torch.Tensor, Indices]:
+        """Where each piece but the last ends [N, J-2], and the first entry of each row of `pieces` [N, 1]."""
+        rows, count = len(self.below), self.below.shape[1] - 1
+        return torch.from_numpy(self.below[:, 1:-1].copy()), np.arange(0, rows * count, count)[:, None]
 
     def some(self, rows: NDArray[np.bool_]) -> ScoreLaw:
         """Some of the laws."""

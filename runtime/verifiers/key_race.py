@@ -14,47 +14,25 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..parts.block_rule import block_ratios, block_thresholds
-from ..parts.single_path import at, emitted_row, row_at
+from ..parts.block_rule import ratios_of, threshold
+from ..parts.single_path import at, correction_weights, row_at
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
 
 
-def key_bounds(ratios: Tensor, tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
-    """Largest key t_0..t_L with which each prefix of the path is kept.
+def key_bounds(ratios: Tensor, target: Tensor, draft: Tensor) -> Tensor:
+    """Largest key t_0..t_L with which each prefix of a path is kept.
 
         t_0 = 1,   t_i = t_{i-1} min(1, draft(x_i) / (c_{i-1} target(x_i)))
 
     Args:
-        ratios [B, L+1] = c; tokens [B, L]; draft_probs [B, L, V]; target_probs [B, L+1, V].
+        ratios [.., L+1] = c; target, draft [.., L]: probabilities of the tokens x_1..x_L.
     Returns:
-        [B, L+1] in [0, 1].
+        [.., L+1] in [0, 1].
     """
-    draft, target = at(draft_probs, tokens), ratios[:, :-1] * at(target_probs[:, :-1], tokens)
-    steps = torch.where(target > draft, draft / target, torch.ones_like(target))
-    return torch.cat([torch.ones_like(ratios[:, :1]), steps], dim=1).cumprod(dim=1)
-
-
-def verify_with_key(
-    tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, draws: Draws
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Block verification of one path, with the interval of the key that decided it.
-
-    Args:
-        tokens [B, L]; draft_probs [B, L, V]; target_probs [B, L+1, V].
-    Returns:
-        kept [B], token [B], and low, high [B]: the key is uniform on [low, high] given the rest.
-    """
-    ratios = block_ratios(tokens, draft_probs, target_probs)
-    kept = draws.accept_last(block_thresholds(ratios, draft_probs, target_probs))
-    ratio = at(ratios, kept)
-    token = draws.choose(emitted_row(ratio, kept, draft_probs, target_probs))
-    high = at(key_bounds(ratios, tokens, draft_probs, target_probs), kept)
-    length = tokens.shape[1]
-    draft = at(row_at(draft_probs, kept.clamp_max(length - 1)), token) * (kept < length)
-    target = ratio * at(row_at(target_probs, kept), token)
-    low = torch.where(target > draft, high * draft / target, high)
-    return kept, token, low, high
+    wanted = ratios[..., :-1] * target
+    steps = torch.where(wanted > draft, draft / wanted, torch.ones_like(wanted))
+    return torch.cat([torch.ones_like(ratios[..., :1]), steps], dim=-1).cumprod(dim=-1)
 
 
 @register(
@@ -67,12 +45,31 @@ def verify_with_key(
     kernel="key_race:verify_key_race_laws",
 )
 def verify_key_race(batch: Batch, draws: Draws) -> Verdict:
-    """Verify each path by itself; the path with the smallest key wins."""
-    dtype = arithmetic(batch)
+    """Verify each path by itself; the path with the smallest key wins.
+
+    The key of a path is uniform on [low, high] given the prefix kept and the token behind it.
+    """
+    dtype, (requests, paths, length, _) = arithmetic(batch), batch.shape
+    target, draft = (
+        at(rows[:, :, :length], batch.tokens).to(dtype) for rows in (batch.target_probs, batch.draft_probs)
+    )
+    ratios = ratios_of(target.flatten(0, 1), draft.flatten(0, 1)).unflatten(0, (requests, paths))
+    inner = [
+        threshold(ratios[:, :, i], batch.target_probs[:, :, i].to(dtype), batch.draft_probs[:, :, i].to(dtype))
+        for i in range(1, length)
+    ]
+    thresholds, bounds = torch.stack([*inner, ratios[..., -1]], dim=2), key_bounds(ratios, target, draft)
     results = []
-    for k in range(batch.tokens.shape[1]):
-        draft_probs, target_probs = batch.draft_probs[:, k].to(dtype), batch.target_probs[:, k].to(dtype)
-        results.append(verify_with_key(batch.tokens[:, k], draft_probs, target_probs, draws))
+    for k in range(paths):
+        kept = draws.accept_last(thresholds[:, k])
+        ratio, high = at(ratios[:, k], kept), at(bounds[:, k], kept)
+        target_row = row_at(batch.target_probs[:, k], kept).to(dtype)
+        draft_row = row_at(batch.draft_probs[:, k], kept.clamp_max(length - 1)).to(dtype)
+        stopped = kept < length
+        draft_row = draft_row * stopped.unsqueeze(1)
+        token = draws.choose(correction_weights(torch.where(stopped, ratio, 1), target_row, draft_row))
+        wanted, drawn = ratio * at(target_row, token), at(draft_row, token)
+        results.append((kept, token, torch.where(wanted > drawn, high * drawn / wanted, high), high))
     kept, token, low, high = (torch.stack(parts, dim=1) for parts in zip(*results, strict=True))
-    winner = torch.zeros_like(kept[:, 0]) if kept.shape[1] == 1 else draws.smallest_key(low, high)
+    winner = torch.zeros_like(kept[:, 0]) if paths == 1 else draws.smallest_key(low, high)
     return Verdict(winner, at(kept, winner), at(token, winner))

@@ -87,6 +87,10 @@ class Windows(NamedTuple):
     top: Array
     owed: Array
 
+    def some(self, rows: NDArray[np.bool_] | slice, columns: slice) -> Windows:
+        """Some windows at some of the nodes."""
+        return Windows(*(part[rows, columns] for part in self))
+
 
 @dataclass(frozen=True)
 class Split:
@@ -199,6 +203,10 @@ class Cuts(NamedTuple):
     high: Array
     low: Array
 
+    def some(self, rows: NDArray[np.bool_] | slice, columns: slice) -> Cuts:
+        """The cuts of some windows at some of the nodes."""
+        return Cuts(*(part[rows, columns] for part in self))
+
 
 def cuts(node: Node, knots: Knots, windows: Windows, reserved: bool, dtype: torch.dtype) -> Cuts:
     """Cut every window at the smallest place where the clipped law fits; dtype sets the accuracy."""
@@ -250,9 +258,8 @@ def cuts(node: Node, knots: Knots, windows: Windows, reserved: bool, dtype: torc
     return Cuts(place, high[..., 0], low[..., 0])
 
 
-def cut_in_windows(node: Node, knots: Knots, windows: Windows, reserved: bool, dtype: torch.dtype) -> Split:
-    """Levels of the tokens for the best cuts, and the cuts moved to the mass that the levels take."""
-    found = cuts(node, knots, windows, reserved, dtype)
+def cut_in_windows(node: Node, knots: Knots, windows: Windows, found: Cuts, reserved: bool) -> Split:
+    """Levels of the tokens for the cuts found, and the cuts moved to the mass that the levels take."""
     single = found.place.shape[1] == 1
     upper = np.arange(knots.mass.shape[1]) >= windows.begin[:, :1]
 
@@ -302,20 +309,22 @@ def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dt
     Args:
         below: levels below the children.
     """
-    reserved = rule.endswith("reserved")
+    reserved, every = rule.endswith("reserved"), slice(None)
     windows = (whole if rule.startswith("two-part") else best_set)(node, knots, reserved)
-    split = cut_in_windows(node, knots, windows, reserved, dtype)
     if rule != "safe":
-        return split, np.zeros(len(node.slope), dtype=bool)
+        found = cuts(node, knots, windows, reserved, dtype)
+        return cut_in_windows(node, knots, windows, found, reserved), np.zeros(len(node.slope), dtype=bool)
+    pairs = zip(windows, whole(node, knots, reserved=True), strict=True)
+    windows = Windows(*(np.concatenate(pair, axis=1) for pair in pairs))
+    found = cuts(node, knots, windows, True, dtype)
+    split = cut_in_windows(node, knots, windows.some(every, slice(2)), found.some(every, slice(2)), reserved=False)
     bold = brave(node, knots, split, below, _slack(dtype))
     if not bold.all():
         rest = ~bold
-        few, some = node.some(rest), knots[rest,]
-        careful = cut_in_windows(few, some, whole(few, some, reserved=True), True, dtype)
+        their_windows, their_cuts = windows.some(rest, slice(2, 3)), found.some(rest, slice(2, 3))
+        careful = cut_in_windows(node.some(rest), knots[rest,], their_windows, their_cuts, reserved=True)
         split = replace(split)  # what is cached goes
-        split.edges[rest], split.values[rest] = (
-            np.pad(each, ((0, 0), (0, 2)), mode="edge") for each in (careful.edges, careful.values)
-        )
+        split.edges[rest], split.values[rest] = careful.edges[:, [0, 1, 2, 2, 2]], careful.values[:, [0, 1, 2, 2, 2]]
         split.level[rest], split.upper[rest] = careful.level, careful.upper
     return split, bold
 

@@ -223,10 +223,7 @@ def test_thresholds_of_nothing_left_are_one_and_rounding_lifts_none_above_one():
 
 def test_the_key_of_a_longer_prefix_is_bounded_by_draft_over_scaled_target():
     """c = 1, 1, 1/2, 1 and t = 1, 1/2, 1/2, 1/2 (1/4) / (1/2 3/4)."""
-    tokens = torch.tensor([[0, 0, 0]])
-    draft = rows([0.25, 0.75], [0.5, 0.5], [0.25, 0.75]).unsqueeze(0)
-    target = rows([0.5, 0.5], [0.25, 0.75], [0.75, 0.25], [0.5, 0.5]).unsqueeze(0)
-    bounds = key_bounds(rows([1, 1, 0.5, 1]), tokens, draft, target)
+    bounds = key_bounds(rows([1, 1, 0.5, 1]), rows([0.5, 0.25, 0.75]), rows([0.25, 0.5, 0.25]))
     assert bounds[0].tolist() == pytest.approx([1, 1 / 2, 1 / 2, 1 / 3], rel=1e-15)
 
 
