@@ -89,7 +89,7 @@ class Windows(NamedTuple):
 
     def some(self, rows: NDArray[np.bool_] | slice, columns: slice) -> Windows:
         """Some windows at some of the nodes."""
-        return Windows(*(part[rows, columns] for part in self))
+        return Windows._make(part[rows, columns] for part in self)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Cuts(NamedTuple):
 
     def some(self, rows: NDArray[np.bool_] | slice, columns: slice) -> Cuts:
         """The cuts of some windows at some of the nodes."""
-        return Cuts(*(part[rows, columns] for part in self))
+        return Cuts._make(part[rows, columns] for part in self)
 
 
 def cuts(node: Node, knots: Knots, windows: Windows, reserved: bool, dtype: torch.dtype) -> Cuts:
@@ -315,7 +315,7 @@ def split_rule(rule: Rule, node: Node, knots: Knots, below: int, dtype: torch.dt
         found = cuts(node, knots, windows, reserved, dtype)
         return cut_in_windows(node, knots, windows, found, reserved), np.zeros(len(node.slope), dtype=bool)
     pairs = zip(windows, whole(node, knots, reserved=True), strict=True)
-    windows = Windows(*(np.concatenate(pair, axis=1) for pair in pairs))
+    windows = Windows._make(np.concatenate(pair, axis=1) for pair in pairs)
     found = cuts(node, knots, windows, True, dtype)
     split = cut_in_windows(node, knots, windows.some(every, slice(2)), found.some(every, slice(2)), reserved=False)
     bold = brave(node, knots, split, below, _slack(dtype))

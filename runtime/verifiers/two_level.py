@@ -42,7 +42,8 @@ def level_densities(count: Array, fails: Array) -> tuple[Array, Array]:
     """
     high = low = np.zeros_like(fails)
     at_least = np.zeros_like(count[:, :1])
-    for term in reversed(np.split(count, count.shape[1], axis=1)):
+    for n in range(count.shape[1], 0, -1):
+        term = count[:, n - 1 : n]
         at_least = at_least + term
         high, low = high * fails + at_least, low * fails + term
     return high, low
@@ -69,7 +70,8 @@ def success_mass(knots: Knots, accept: Array, count: Array, dtype: torch.dtype) 
     def excess(mass: Array) -> Array:
         high, low = level_densities(count, 1 - mass)
         index = count_below(knots.ratio, np.concatenate([low / accept, high / accept], axis=1))
-        (least, least_sum), (free, free_sum) = np.split(entries(knots.sums, index), 2, axis=2)
+        sums, places = entries(knots.sums, index), mass.shape[1]
+        (least, least_sum), (free, free_sum) = sums[:, :, :places], sums[:, :, places:]
         return low * least + accept * (free_sum - least_sum) + high * (1 - free) - one
 
     zero = np.zeros(len(count))
@@ -84,7 +86,8 @@ def selection_weights(level: Array, alive: NDArray[np.bool_]) -> Array:
     Returns:
         [B, K], rows sum to 1.
     """
-    none = np.pad(np.where(alive, 1 - level, 1.0).cumprod(axis=1), ((0, 0), (1, 0)), constant_values=1)
+    none = np.ones((len(alive), alive.shape[1] + 1))
+    np.cumprod(np.where(alive, 1 - level, 1.0), axis=1, out=none[:, 1:])
     weights = np.where(alive, none[:, :-1] * level, 0.0)
     weights[np.arange(len(alive)), alive.argmax(axis=1)] += none[:, -1]
     return weights
