@@ -99,7 +99,11 @@ class SlotCache(Cache):
             if where not in places:
                 places[where] = [index.to(keys.device) for index in (row, source - where[1], to - where[1])]
             rows, old, new = places[where]
-            keys[rows, :, new], values[rows, :, new] = keys[rows, :, old], values[rows, :, old]
+            for store in (keys, values):
+                if len(source) == 1:
+                    store.index_copy_(2, new[0], store.index_select(2, old[0]))
+                else:
+                    store[rows, :, new] = store[rows, :, old]
 
 
 def _store(states: Tensor, end: int) -> Tensor:
@@ -201,8 +205,12 @@ class CachedModel:
         tail, positions = tail.to(self.device), positions.to(self.device)
         rows, size = len(self.base), tail.shape[-1]
         self._cut_tail(size - tokens.shape[1])
+        known, slots = max(self.base), max(self.base) + size
+        if min(self.base) == known and not any(reach.hides(slots) for reach in self.reaches.values()):
+            own = self._additive(tail.view(-1, *tail.shape[-2:]))
+            return self._feed(tokens, positions, torch.nn.functional.pad(own, (known, 0)), last)
         base = torch.tensor(self.base, device=self.device)[:, None]
-        slot = torch.arange(max(self.base) + size, device=self.device)
+        slot = torch.arange(slots, device=self.device)
         seen = (slot < base)[:, None, :].repeat(1, tail.shape[-2], 1)
         tail_slots = base + torch.arange(size, device=self.device)
         index = tail_slots[:, None, :].expand(rows, tail.shape[-2], size)

@@ -240,7 +240,7 @@ class Decoding:
         if any(accepted):
             if self.method.paths > 1:
                 row = torch.arange(self.rows.count, device=self.device)
-                self.target.keep_path(slots[row, verdict.path])
+                self.target.keep_path(slots[row, verdict.path, : max(accepted) + 1])
             self.source.keep(drafts, verdict.path)
         return Call(
             block,
