@@ -5,11 +5,9 @@ Beside block efficiency and speed stands the time of a verdict, of the stateful 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from specbound.runtime.registry import Verifier, get
-from specbound.runtime.verifiers.spectr_gbv_published import verify_with_later_laws
+from specbound.runtime.verifiers import get
 
 from .decoding import Method, decode_jobs, groups, mean, method_table, per_turn, share, temperatures
 from .experiment import Experiment, Job, Record, Settings, Table, choose
@@ -18,15 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ONE_PATH = ("token", "greedy-block")
-WITH_LATER_LAWS = "spectr-gbv-published-later-laws"
-MANY_PATHS = ("kseq", "gbv", "spectr-gbv-published", WITH_LATER_LAWS, "spectr-gbv")
-
-
-def entry(name: str) -> Verifier:
-    """The registry's, or the published rule with modified later laws."""
-    if name != WITH_LATER_LAWS:
-        return get(name)
-    return replace(get("spectr-gbv-published"), name=name, verify=verify_with_later_laws, stateful=True)
+MANY_PATHS = ("kseq", "gbv", "spectr-gbv-published", "spectr-gbv-published-later-laws", "spectr-gbv")
 
 
 def jobs(settings: Settings) -> list[Job]:
@@ -36,7 +26,7 @@ def jobs(settings: Settings) -> list[Job]:
     methods = [Method("plain", "plain")]
     for length in lengths:
         methods += [Method(f"{name} K=1 L={length}", name, length=length) for name in ONE_PATH]
-        methods += [Method(f"{name} K={paths} L={length}", entry(name), paths, length) for name in MANY_PATHS]
+        methods += [Method(f"{name} K={paths} L={length}", name, paths, length) for name in MANY_PATHS]
     heats = temperatures(settings, (0.4,) if settings.quick else (0.4, 1.0))
     return decode_jobs(settings, methods, heats, kind="decoded")
 
@@ -53,7 +43,7 @@ def verdict_times(found: list[Record]) -> Table:
     milliseconds, target = share("verify_seconds", "calls", 1e3), share("target_seconds", "calls", 1e3)
     for (heat, method), own in groups(found, "temperature", "method").items():
         if "verify_seconds" in own[0]:
-            stateful = entry(str(method).split(" ")[0]).stateful
+            stateful = get(str(method).split(" ")[0]).stateful
             rows.append((heat, method, "yes" if stateful else "no", milliseconds(own), target(own)))
     columns = ("temperature", "method", "stateful", "verdict ms a call", "target pass ms a call")
     return Table("Time of a verdict", columns, rows, "sums over all turns by calls")

@@ -420,7 +420,7 @@ def test_the_published_algorithm_on_the_published_pair_keeps_the_rational_node_v
 # ---- tensors --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["spectr-gbv", "spectr-gbv-published"])
+@pytest.mark.parametrize("name", ["spectr-gbv", "spectr-gbv-published", "spectr-gbv-published-later-laws"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_every_dtype_runs_several_calls(name, dtype):
     batch, carry = random_batch(4, 3, 3, 40, dtype), None
@@ -434,7 +434,7 @@ def test_every_dtype_runs_several_calls(name, dtype):
             assert torch.isfinite(carry.numbers()).all()
 
 
-@pytest.mark.parametrize("name", ["spectr-gbv", "spectr-gbv-published"])
+@pytest.mark.parametrize("name", ["spectr-gbv", "spectr-gbv-published", "spectr-gbv-published-later-laws"])
 def test_a_large_vocabulary_many_paths_and_an_empty_batch_run(name):
     verify(name, random_batch(1, 2, 2, 128_000, torch.bfloat16), Draws(torch.Generator()))
     verify(name, random_batch(2, 64, 3, 9, torch.float32), Draws(torch.Generator()))
@@ -467,6 +467,8 @@ def test_the_registry_declares_which_of_the_two_is_lossless():
     assert (get("spectr-gbv").lossless, get("spectr-gbv").stateful, get("spectr-gbv").paths) == (True, True, "many")
     entry = get("spectr-gbv-published")
     assert (entry.lossless, entry.stateful, entry.paths) == (False, False, "many")
+    entry = get("spectr-gbv-published-later-laws")
+    assert (entry.lossless, entry.stateful, entry.paths) == (False, True, "many")
 
 
 # ---- production draws -----------------------------------------------------------------------------------------
@@ -506,8 +508,14 @@ def test_later_laws_mend_the_published_rule_for_one_path_only(tree, paths, lossl
     assert evidence("spectr-gbv-published", tree, 1, stateful=True).total_variation > 1e-3
 
 
-def test_the_later_laws_want_as_many_drafted_tokens_in_every_call():
+def test_later_laws_follow_a_block_that_is_shorter_than_the_last():
+    """A layer that reaches beyond a block of one token gives it up: it keeps nothing, as greedy block verification."""
     short = batch_of(PUBLISHED.as_float().truncated(1), np.array([[1]]))
     carry = Layers(torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), 2))
-    with pytest.raises(ValueError, match="draft as many in every call"):
-        verify_with_later_laws(replace(short, carry=carry), Draws())
+    found = [
+        verify(replace(short, carry=carry), Draws(torch.Generator().manual_seed(0)))
+        for verify in (verify_with_later_laws, get("greedy-block").verify)
+    ]
+    assert [verdict.accepted.tolist() for verdict in found] == [[0], [0]]
+    assert torch.equal(found[0].token, found[1].token)
+    assert torch.equal(found[0].carry.numbers(), found[1].carry.numbers())
