@@ -69,7 +69,7 @@ def described(instance: StoppingInstance) -> str:
     "SPECDEC-theorem",
     paper=SPECDEC,
     kind="stated",
-    source="[SpecDec++] Theorem 3.1",
+    source="[SpecDec++] Theorem 3.1, as we read it",
     statement="Under token verification there is a Delta such that stopping is optimal whenever the probability of a "
     "rejection is at least (c2 + Delta) / (c1 + c2 + Delta).",
     tested="the condition with the explicit Delta = max Gamma - t_T, at every probability of a rejection, for the "
@@ -135,7 +135,7 @@ def other_deltas(instance: StoppingInstance, gamma: Sequence[Number]) -> str:
     "SPECDEC-threshold-per-context",
     paper=SPECDEC,
     kind="reading",
-    source="a reading of [SpecDec++] Section 3 (threshold policy)",
+    source="a reading of [SpecDec++] abstract: the optimal policy is a threshold on the probability of a rejection",
     statement="The optimal rule stops when the probability of a rejection exceeds a threshold.",
     tested="thresholds that may depend on the context and on the drafts left: no drafted node where the optimal rule "
     "goes on has a larger R than one where it stops; token and block verification",
@@ -184,7 +184,7 @@ def best_threshold_rate(instance: StoppingInstance) -> Number:
     "SPECDEC-threshold-global",
     paper=SPECDEC,
     kind="reading",
-    source="a reading of [SpecDec++] Section 3 (threshold policy)",
+    source="a reading of [SpecDec++] abstract: the optimal policy is a threshold on the probability of a rejection",
     statement="One threshold on the probability of a rejection, the same in every context, attains the optimum.",
     tested="the best of all thresholds against the optimum, token verification, two-token Markov instances",
     subject=best_threshold_rate,
@@ -203,7 +203,7 @@ def one_global_threshold(rate: Callable[[StoppingInstance], Number], deep: bool)
     "SPECDEC-threshold-constant",
     paper=SPECDEC,
     kind="reading",
-    source="a reading of [SpecDec++] Section 5 (comparison with constant candidate lengths)",
+    source="a reading of [SpecDec++] abstract: faster than the baseline speculative decoding",
     statement="The best threshold is at least as good as the best constant length.",
     tested="the best of all global thresholds on R against every constant length from 1 on, token verification",
     subject=best_threshold_rate,

@@ -55,7 +55,7 @@ def without_tied_rows(denominator: int) -> list[tuple[Fraction, ...]]:
     "MJSD-mjgd-greedy",
     paper=MJSD,
     kind="reading",
-    source="a reading of [MJSD] Section 3 (multi-token joint greedy decoding)",
+    source="a reading of [MJSD] abstract, first version: MJGD leads to better perplexity of the whole output",
     statement="Choosing the most probable block of k tokens at a time gives text at least as probable as greedy "
     "decoding.",
     tested="joint probability of N = 3 tokens, MJGD(2) against greedy, V = 2 prefix trees whose rows have no ties",
@@ -106,7 +106,7 @@ def least_probable(draft: ContextModel, length: int) -> Prefix:
     "MJSD-guarantee",
     paper=MJSD,
     kind="reading",
-    source="a reading of [MJSD] (joint acceptance with threshold tau), made explicit",
+    source="a reading of [MJSD], joint acceptance with threshold tau as we read it, made explicit",
     statement="If the draft is the most probable block of Q, an accepted prefix x satisfies P(x) >= tau max Q, and "
     "P(x) >= tau Q(argmax P) if it is the whole block.",
     tested="both inequalities in fractions, most probable blocks by exact beams. P(x) >= tau Q(x) is no finding but "
