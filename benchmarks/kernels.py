@@ -13,18 +13,17 @@ from the target instead of the residual must be found.
 Then times: medians of CUDA events over many calls, with the inputs rotated so that no call finds its logits in the L2
 cache. `kernel` is a captured CUDA graph, `launched` the same launches from Python, as all others are. The floor of a
 verifier is the time to move the bytes it has to read at least once, at the copy bandwidth measured in the same run
-(bytes read plus bytes written per second of a large copy): with N distinct prefixes of a request's paths, n of them
-shorter than L, V logits and E bytes each,
-
-    block, token, key-race    E V (N + n) per request: both models' rows at every node (N = L + 1, n = L for one path)
-    two-level, gbv-bucketed   E V (2 L + 1): the rows of the path they walk down
+(bytes read plus bytes written per second of a large copy): both models' rows at every node, E V (N + n) per request
+with N distinct prefixes of its paths, n of them shorter than L (N = L + 1, n = L for one path), V logits and E bytes
+each.
 
 The tensor versions and torch.compile of them start from the same logits, softmax included. flashinfer's and vLLM's
 kernels take part where those packages are installed; they start from probabilities, and their time includes the
 softmax. `met` says whether a kernel is within its target: 1.5 times the floor for B >= 64, the floor and 30
 microseconds for B = 1. `differ` counts requests, of the last 16, in which the graph's verdict is not that of the
 tensor version in float64 with the same uniforms: near a threshold rounding decides, and how exactly two-level finds
-its success mass. `unsteady` says that two replays gave different verdicts, which is always a bug.
+its success mass (two-level and gbv-bucketed start from probabilities there: from logits their knots lie at octaves of
+the logits). `unsteady` says that two replays gave different verdicts, which is always a bug.
 
 Results go to --output, after every row anew: what ends the script early does not lose them. A row that fails holds its
 error. Without CUDA the script says so and ends with code 2; with a law rejected or not measured, code 1.
@@ -218,18 +217,16 @@ class Inputs:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         return self.sets[index % self.copies]
 
-    def floor_bytes(self, name: str) -> float:
-        """Bytes of logits that the verifier has to read, mean over the copies."""
-        requests, paths, length, vocab = self.shape
-        if name in ("two-level", "gbv-bucketed"):
-            return 2.0 * vocab * requests * (2 * length + 1)
+    def floor_bytes(self) -> float:
+        """Bytes of logits that a verifier has to read, mean over the copies."""
+        requests, paths, _, vocab = self.shape
         own = torch.arange(paths, device=self.device)[:, None]
         nodes = [(first_appearance(tokens) == own).sum(dim=(0, 1)).tolist() for _, _, tokens in self.sets]
         return statistics.mean(2.0 * vocab * (2 * requests + 2 * sum(found[:-1]) + found[-1]) for found in nodes)
 
 
-def kernel(name: str, given: Uniforms, out: Any) -> Verify:
-    """The fused verifier on logits and tokens, with the given uniforms, in the buffers `out`."""
+def kernel(name: str, given: Uniforms, out: Any, laws: bool = False) -> Verify:
+    """The fused verifier on logits (or laws) and tokens, with the given uniforms, in the buffers `out`."""
 
     def run(target: Tensor, draft: Tensor, tokens: Tensor) -> Verdict:
         if name in SINGLE:
@@ -240,7 +237,7 @@ def kernel(name: str, given: Uniforms, out: Any) -> Verify:
         if name == "key-race":
             uniforms = [given.race_coins, given.race_choice, given.keys]
         function = getattr(kernels, f"verify_{name.replace('-', '_')}_logits")
-        verdict: Verdict = function(target, draft, given.temperatures, tokens, None, *uniforms, out)
+        verdict: Verdict = function(target, draft, given.temperatures, tokens, None, *uniforms, out, laws)
         return verdict
 
     return run
@@ -271,8 +268,11 @@ class GivenDraws(Draws):
 def verdicts(name: str, inputs: Inputs, clock: Clock, block: int, requests: int = 16) -> dict[str, Any]:
     """How many of the last requests' verdicts are not the tensor version's, and whether two replays differ."""
     out = kernels.workspace(*inputs.shape, inputs.device, block=block)
-    run = kernel(name, inputs.uniforms, out)
-    replay = clock.captured(lambda index: run(*inputs[index]), 1)
+    from_laws = name in ("two-level", "gbv-bucketed")
+    run = kernel(name, inputs.uniforms, out, from_laws)
+    target, draft, tokens = inputs[0]
+    rows = [logits.float().softmax(dim=-1) if from_laws else logits for logits in (target, draft)]
+    replay = clock.captured(lambda index: run(*rows, tokens), 1)
     found = []
     for _ in range(2):
         replay(0)
@@ -384,7 +384,7 @@ def measure(inputs: Inputs, clock: Clock, bandwidth: float, repeats: int, what: 
         def timed(rule: str = rule, kind: str = kind, make: Callable[[Inputs], Call] = make) -> dict[str, Any]:
             if clock.device == "cuda":
                 torch.cuda.empty_cache()
-            floor = inputs.floor_bytes(rule) / bandwidth
+            floor = inputs.floor_bytes() / bandwidth
             time = median_time(clock, make(inputs), repeats)
             found = {"floor_us": floor, "us": time, "ratio": time / floor}
             if clock.device == "cuda" and kind == "kernel" and (requests == 1 or requests >= 64):
@@ -561,7 +561,7 @@ def ahead(records: list[dict[str, Any]]) -> str:
 def sizes_of(options: argparse.Namespace) -> Sizes:
     """What the options ask for."""
     if options.smoke:
-        return Sizes((1, 2), (1,), (1, 2), 20, 1, 1, 1 << 10, 4, 2)
+        return Sizes((1, 2), (1,), (1, 2), 300, 1, 1, 1 << 10, 4, 2)
     if options.quick:
         return Sizes((1, 8), (4,), (1, 4), options.vocab, 20, 256 << 20, 2 << 30, 10**5, 1024)
     return Sizes((1, 8, 64, 256), (4, 8), (1, 4), options.vocab, 100, 256 << 20, 2 << 30, options.draws, 1024)

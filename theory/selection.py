@@ -21,6 +21,7 @@ project's own.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -31,7 +32,7 @@ from .level_by_level import times_linear
 from .numbers import Array
 from .prefix_tree import PrefixTree
 
-BUCKETS = 33
+BUCKETS = 17
 SUM_SLACK = 8 * float(np.finfo(float).eps)
 
 
@@ -68,7 +69,7 @@ def _power_sum(a: Any, b: Any, terms: int) -> Any:
 
 
 def bucketed_path(tree: PrefixTree, paths: int) -> Array:
-    """[n] kappa when the ratio counts only by its power of two (rounded, 33 buckets), first draft of the highest."""
+    """[n] kappa when the ratio counts only by its octave from 23/16 2^i on (17 of them), first draft of the highest."""
     kappa = _none_but_root(tree)
     counts = {0: _at_root(tree, paths)}
     for node in range(tree.leaves.start):
@@ -89,8 +90,9 @@ def bucketed_path(tree: PrefixTree, paths: int) -> Array:
 
 def _bucket(ratio: Any) -> int:
     middle = BUCKETS // 2
-    inside = float(min(max(ratio, Fraction(1, 2**middle)), 2**middle))
-    return int(np.rint(np.log2(inside))) + middle
+    inside = min(max(ratio, Fraction(1, 2**middle)), Fraction(2**middle))
+    octave = math.frexp(inside)[1] - 1
+    return middle + octave + (inside >= Fraction(23, 16) * Fraction(2) ** octave)
 
 
 @np.errstate(over="ignore")

@@ -4,8 +4,9 @@
 tensor version is the reference, and the fallback. The functions `verify_*_logits` start from logits instead, do not
 wait for the device, and allocate nothing when given buffers (`workspace`).
 
-State: block, token, two-level, key-race and gbv-bucketed; compared with the tensor versions under Triton's
-interpreter, and compiled for compute capability 9.0. Not yet run or timed on a GPU (`benchmarks/kernels.py` does that).
+State: block and token in four launches, two-level and gbv-bucketed in five, key-race in six, however long the drafts;
+compared with the tensor versions under Triton's interpreter, and compiled for compute capability 9.0. Not yet run or
+timed on a GPU (`benchmarks/kernels.py` does that). Two-level and gbv-bucketed select on `histograms`.
 
 Wants the optional package triton, and on a GPU what that wants to build its launcher: a C compiler and Python's
 headers; without them the tensor version answers. SPECBOUND_KERNELS in the environment: 0 turns the kernels off, 1 (or
@@ -127,7 +128,8 @@ def verify_laws(name: str, batch: Batch, generator: torch.Generator | None) -> V
     """Verify a batch of probabilities with the kernel of the verifier `name`.
 
     The float64 uniforms are drawn from `generator` in the order in which the tensor version asks for them: with equal
-    generators both decide alike, except where a uniform lies within rounding of a threshold.
+    generators both decide alike, except where a uniform lies within rounding of a threshold, and where two-level
+    sees at most 256 tokens, which its tensor version sees one by one.
 
     Raises:
         ValueError: that verifier has no kernel.

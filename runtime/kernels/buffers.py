@@ -17,7 +17,6 @@ from torch import Tensor
 from ..verdict import Batch, Verdict
 from . import DTYPES
 from .histograms import SLOTS
-from .passes import WIDTH
 
 BLOCK = 4096  # entries of a row per program
 SPAN = 8  # chunks of BLOCK entries to a histogram, which takes 4 KiB: an eighth of 32768 bfloat16 logits of a row
@@ -42,9 +41,9 @@ class Workspace:
         nodes [W, L+1] int32: the path, of all B K, that holds the rows of the node at each depth.
         lengths [B] int32: L everywhere, for calls without lengths.
         histograms [W, L, S, 2, 512], windows [W, L, S, 2] int32: of each node's S spans, see `histograms`.
-        alive, count [B, K], selection [B, L, 64], brackets [B, steps + 1, 2], sums [B, C, 64]: of the walk down
-            several paths; float64, but `alive` int32.
-        path_temperatures [W] float64, path_lengths [W] int32, path_verdict: of each path in the race of keys.
+        selection [B, L, 512]: law of the selected path over the draft's, at the knots of its nodes.
+        path_nodes [W, L+1], path_lengths [W] int32, path_temperatures [W] float64: of each path, where `nodes` are
+            those of the path that was selected; path_verdict: of each path in the race of keys.
     """
 
     verdict: Verdict
@@ -64,11 +63,8 @@ class Workspace:
     lengths: Tensor
     histograms: Tensor
     windows: Tensor
-    alive: Tensor
-    count: Tensor
     selection: Tensor
-    brackets: Tensor
-    sums: Tensor
+    path_nodes: Tensor
     path_temperatures: Tensor
     path_lengths: Tensor
     path_verdict: Verdict
@@ -93,16 +89,6 @@ class Workspace:
         """Compile-time arguments of every kernel that works on rows."""
         double = self.dtype == torch.float64
         return {"REAL": tl.float64 if double else tl.float32}
-
-    @property
-    def tiny(self) -> float:
-        """Smallest normal number of the arithmetic."""
-        return torch.finfo(self.dtype).tiny
-
-    @property
-    def steps(self) -> int:
-        """Passes that narrow the success mass 16-fold each."""
-        return self.brackets.shape[1] - 1
 
 
 def workspace(
@@ -135,7 +121,6 @@ def workspace(
 
     integer = torch.int32
     spans = -(-chunks // span)
-    steps = 8 if real == torch.float64 else 4
     walks = requests * paths
     return Workspace(
         verdict=empty_verdict(requests),
@@ -155,11 +140,8 @@ def workspace(
         lengths=empty(requests, dtype=integer).fill_(length),
         histograms=empty(walks, length, spans, 2, SLOTS.value, dtype=real),
         windows=empty(walks, length, spans, 2, dtype=integer),
-        alive=empty(requests, paths, dtype=integer),
-        count=empty(requests, paths),
-        selection=empty(requests, length, WIDTH.value),
-        brackets=empty(requests, steps + 1, 2),
-        sums=empty(requests, chunks, WIDTH.value),
+        selection=empty(requests, length, SLOTS.value, dtype=real),
+        path_nodes=empty(walks, length + 1, dtype=integer),
         path_temperatures=empty(walks),
         path_lengths=empty(walks, dtype=integer),
         path_verdict=empty_verdict(walks),

@@ -1,11 +1,11 @@
 # mypy: disable-error-code="no-untyped-def"
 """gbv-bucketed verification of K paths, from logits: down the first path of the highest bucket, then its block.
 
-At each node of the walk, and only there, both models' rows are read: once for their normalisers, once for the draft
-mass of every bucket of target/draft, and once more where the residual matters. The rule has no randomness of its own.
+The walk is one program per request and sees histograms: a bucket of target/draft is an octave of knots. The rule has no
+randomness of its own.
 
-Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks; bucket, count and density as in
-`specbound.runtime.verifiers.gbv`, whose rule this is. A ratio halfway between two buckets goes to the higher one.
+Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks, S spans; bucket, count and density as in
+`specbound.runtime.verifiers.gbv`, whose rule this is.
 """
 
 import torch
@@ -15,55 +15,25 @@ from torch import Tensor
 
 from ..verdict import Batch, Verdict
 from .buffers import Workspace, law_arguments, uniforms_for
-from .passes import WIDTH, bucket_of, inverse_temperature, kernel, log_law, node_at, node_log_laws, read_row
-from .single_path import log_law_at
-from .walk import go_down, offered_tokens, path_slots, shifted, verify_by_walk
-
-
-@kernel
-def bucket_masses(
-    target,  # [B, K, L+1, V] logits or laws
-    draft,  # [B, K, L, V]
-    temperatures,  # [W] float
-    lengths,  # [W] int32
-    nodes,  # [W, L+1] int32
-    norms,  # [B K, 2, L+1, 2] float64
-    sums,  # [B, C, WIDTH] float64
-    depth,  # scalar
-    length,  # L
-    vocab,  # V
-    chunks,  # C
-    BLOCK: tl.constexpr,  # entries of a row per program
-    IS_LAW: tl.constexpr,  # rows are laws, not logits
-    REAL: tl.constexpr,  # dtype of the arithmetic
-):
-    """Draft mass of each bucket in each chunk, one after the other between the lowest and the highest. Grid (C, B)."""
-    chunk, walk = tl.program_id(0), tl.program_id(1)
-    if depth >= tl.load(lengths + walk):
-        return
-    log_target, log_draft = node_log_laws(
-        target, draft, temperatures, nodes, norms,
-        walk, depth, chunk * BLOCK + tl.arange(0, BLOCK), length, vocab, IS_LAW, REAL,
-    )  # fmt: skip
-    mine, draft_law = bucket_of(log_target, log_draft), tl.exp(log_draft)
-    which = tl.min(tl.where(draft_law > 0, mine, WIDTH), axis=0)
-    highest = tl.max(tl.where(draft_law > 0, mine, 0), axis=0)
-    bucket = tl.arange(0, WIDTH)
-    masses = tl.full([WIDTH], 0.0, REAL)
-    while which <= highest:
-        masses = tl.where(bucket == which, tl.sum(tl.where(mine == which, draft_law, 0.0), axis=0), masses)
-        which += 1
-    tl.store(sums + (walk * chunks + chunk) * WIDTH + bucket, masses.to(tl.float64))
+from .histograms import KNOTS, SLOTS, masses_at
+from .rows import kernel, node_at
+from .walk import end_walk, keep_norms, next_ratio, offered_tokens, shifted, verify_by_walk
 
 
 @triton.jit
-def bucket_densities(count, walk, below, upto, paths, PATHS: tl.constexpr):
+def bucket_of(knot):
+    """Bucket of the ratios from a knot up to the next: an octave, with ratio 1 in its middle one."""
+    return (knot + 8) // 16
+
+
+@triton.jit
+def bucket_densities(counts, below, upto, PATHS: tl.constexpr):
     """Selected law over draft law: sum_n count_n sum_{i+j=n-1} below^i upto^j, float64; see `selection_densities`."""
+    path = tl.arange(0, PATHS)
     lowest = upto * 0.0
     higher = lowest
     for i in range(PATHS):
-        n = PATHS - 1 - i
-        lowest = lowest * below + tl.load(count + walk * paths + n, mask=n < paths, other=0.0)
+        lowest = lowest * below + tl.sum(tl.where(path == PATHS - 1 - i, counts, 0.0), axis=0)
         higher = higher * upto + lowest
     return higher
 
@@ -83,71 +53,92 @@ def count_through(counts, below, reached, drafted, density, PATHS: tl.constexpr)
 
 
 @kernel
-def take_highest(
+def walk_by_buckets(
     target,  # [B, K, L+1, V] logits or laws
     draft,  # [B, K, L, V]
-    temperatures,  # [W] float
-    lengths,  # [W] int32
-    nodes,  # [W, L+1] int32
-    norms,  # [B K, 2, L+1, 2] float64
-    ratios,  # [W, L+1] float64
-    count,  # [B, K] float64
-    sums,  # [B, C, WIDTH] float64
-    selection,  # [B, L, WIDTH] float64
-    alive,  # [B, K] int32
+    temperatures,  # [B] float
+    lengths,  # [B] int32
     tokens,  # [B, K, L] int64
+    path_nodes,  # [B K, L+1] int32
+    chunk_max,  # [B K, 2, L+1, C]
+    chunk_sum,  # [B K, 2, L+1, C]
+    histograms,  # [B K, L, S, 2, SLOTS]
+    windows,  # [B K, L, S, 2] int32
+    coins,  # [B, L] uniforms
+    norms,  # [B K, 2, L+1, 2] float64
+    selection,  # [B, L, SLOTS]
+    nodes,  # [W, L+1] int32
+    ratios,  # [W, L+1] float64
+    first,  # [W] int32
+    stop,  # [W] int32
     valid,  # [W] int32
-    depth,  # scalar
+    chosen_path,  # [B] int64
     paths,  # K
     length,  # L
     vocab,  # V
     chunks,  # C
     PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
     CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
+    SPANS: tl.constexpr,  # S
+    SPAN: tl.constexpr,  # chunks per histogram
+    BLOCK: tl.constexpr,  # entries of a row per chunk
+    TILE: tl.constexpr,  # entries at a time where the histogram was made
     IS_LAW: tl.constexpr,  # rows are laws, not logits
     REAL: tl.constexpr,  # dtype of the arithmetic
 ):
-    """Density of every bucket; then go down with the first alive path of the highest bucket. Grid (B,)."""
-    walk = tl.program_id(0)
-    if depth >= tl.load(lengths + walk):
-        return
-    bucket = tl.arange(0, WIDTH)
-    chunk = tl.arange(0, CHUNKS)[:, None]
-    parts = tl.load(sums + (walk * chunks + chunk) * WIDTH + bucket[None, :], mask=chunk < chunks, other=0.0)
-    upto = tl.cumsum(tl.sum(parts, axis=0), axis=0)
-    total = tl.max(upto, axis=0)
-    upto = upto / total
-    below = shifted(upto, WIDTH)
-    density = bucket_densities(count, walk, below, upto, paths, PATHS)
-    tl.store(selection + (walk * length + depth) * WIDTH + bucket, density)
+    """Down the first path of the highest bucket at each node. Grid (B,)."""
+    request = tl.program_id(0)
+    last = tl.load(lengths + request)
+    path, places, index = tl.arange(0, PATHS), tl.arange(0, DEPTHS), tl.arange(0, SLOTS)
+    node = node_at(path_nodes, request * paths, 0, length)
+    arrived = path < paths
+    counts = (path == paths - 1).to(tl.float64)
+    ratio = tl.sum(tl.where(path == 0, 1.0, 0.0).to(tl.float64), axis=0)
+    walk_nodes = (places * 0).to(tl.int64) + node
+    walk_ratios = tl.where(places == 0, ratio, 0.0)
+    chosen_index = last * 0
+    fine = last * 0 + 1
+    depth = last * 0
+    while depth < last:
+        _, mass, _, octave, shift, log_sum = masses_at(
+            histograms, windows, chunk_max, chunk_sum, temperatures, request, node, depth, length, chunks,
+            CHUNKS, SPANS, SPAN, REAL,
+        )  # fmt: skip
+        slots = (node * 2 + tl.arange(0, 2)) * (length + 1) + depth
+        fine = fine * keep_norms(norms, slots, shift, log_sum, slots >= 0)
+        running = tl.cumsum(mass, axis=0)
+        bucket = bucket_of(index)
+        upto = tl.gather(running, tl.minimum(16 * bucket + 7, SLOTS - 1), 0)
+        below = tl.where(bucket > 0, tl.gather(running, tl.maximum(16 * bucket - 9, 0), 0), 0.0)
+        density = bucket_densities(counts, below, upto, PATHS)
+        law = selection + (request * length + depth).to(tl.int64) * SLOTS + index
+        tl.store(law, density, mask=index < KNOTS)
 
-    path = tl.arange(0, PATHS)
-    token, known, arrived = offered_tokens(tokens, alive, valid, walk, depth, paths, length, vocab, path)
-    node = node_at(nodes, walk, depth, length)
-    ahead, drawn = node * (length + 1) + depth, node * length + depth
-    slot = node * 2 * (length + 1) + depth
-    inverse = inverse_temperature(temperatures, walk, REAL)
-    place = tl.where(known, token, vocab)
-    log_target = log_law(read_row(target, ahead, place, vocab, IS_LAW, REAL), inverse, norms, slot, REAL)
-    log_draft = log_law(read_row(draft, drawn, place, vocab, IS_LAW, REAL), inverse, norms, slot + length + 1, REAL)
-    mine = tl.where(arrived, bucket_of(log_target, log_draft), -1)
-    highest = tl.max(mine, axis=0)
-    chosen = path == tl.min(tl.where(arrived & (mine == highest), path, PATHS - 1), axis=0)
-
-    double = inverse.to(tl.float64)
-    logs = log_law_at(target, ahead + path * 0, token, norms, slot + path * 0, known, double, vocab, IS_LAW, REAL)
-    target_mass = tl.sum(tl.where(chosen, tl.exp(logs), 0.0), axis=0)
-    slots = slot + length + 1 + path * 0
-    logs = log_law_at(draft, drawn + path * 0, token, norms, slots, known, double, vocab, IS_LAW, REAL)
-    mass = tl.sum(tl.where(chosen, tl.exp(logs), 0.0), axis=0)
-    here = tl.sum(tl.where(bucket == highest, density, 0.0), axis=0)
-    lower = tl.sum(tl.where(bucket == highest, below, 0.0), axis=0)
-    reached = tl.sum(tl.where(bucket == highest, upto, 0.0), axis=0)
-    counts = tl.load(count + walk * paths + path, mask=path < paths, other=0.0)
-    go_down(
-        nodes, ratios, alive, count, walk, depth, paths, length,
-        path, chosen, token, arrived, target_mass, mass * here,
-        count_through(counts, lower, reached, mass / total, here, PATHS),
+        token, known, knot, _, target_law, draft_law = offered_tokens(
+            target, draft, tokens, windows, temperatures, request, node, depth, paths, length, vocab,
+            octave, shift, log_sum, path, SPANS, SPAN, BLOCK, TILE, IS_LAW, REAL,
+        )  # fmt: skip
+        fine = fine * known
+        mine = tl.where(arrived, bucket_of(knot), -1)
+        chosen_index = tl.min(tl.where(arrived & (mine == tl.max(mine, axis=0)), path, PATHS - 1), axis=0)
+        chosen = path == chosen_index
+        drafted = tl.sum(tl.where(chosen, draft_law, 0.0), axis=0)
+        wanted = tl.sum(tl.where(chosen, target_law, 0.0), axis=0)
+        place = index == tl.sum(tl.where(chosen, knot, 0), axis=0)
+        here = tl.sum(tl.where(place, density, 0.0), axis=0)
+        lower = tl.sum(tl.where(place, below, 0.0), axis=0)
+        reached = tl.sum(tl.where(place, upto, 0.0), axis=0)
+        ratio = next_ratio(ratio, wanted, drafted * here)
+        counts = count_through(counts, lower, reached, drafted, here, PATHS)
+        arrived = arrived & (token == tl.sum(tl.where(chosen, token, 0), axis=0))
+        depth += 1
+        node = node_at(path_nodes, request * paths + chosen_index, depth, length)
+        walk_nodes = tl.where(places == depth, node, walk_nodes)
+        walk_ratios = tl.where(places == depth, ratio, walk_ratios)
+    end_walk(
+        norms, chunk_max, chunk_sum, temperatures, lengths, coins, nodes, ratios, first, stop, valid, chosen_path,
+        request, node, walk_nodes, walk_ratios, chosen_index, fine, places, length, chunks, CHUNKS, REAL,
     )  # fmt: skip
 
 
@@ -176,14 +167,10 @@ def verify_gbv_bucketed_logits(
     Raises:
         ValueError: wrong shape, dtype, device or layout.
     """
-
-    def descend(rows: tuple[Tensor, ...], out: Workspace, depth: int) -> None:
-        _descend(rows, tokens, out, depth, laws)
-
     return verify_by_walk(
         target_logits, draft_logits, temperatures, tokens, lengths, coin_uniforms, choice_uniforms, out, laws,
+        rule=walk_by_buckets,
         selected=2,
-        descend=descend,
         others={},
     )  # fmt: skip
 
@@ -199,18 +186,3 @@ def verify_gbv_bucketed_laws(batch: Batch, generator: torch.Generator | None) ->
     uniforms = uniforms_for(batch, generator)
     coins, choice = uniforms(requests, length), uniforms(requests)
     return verify_gbv_bucketed_logits(target, draft, temperatures, tokens, None, coins, choice, laws=True)
-
-
-def _descend(rows: tuple[Tensor, ...], tokens: Tensor, out: Workspace, depth: int, laws: bool) -> None:
-    """Find the buckets' densities at the node of this depth and go down to the next."""
-    requests, paths, length, vocab = out.shape
-    common = out.constants | {"IS_LAW": laws}
-    bucket_masses[(out.chunks, requests)](
-        *rows, out.nodes, out.norms, out.sums, depth, length, vocab, out.chunks,
-        BLOCK=out.block, num_warps=8, **common,
-    )  # fmt: skip
-    take_highest[(requests,)](
-        *rows, out.nodes, out.norms, out.ratios, out.count, out.sums, out.selection, out.alive, tokens, out.valid,
-        depth, paths, length, vocab, out.chunks,
-        PATHS=path_slots(paths), CHUNKS=triton.next_power_of_2(out.chunks), num_warps=4, **common,
-    )  # fmt: skip

@@ -33,7 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..parts import ratio_knots
-from .passes import inverse_temperature, kernel, node_at, norms_of, read_row
+from .rows import inverse_temperature, kernel, node_at, norms_of, read_row
 
 if TYPE_CHECKING:
     from .buffers import Workspace
@@ -274,32 +274,32 @@ def merged_span(histogram, centre, octave, scale):
 
 
 @triton.jit
-def knots_at(
+def octave_between(shift, log_sum, inverse):
+    """The octave of e that is nearest to target/draft = 1, int32, and e there.
+
+    Args: shift, log_sum: m and log s of the target's row less those of the draft's, float64.
+    """
+    gap = (shift * inverse + log_sum) * LOG2E
+    gap = tl.where(gap == gap, tl.minimum(tl.maximum(gap, -MOST), MOST), 0.0)
+    return tl.floor(gap + 0.5).to(tl.int32), gap
+
+
+@triton.jit
+def masses_at(
     histograms, windows, chunk_max, chunk_sum, temperatures, walk, node, depth, length, chunks,
     CHUNKS: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """A node's rows at its knots, all in float64 but `octave`.
-
-    Args:
-        CHUNKS: C, rounded up to a power of 2; SPANS: S; SPAN: chunks of each.
-    Returns:
-        ratio [SLOTS]: target/draft, ascending; mass [SLOTS]: draft mass, sums to 1, 0 from KNOTS on; octave int32:
-        of target/draft = 1 in e, for `knot_of`; shift [2], log_sum [2]: m and log s of the target's and of the draft's
-        row, as `norms_of`. A row without a law gives NaN.
-    """
+    """As `knots_at`, but `lower`, `upper` for `mass`: the tokens from each knot on, and what of it goes to the next."""
     model = tl.arange(0, 2)
     slots = (node * 2 + model) * (length + 1) + depth
     shift, log_sum = norms_of(chunk_max, chunk_sum, temperatures, walk, slots, slots >= 0, chunks, CHUNKS, REAL)
     inverse = inverse_temperature(temperatures, walk, REAL).to(tl.float64)
     sign = 1.0 - 2.0 * model
-    gap = (tl.sum(sign * shift, axis=0) * inverse + tl.sum(sign * log_sum, axis=0)) * LOG2E
-    gap = tl.where(gap == gap, tl.minimum(tl.maximum(gap, -MOST), MOST), 0.0)
-    octave = tl.floor(gap + 0.5).to(tl.int32)
+    octave, gap = octave_between(tl.sum(sign * shift, axis=0), tl.sum(sign * log_sum, axis=0), inverse)
 
     index = tl.arange(0, SLOTS)
     step = tl.maximum(index - 1, 0)
     ratio = tl.exp2(octave - gap + (step // 16 - REACH)) * (1.0 + (step % 16) / 16.0)
-    ratio = tl.where(index > 0, ratio, 0.0)
 
     lower = tl.full([SLOTS], 0.0, tl.float64)
     upper = lower
@@ -315,22 +315,45 @@ def knots_at(
         lower += here
         upper += further
     total = tl.sum(lower, axis=0)
-    mass = lower - upper + tl.where(index > 0, tl.gather(upper, step, 0), 0.0)
-    return ratio, mass / tl.where(total > 0, total, 1.0), octave, shift, log_sum
+    total = tl.where(total > 0, total, 1.0)
+    return tl.where(index > 0, ratio, 0.0), lower / total, upper / total, octave, shift, log_sum
+
+
+@triton.jit
+def knots_at(
+    histograms, windows, chunk_max, chunk_sum, temperatures, walk, node, depth, length, chunks,
+    CHUNKS: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """A node's rows at its knots, all in float64 but `octave`.
+
+    Args:
+        CHUNKS: C, rounded up to a power of 2; SPANS: S; SPAN: chunks of each.
+    Returns:
+        ratio [SLOTS]: target/draft, ascending; mass [SLOTS]: draft mass, sums to 1, 0 from KNOTS on; octave int32:
+        of target/draft = 1 in e, for `knot_of`; shift [2], log_sum [2]: m and log s of the target's and of the draft's
+        row, as `norms_of`. A row without a law gives NaN.
+    """
+    ratio, lower, upper, octave, shift, log_sum = masses_at(
+        histograms, windows, chunk_max, chunk_sum, temperatures, walk, node, depth, length, chunks,
+        CHUNKS, SPANS, SPAN, REAL,
+    )  # fmt: skip
+    index = tl.arange(0, SLOTS)
+    mass = lower - upper + tl.where(index > 0, tl.gather(upper, tl.maximum(index - 1, 0), 0), 0.0)
+    return ratio, mass, octave, shift, log_sum
 
 
 def histogram_rows(
     target: Tensor, draft: Tensor, temperatures: Tensor, lengths: Tensor, out: "Workspace", laws: bool
 ) -> None:
-    """Fill `chunk_max`, `chunk_sum`, `histograms` and `windows` of the rows that `out.nodes` names; W = B K walks.
+    """Fill `chunk_max`, `chunk_sum`, `histograms` and `windows` of the rows that `out.path_nodes` names; W = B K walks.
 
     Args:
         temperatures, lengths [B K]: of each path.
     """
     walks, (_, _, length, vocab) = len(lengths), out.shape
     row_histograms[(out.spans, length + 1, walks)](
-        target, draft, temperatures, lengths, out.nodes, out.chunk_max, out.chunk_sum, out.histograms, out.windows,
-        length, vocab, out.chunks,
+        target, draft, temperatures, lengths, out.path_nodes, out.chunk_max, out.chunk_sum, out.histograms,
+        out.windows, length, vocab, out.chunks,
         BLOCK=out.block, SPAN=out.span, TILE=out.tile, IS_LAW=laws, num_warps=4, **out.constants,
     )  # fmt: skip
 

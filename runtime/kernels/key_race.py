@@ -16,38 +16,9 @@ from torch import Tensor
 
 from ..verdict import Batch, Verdict
 from .buffers import Workspace, check_arguments, law_arguments, uniforms_for
-from .passes import inverse_temperature, kernel
+from .rows import inverse_temperature, kernel
 from .single_path import block_ratios, finish, log_law_at, sum_rows
-from .walk import paths_workspace
-
-
-@kernel
-def begin_race(
-    temperatures,  # [B] float
-    lengths,  # [B] int32
-    tokens,  # [B, K, L] int64
-    path_temperatures,  # [B K] float64
-    path_lengths,  # [B K] int32
-    nodes,  # [W, L+1] int32
-    paths,  # K
-    length,  # L
-    PATHS: tl.constexpr,  # K, rounded up to a power of 2
-    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
-):
-    """The node of each prefix is held by the first path that has it. Grid (W,)."""
-    walk = tl.program_id(0)
-    request, mine = walk // paths, walk % paths
-    last = tl.load(lengths + request)
-    path, depth = tl.arange(0, PATHS)[:, None], tl.arange(0, DEPTHS)[None, :]
-    drafted = (path < paths) & (depth < last)
-    other = tl.load(tokens + (request.to(tl.int64) * paths + path) * length + depth, mask=drafted, other=0)
-    own = tl.load(tokens + walk.to(tl.int64) * length + depth, mask=depth < last, other=0)
-    shared = tl.min(tl.where(drafted & (own != other), depth, DEPTHS), axis=1)[:, None]
-    holder = tl.min(tl.where((path < paths) & (shared >= depth), path, mine), axis=0)
-    place = tl.arange(0, DEPTHS)
-    tl.store(nodes + walk * (length + 1) + place, request * paths + holder, mask=place <= length)
-    tl.store(path_temperatures + walk, tl.load(temperatures + request).to(tl.float64))
-    tl.store(path_lengths + walk, last)
+from .walk import begin_race, paths_workspace
 
 
 @triton.jit

@@ -1,249 +1,68 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Passes over logits that the fused verifiers share: normalisers, residual masses, the verdict.
+"""What ends every fused verification: residual masses where they can matter, then the verdict.
 
-A row of V logits is cut into C chunks of BLOCK; one program handles one chunk of one row. Law of a row at temperature
-t, with m its largest logit and s the sum of exp((x - m) / t): exp((x - m) / t - log s). Logits are read
+Logits are read once for the normalisers of every row (`rows`, or `histograms` where a path is to be selected); again in
+`surplus_masses`, only the rows that can still decide: a residual max(0, c target - draft) needs m, s and c, which are
+known only when the whole rows before it have been read; and one chunk of one row per request in `emit_verdict`, for the
+token. The order of the launches makes every other dependency; nothing waits, allocates or returns to the host.
 
-    once   in `row_masses`, for m and s of every row;
-    twice  in `surplus_masses`, only the rows that can still decide: a residual max(0, c target - draft) needs m, s
-           and c, which are known only when the whole rows before it have been read;
-    and one chunk of one row per request in `emit_verdict`, for the token.
-
-The order of the launches makes every other dependency; nothing waits, allocates or returns to the host.
-
-A *walk* goes down one path of a request's tree: there is one per path (block, token, key-race), or one per request
-that chooses its path on the way (two-level, gbv-bucketed). nodes[w, i] is the path that holds the rows of the node at
-depth i of walk w, paths counted over all requests; walks that share a node name the same path, and what is computed
-from the node's rows alone is stored under it. SHARED: walk w is path w, and only the path a node names reads its rows.
-
-Letters: B requests, K paths, W walks, L drafted tokens, V vocabulary, C chunks; c acceptance ratio of the kept prefix;
-REAL the dtype of the arithmetic on rows. Chunk sums are added, and tokens drawn, in float64.
+Letters as in `rows`; c acceptance ratio of the kept prefix. Tokens are drawn in float64.
 Source: [BV] arXiv:2403.10444, Algorithm 2; arXiv:2211.17192, Algorithm 1.
 """
-
-import math
-from functools import partial
 
 import triton
 import triton.language as tl
 
-from ..verifiers.gbv import BUCKET_WIDTH, BUCKETS
-
-# What is launched: compiled once for all values of these, which differ from call to call and between captures.
-kernel = partial(triton.jit, do_not_specialize=("start", "depth", "step", "requests", "paths", "length"))
-
-MIDDLE = tl.constexpr(BUCKETS // 2)
-PER_STEP = tl.constexpr(1 / (BUCKET_WIDTH * math.log(2)))  # steps of a bucket's width per unit of a log ratio
-WIDTH = tl.constexpr(64)  # numbers per node that say how the path was selected: 4 for levels, or one per bucket
+from .histograms import SLOTS, knot_of, log_ratio_of, octave_between, window_at
+from .rows import inverse_temperature, kernel, log_law, node_at, read_row
 
 
 @triton.jit
-def read_row(rows, row, offsets, vocab, IS_LAW: tl.constexpr, REAL: tl.constexpr):
-    """Logits of row `row` at `offsets`, -inf beyond the vocabulary; logarithms if the rows hold probabilities."""
-    if IS_LAW:
-        entries = tl.log(tl.load(rows + row * vocab + offsets, mask=offsets < vocab, other=0.0).to(REAL))
-    else:
-        entries = tl.load(rows + row * vocab + offsets, mask=offsets < vocab, other=float("-inf")).to(REAL)
-    return entries
-
-
-@triton.jit
-def inverse_temperature(temperatures, walk, REAL: tl.constexpr):
-    """1/t; at t = 0 so large that only the largest logits keep mass."""
-    return 1.0 / tl.maximum(tl.load(temperatures + walk).to(REAL), 1e-30)
-
-
-@triton.jit
-def node_at(nodes, walk, depth, length):
-    """Path that holds the rows of the walk's node at `depth`: row node (L+1) + depth, the draft's node L + depth."""
-    return tl.load(nodes + walk * (length + 1) + depth).to(tl.int64)
-
-
-@triton.jit
-def log_law(entries, inverse, norms, slot, REAL: tl.constexpr):
-    """(x - m) / t - log s of logits, with m and log s of the row at `norms[slot]`."""
-    largest = tl.load(norms + 2 * slot).to(REAL)
-    return (entries - largest) * inverse - tl.load(norms + 2 * slot + 1).to(REAL)
-
-
-@kernel
-def row_masses(
-    target,  # [B, K, L+1, V] logits or laws
-    draft,  # [B, K, L, V]
-    temperatures,  # [W] float
-    lengths,  # [W] int32
-    nodes,  # [W, L+1] int32
-    valid,  # [W] int32
-    chunk_max,  # [B K, 2, L+1, C]
-    chunk_sum,  # [B K, 2, L+1, C]
-    start,  # first depth
-    length,  # L
-    vocab,  # V
-    chunks,  # C
-    BLOCK: tl.constexpr,  # entries of a row per program
-    SHARED: tl.constexpr,  # walks share nodes
-    IS_LAW: tl.constexpr,  # rows are laws, not logits
-    REAL: tl.constexpr,  # dtype of the arithmetic
-):
-    """Largest logit of each chunk, and the sum of exp((x - largest) / t): the first read of every row.
-
-    Grid (C, 2 N, W): N depths from `start`, for the target's rows and then for the draft's.
-    """
-    chunk, place, walk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    depths = tl.num_programs(1) // 2
-    model = place // depths
-    depth = start + place % depths
-    if (chunk == 0) & (place == 0) & (start == 0):
-        tl.store(valid + walk, 1)
-    if depth + model > tl.load(lengths + walk):
-        return
-    node = node_at(nodes, walk, depth, length)
-    if SHARED:  # noqa: SIM102 (known when compiling; the next one is not)
-        if node != walk:
-            return
-    offsets = chunk * BLOCK + tl.arange(0, BLOCK)
-    if model == 0:
-        entries = read_row(target, node * (length + 1) + depth, offsets, vocab, IS_LAW, REAL)
-    else:
-        entries = read_row(draft, node * length + depth, offsets, vocab, IS_LAW, REAL)
-    largest = tl.max(entries, axis=0)
-    shift = tl.where(largest == float("-inf"), 0.0, largest)
-    scaled = (entries - shift) * inverse_temperature(temperatures, walk, REAL)
-    slot = ((node * 2 + model) * (length + 1) + depth) * chunks + chunk
-    tl.store(chunk_max + slot, largest)
-    tl.store(chunk_sum + slot, tl.sum(tl.exp(scaled), axis=0))
-
-
-@triton.jit
-def norms_of(
-    chunk_max, chunk_sum, temperatures, walk, slots, mask, chunks,
-    CHUNKS: tl.constexpr, REAL: tl.constexpr,
+def selected_density(
+    ahead, drawn, inverse, norms, selection, windows, walk, node, depth, chunk, offsets, length,
+    SELECTED: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr, TILE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """m and log s, float64, of the rows at `slots` (a vector) from their chunks."""
-    chunk = tl.arange(0, CHUNKS)[None, :]
-    places = slots[:, None] * chunks + chunk
-    there = mask[:, None] & (chunk < chunks)
-    largest = tl.load(chunk_max + places, mask=there, other=float("-inf"))
-    sums = tl.load(chunk_sum + places, mask=there, other=0.0)
-    shift = tl.max(largest, axis=1)
-    inverse = inverse_temperature(temperatures, walk, REAL).to(tl.float64)
-    log_sum = tl.log(tl.sum(tl.where(sums == 0, 0.0, sums * tl.exp((largest - shift[:, None]) * inverse)), axis=1))
-    return shift.to(tl.float64), log_sum
+    """Selected path's law over the draft's, from its values at the node's knots.
 
-
-@triton.jit
-def store_norms(norms, slots, shift, log_sum, mask, valid, walk):
-    """m and log s at `slots`; a row without a law (NaN, no finite logit) makes the walk invalid."""
-    tl.store(norms + 2 * slots, shift, mask=mask)
-    tl.store(norms + 2 * slots + 1, log_sum, mask=mask)
-    lawless = mask & ((log_sum - log_sum != 0) | (shift - shift != 0))
-    if tl.max(lawless.to(tl.int32), axis=0) > 0:
-        tl.store(valid + walk, 0)
-
-
-@kernel
-def row_norms(
-    temperatures,  # [W] float
-    lengths,  # [W] int32
-    nodes,  # [W, L+1] int32
-    chunk_max,  # [B K, 2, L+1, C]
-    chunk_sum,  # [B K, 2, L+1, C]
-    norms,  # [B K, 2, L+1, 2] float64
-    valid,  # [W] int32
-    start,  # first depth
-    length,  # L
-    chunks,  # C
-    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
-    REAL: tl.constexpr,  # dtype of the arithmetic
-):
-    """m and log s of each row from its chunks, where no rule needs them at once. Grid (2 N, W) as for `row_masses`."""
-    place, walk = tl.program_id(0), tl.program_id(1)
-    depths = tl.num_programs(0) // 2
-    model = place // depths
-    depth = start + place % depths
-    if depth + model > tl.load(lengths + walk):
-        return
-    node = node_at(nodes, walk, depth, length)
-    slots = (node * 2 + model) * (length + 1) + depth + tl.arange(0, 1)
-    mask = slots >= 0
-    shift, log_sum = norms_of(chunk_max, chunk_sum, temperatures, walk, slots, mask, chunks, CHUNKS, REAL)
-    store_norms(norms, slots, shift, log_sum, mask, valid, walk)
-
-
-@triton.jit
-def selected_law(target, draft, ratio, selection, TINY: tl.constexpr, REAL: tl.constexpr):
-    """Law of the selected path, draft (level k1' + (1 - level) k2'), level = clip((c target/draft - k2) / (k1 - k2)).
-
-    `selection` points to k1, k2 (which set the levels) and k1', k2' (the densities at level 1 and 0).
+    SELECTED: 1 linear between knots, 2 constant from each to the next.
     """
-    low = tl.load(selection + 1).to(REAL)
-    span = tl.maximum(tl.load(selection).to(REAL) - low, TINY)
-    level = tl.minimum(tl.maximum((ratio * (target / tl.maximum(draft, TINY)) - low) / span, 0.0), 1.0)
-    base = tl.load(selection + 3).to(REAL)
-    return draft * (level * (tl.load(selection + 2).to(REAL) - base) + base)
-
-
-@triton.jit
-def bucket_of(log_target, log_draft):
-    """Bucket 0..2 MIDDLE of target/draft: log2 in steps of the width, rounded, MIDDLE at equality."""
-    steps = tl.floor((log_target - log_draft) * PER_STEP + 0.5)
-    steps = tl.where(steps == steps, tl.minimum(tl.maximum(steps, -MIDDLE), MIDDLE), 0.0)
-    return steps.to(tl.int32) + MIDDLE
-
-
-@triton.jit
-def bucketed_law(log_target, log_draft, selection, REAL: tl.constexpr):
-    """Law of the path selected by bucket: the draft law times the density of the bucket, at `selection`."""
-    return tl.exp(log_draft) * tl.load(selection + bucket_of(log_target, log_draft)).to(REAL)
+    slot = node * 2 * (length + 1) + depth
+    shift = tl.load(norms + 2 * slot) - tl.load(norms + 2 * (slot + length + 1))
+    log_sum = tl.load(norms + 2 * slot + 1) - tl.load(norms + 2 * (slot + length + 1) + 1)
+    octave, _ = octave_between(shift, log_sum, inverse.to(tl.float64))
+    centre, before = window_at(windows, node, depth, length, chunk // SPAN, SPANS)
+    knot, part = knot_of(log_ratio_of(ahead, drawn, inverse), offsets // TILE, centre, before, octave, REAL)
+    place = selection + (walk * length + depth).to(tl.int64) * SLOTS
+    density = tl.load(place + knot).to(REAL)
+    if SELECTED == 1:
+        density += part * (tl.load(place + knot + 1).to(REAL) - density)
+    return density
 
 
 @triton.jit
 def surplus(
-    target, draft, temperatures, nodes, norms, ratios, selection,
-    walk, depth, offsets, length, vocab,
-    SELECTED: tl.constexpr, IS_LAW: tl.constexpr, TINY: tl.constexpr, REAL: tl.constexpr,
+    target, draft, temperatures, nodes, norms, ratios, selection, windows, walk, depth, chunk, length, vocab,
+    BLOCK: tl.constexpr, SELECTED: tl.constexpr, SPANS: tl.constexpr, SPAN: tl.constexpr, TILE: tl.constexpr,
+    IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """max(0, c target - draft) at `offsets` of the walk's node at `depth`; the selected path's law for the draft's.
+    """max(0, c target - draft) over a chunk of the walk's node at `depth`; the selected path's law for the draft's.
 
-    SELECTED: 0 by nothing, 1 by levels, 2 by buckets.
+    SELECTED: 0 there is one path; else see `selected_density`.
     """
-    log_target, log_draft = node_log_laws(
-        target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab, IS_LAW, REAL
-    )
-    target_law, draft_law = tl.exp(log_target), tl.exp(log_draft)
-    ratio = tl.load(ratios + walk * (length + 1) + depth).to(REAL)
-    place = selection + (walk * length + depth) * WIDTH
-    if SELECTED == 1:
-        draft_law = selected_law(target_law, draft_law, ratio, place, TINY, REAL)
-    if SELECTED == 2:
-        draft_law = bucketed_law(log_target, log_draft, place, REAL)
-    return tl.maximum(ratio * target_law - draft_law, 0.0)
-
-
-@triton.jit
-def node_laws(
-    target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab,
-    IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """Target and draft law at `offsets` of the walk's node at `depth`."""
-    log_target, log_draft = node_log_laws(
-        target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab, IS_LAW, REAL
-    )
-    return tl.exp(log_target), tl.exp(log_draft)
-
-
-@triton.jit
-def node_log_laws(
-    target, draft, temperatures, nodes, norms, walk, depth, offsets, length, vocab,
-    IS_LAW: tl.constexpr, REAL: tl.constexpr,
-):  # fmt: skip
-    """Their logarithms."""
+    offsets = chunk * BLOCK + tl.arange(0, BLOCK)
     inverse = inverse_temperature(temperatures, walk, REAL)
     node = node_at(nodes, walk, depth, length)
     slot = node * 2 * (length + 1) + depth
     ahead = read_row(target, node * (length + 1) + depth, offsets, vocab, IS_LAW, REAL)
     drawn = read_row(draft, node * length + depth, offsets, vocab, IS_LAW, REAL)
-    return log_law(ahead, inverse, norms, slot, REAL), log_law(drawn, inverse, norms, slot + length + 1, REAL)
+    target_law = tl.exp(log_law(ahead, inverse, norms, slot, REAL))
+    draft_law = tl.exp(log_law(drawn, inverse, norms, slot + length + 1, REAL))
+    if SELECTED:
+        draft_law *= selected_density(
+            ahead, drawn, inverse, norms, selection, windows, walk, node, depth, chunk, offsets, length,
+            SELECTED, SPANS, SPAN, TILE, REAL,
+        )  # fmt: skip
+    return tl.maximum(tl.load(ratios + walk * (length + 1) + depth).to(REAL) * target_law - draft_law, 0.0)
 
 
 @kernel
@@ -254,7 +73,8 @@ def surplus_masses(
     nodes,  # [W, L+1] int32
     norms,  # [B K, 2, L+1, 2] float64
     ratios,  # [W, L+1] float64
-    selection,  # [B, L, WIDTH] float64
+    selection,  # [B, L, SLOTS]
+    windows,  # [B K, L, S, 2] int32
     first,  # [W] int32
     stop,  # [W] int32
     masses,  # [W, L+1, C]
@@ -265,9 +85,11 @@ def surplus_masses(
     BLOCK: tl.constexpr,  # entries of a row per program
     PATHS: tl.constexpr,  # K, rounded up to a power of 2
     SELECTED: tl.constexpr,  # how the path was selected, see `surplus`
+    SPANS: tl.constexpr,  # S
+    SPAN: tl.constexpr,  # chunks per histogram
+    TILE: tl.constexpr,  # entries at a time where the histogram was made
     SHARED: tl.constexpr,  # walks share nodes
     IS_LAW: tl.constexpr,  # rows are laws, not logits
-    TINY: tl.constexpr,  # smallest normal number
     REAL: tl.constexpr,  # dtype of the arithmetic
 ):
     """Residual mass of each chunk where it can matter: the second read of those rows.
@@ -292,9 +114,8 @@ def surplus_masses(
         if depth >= tl.load(stop + walk):
             return
     weights = surplus(
-        target, draft, temperatures, nodes, norms, ratios, selection,
-        walk, depth, chunk * BLOCK + tl.arange(0, BLOCK), length, vocab,
-        SELECTED, IS_LAW, TINY, REAL,
+        target, draft, temperatures, nodes, norms, ratios, selection, windows, walk, depth, chunk, length, vocab,
+        BLOCK, SELECTED, SPANS, SPAN, TILE, IS_LAW, REAL,
     )  # fmt: skip
     node = node_at(nodes, walk, depth, length)
     tl.store(masses + (node * (length + 1) + depth) * chunks + chunk, tl.sum(weights, axis=0))
@@ -361,7 +182,8 @@ def emit_verdict(
     chunk_sum,  # [B K, 2, L+1, C]
     norms,  # [B K, 2, L+1, 2] float64
     ratios,  # [W, L+1] float64
-    selection,  # [B, L, WIDTH] float64
+    selection,  # [B, L, SLOTS]
+    windows,  # [B K, L, S, 2] int32
     first,  # [W] int32
     stop,  # [W] int32
     valid,  # [W] int32
@@ -380,13 +202,15 @@ def emit_verdict(
     CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
     BLOCK: tl.constexpr,  # entries of a row per program
     SELECTED: tl.constexpr,  # how the path was selected, see `surplus`
+    SPANS: tl.constexpr,  # S
+    SPAN: tl.constexpr,  # chunks per histogram
+    TILE: tl.constexpr,  # entries at a time where the histogram was made
     IS_LAW: tl.constexpr,  # rows are laws, not logits
-    TINY: tl.constexpr,  # smallest normal number
     REAL: tl.constexpr,  # dtype of the arithmetic
 ):
     """Accepted length and the token after it, by inversion: first the chunk, then the token inside it. Grid (W,).
 
-    DECIDED: `first` is the accepted length. An invalid walk gets accepted 0 and token -1.
+    DECIDED: `first` is the accepted length. SELECTED: `path` is known. An invalid walk gets accepted 0 and token -1.
     """
     walk = tl.program_id(0)
     if tl.load(valid + walk) == 0:
@@ -416,16 +240,16 @@ def emit_verdict(
     chosen = first_above(weights, goal, CHUNKS)
     goal -= tl.sum(tl.where(chunk < chosen, weights, 0.0), axis=0)
 
-    offsets = chosen * BLOCK + tl.arange(0, BLOCK)
     if corrected:
         inside = surplus(
-            target, draft, temperatures, nodes, norms, ratios, selection,
-            walk, kept, offsets, length, vocab,
-            SELECTED, IS_LAW, TINY, REAL,
+            target, draft, temperatures, nodes, norms, ratios, selection, windows, walk, kept, chosen, length, vocab,
+            BLOCK, SELECTED, SPANS, SPAN, TILE, IS_LAW, REAL,
         )  # fmt: skip
     else:
+        offsets = chosen * BLOCK + tl.arange(0, BLOCK)
         entries = read_row(target, node * (length + 1) + kept, offsets, vocab, IS_LAW, REAL)
         inside = tl.exp(log_law(entries, inverse, norms, slot, REAL))
-    tl.store(path + walk, node_at(nodes, walk, last, length) - walk * paths)
+    if not SELECTED:
+        tl.store(path + walk, 0)
     tl.store(accepted + walk, kept.to(tl.int64))
     tl.store(token + walk, (chosen * BLOCK + first_above(inside.to(tl.float64), goal, BLOCK)).to(tl.int64))

@@ -15,17 +15,8 @@ from torch import Tensor
 
 from ..verdict import Batch, Verdict
 from .buffers import Workspace, check_arguments, law_arguments, uniforms_for, workspace
-from .passes import (
-    emit_verdict,
-    inverse_temperature,
-    kernel,
-    norms_of,
-    open_depths,
-    read_row,
-    row_masses,
-    store_norms,
-    surplus_masses,
-)
+from .passes import emit_verdict, open_depths, surplus_masses
+from .rows import inverse_temperature, kernel, norms_of, read_row, row_masses, store_norms
 
 
 @triton.jit
@@ -327,8 +318,9 @@ def finish(
         decided: `out.first` is the accepted length; selected: see `surplus`; shared: walks share nodes.
     """
     walks, (_, paths, length, vocab) = len(lengths), out.shape
-    compiled = out.constants | {"SELECTED": selected, "IS_LAW": laws, "TINY": out.tiny, "BLOCK": out.block}
-    rows = (out.norms, out.ratios, out.selection, out.first, out.stop)
+    compiled = out.constants | {"SELECTED": selected, "IS_LAW": laws, "BLOCK": out.block}
+    compiled |= {"SPANS": out.spans, "SPAN": out.span, "TILE": out.tile}
+    rows = (out.norms, out.ratios, out.selection, out.windows, out.first, out.stop)
     surplus_masses[(out.chunks, 1 if decided else length, walks)](
         target, draft, temperatures, out.nodes, *rows, out.masses, paths, length, vocab, out.chunks,
         PATHS=triton.next_power_of_2(paths), SHARED=shared, num_warps=8, **compiled,

@@ -1,15 +1,13 @@
 # mypy: disable-error-code="no-untyped-def"
 """Two-level verification of K paths, from logits: a walk down the selected path, then its block verification.
 
-At each node of the walk, and only there, both models' rows are read: once for their normalisers, `steps` times to
-find the success mass b, once for the levels' draft mass, and once more where the residual matters. All reads of a node
-but the first and the last follow it at once: the 2 V logits per request can come from the L2 cache while they fit.
+The walk is one program per request and sees histograms: at a node it finds the success mass b, the levels of the knots,
+and the path whose coin comes up first; the level of a token lies between those of its knots. Each round of the search
+looks at 16 values of b at once and narrows its bracket 16-fold, to 2^-16 for float32 arithmetic and 2^-32 for float64;
+in the last bracket the sum counts as linear. Only the acceptance length depends on b, the output law does not.
 
-Each step looks at 16 values of b at once and narrows its bracket 16-fold: 2^-16 in 4 steps for float32 arithmetic,
-2^-32 in 8 for float64. Only the acceptance length depends on b; the output law does not.
-
-Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks; p target, q draft, c acceptance ratio; level,
-k1, k2 and count as in `specbound.runtime.verifiers.two_level`, whose rule this is.
+Letters: B requests, K paths, L drafted tokens, V vocabulary, C chunks, S spans; p target, q draft, c acceptance ratio;
+level, k1, k2 and count as in `specbound.runtime.verifiers.two_level`, whose rule this is.
 """
 
 import torch
@@ -19,23 +17,24 @@ from torch import Tensor
 
 from ..verdict import Batch, Verdict
 from .buffers import Workspace, law_arguments, uniforms_for
-from .passes import WIDTH, first_above, inverse_temperature, kernel, node_at, node_laws
-from .single_path import log_law_at
-from .walk import go_down, offered_tokens, path_slots, paths_workspace, shifted, verify_by_walk
+from .histograms import KNOTS, SLOTS, knots_at
+from .passes import first_above
+from .rows import kernel, node_at
+from .walk import end_walk, keep_norms, next_ratio, offered_tokens, shifted, verify_by_walk
 
 
 @triton.jit
-def densities(count, request, fails, paths, PATHS: tl.constexpr):
+def densities(counts, fails, PATHS: tl.constexpr):
     """Selected law over draft law at level 1 and at level 0, when coins fail with draft mass x, float64:
 
     k1 = sum_n count_n (1 + x + .. + x^(n-1)),   k2 = sum_n count_n x^(n-1)
     """
+    path = tl.arange(0, PATHS)
     high = fails * 0.0
     low = high
-    at_least = tl.sum(high, axis=0)
+    at_least = tl.sum(counts * 0.0, axis=0)
     for i in range(PATHS):
-        n = PATHS - 1 - i
-        term = tl.load(count + request * paths + n, mask=n < paths, other=0.0)
+        term = tl.sum(tl.where(path == PATHS - 1 - i, counts, 0.0), axis=0)
         at_least += term
         high = high * fails + at_least
         low = low * fails + term
@@ -43,136 +42,47 @@ def densities(count, request, fails, paths, PATHS: tl.constexpr):
 
 
 @triton.jit
-def bracket_after(
-    brackets, sums, request, step, steps, requests, chunks,
-    CHUNKS: tl.constexpr, SLACK: tl.constexpr,
-):  # fmt: skip
-    """Low and high of b after `step` steps: [0, 1], then the sixteenth of the last bracket where the sum falls to 1.
+def clipped_excess(lifted, mass, counts, success, SLACK: tl.constexpr, PATHS: tl.constexpr):
+    """sum_y q clip(c p/q, k2(b), k1(b)) - 1, less what rounding may leave, for each b of `success` [16].
 
-    SLACK: what rounding may leave of a sum of 1. (A constant near 1 would itself be rounded to float32.)
+    SLACK of it. (A constant near 1 would itself be rounded to float32.)
     """
-    before = brackets + (request * (steps + 1) + step - 1) * 2
-    low = tl.load(before, mask=step > 0, other=0.0)
-    high = tl.load(before + 1, mask=step > 0, other=1.0)
-    if step > 0:
-        chunk = tl.arange(0, CHUNKS)
-        trial = tl.arange(0, 16)
-        parts = sums + ((((step - 1) % 2) * requests + request) * chunks + chunk[:, None]) * 16 + trial[None, :]
-        total = tl.sum(tl.load(parts, mask=(chunk < chunks)[:, None], other=0.0), axis=0)
-        found = tl.min(tl.where((total - 1.0 <= SLACK) | (trial == 15), trial, 15), axis=0)
-        width = (high - low) / 16
-        high = tl.where(found == 15, high, low + width * (found + 1))
-        low = low + width * found
-    return low, high
-
-
-@kernel
-def clipped_masses(
-    target,  # [B, K, L+1, V] logits or laws
-    draft,  # [B, K, L, V]
-    temperatures,  # [W] float
-    lengths,  # [W] int32
-    nodes,  # [W, L+1] int32
-    norms,  # [B K, 2, L+1, 2] float64
-    ratios,  # [W, L+1] float64
-    count,  # [B, K] float64
-    brackets,  # [B, steps + 1, 2] float64
-    sums,  # [B, C, WIDTH] float64
-    depth,  # scalar
-    step,  # scalar
-    steps,  # scalar
-    requests,  # B
-    paths,  # K
-    length,  # L
-    vocab,  # V
-    chunks,  # C
-    PATHS: tl.constexpr,  # K, rounded up to a power of 2
-    BLOCK: tl.constexpr,  # entries of a row per program
-    TILE: tl.constexpr,  # entries at a time
-    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
-    SLACK: tl.constexpr,  # of the sum of a law
-    TINY: tl.constexpr,  # smallest normal number
-    IS_LAW: tl.constexpr,  # rows are laws, not logits
-    REAL: tl.constexpr,  # dtype of the arithmetic
-):
-    """sum_y q clip(c p/q, k2(b), k1(b)) over each chunk, for 16 values of b in the bracket. Grid (C, B)."""
-    chunk, request = tl.program_id(0), tl.program_id(1)
-    if depth >= tl.load(lengths + request):
-        return
-    low, high = bracket_after(brackets, sums, request, step, steps, requests, chunks, CHUNKS, SLACK)
-    if chunk == 0:
-        tl.store(brackets + (request * (steps + 1) + step) * 2, low)
-        tl.store(brackets + (request * (steps + 1) + step) * 2 + 1, high)
-    trial = tl.arange(0, 16)
-    most, least = densities(count, request, 1.0 - (low + (high - low) * (trial + 1) / 16), paths, PATHS)
-    ratio = tl.load(ratios + request * (length + 1) + depth).to(REAL)
-    upper, lower = most.to(REAL)[:, None], least.to(REAL)[:, None]
-    parts = tl.full([16, TILE], 0.0, REAL)
-    for tile in range(BLOCK // TILE):
-        offsets = chunk * BLOCK + tile * TILE + tl.arange(0, TILE)
-        target_law, draft_law = node_laws(
-            target, draft, temperatures, nodes, norms, request, depth, offsets, length, vocab, IS_LAW, REAL
-        )
-        lifted = (ratio * (target_law / tl.maximum(draft_law, TINY)))[None, :]
-        parts += tl.minimum(tl.maximum(lifted, lower), upper) * draft_law[None, :]
-    total = tl.sum(parts, axis=1).to(tl.float64)
-    tl.store(sums + (((step % 2) * requests + request) * chunks + chunk) * 16 + trial, total)
+    most, least = densities(counts, 1.0 - success, PATHS)
+    clipped = tl.minimum(tl.maximum(lifted[None, :], least[:, None]), most[:, None])
+    return tl.sum(clipped * mass[None, :], axis=1) - 1.0 - SLACK
 
 
 @triton.jit
-def level_of(target_law, draft_law, ratio, high, low, TINY: tl.constexpr):
-    """clip((c p/q - k2) / (k1 - k2)) to [0, 1]."""
-    level = (ratio * (target_law / tl.maximum(draft_law, TINY)) - low) / tl.maximum(high - low, TINY)
-    return tl.minimum(tl.maximum(level, 0.0), 1.0)
+def success_mass(lifted, mass, counts, ROUNDS: tl.constexpr, SLACK: tl.constexpr, PATHS: tl.constexpr):
+    """The smallest b in [0, 1] whose clipped law sums to at most 1, where coins fail with mass 1 - b."""
+    trial = tl.arange(0, 16)
+    low = tl.sum(counts * 0.0, axis=0)
+    high = low + 1.0
+    for _ in range(ROUNDS):
+        excess = clipped_excess(lifted, mass, counts, low + (high - low) * (trial + 1) / 16, SLACK, PATHS)
+        found = tl.min(tl.where((excess <= 0) | (trial == 15), trial, 15), axis=0)
+        width = (high - low) / 16
+        high = tl.where(found == 15, high, low + width * (found + 1))
+        low = low + width * found
+    excess = clipped_excess(lifted, mass, counts, tl.where(trial == 0, low, high), SLACK, PATHS)
+    left = tl.sum(tl.where(trial == 0, excess, 0.0), axis=0)
+    right = tl.sum(tl.where(trial == 1, excess, 0.0), axis=0)
+    part = tl.where(left > 0, left / tl.where(left > right, left - right, 1.0), 0.0)
+    return low + (high - low) * tl.where(right > 0, 1.0, part)
 
 
-@kernel
-def failing_masses(
-    target,  # [B, K, L+1, V] logits or laws
-    draft,  # [B, K, L, V]
-    temperatures,  # [W] float
-    lengths,  # [W] int32
-    nodes,  # [W, L+1] int32
-    norms,  # [B K, 2, L+1, 2] float64
-    ratios,  # [W, L+1] float64
-    count,  # [B, K] float64
-    brackets,  # [B, steps + 1, 2] float64
-    sums,  # [B, C, WIDTH] float64
-    selection,  # [B, L, WIDTH] float64
-    depth,  # scalar
-    steps,  # scalar
-    requests,  # B
-    paths,  # K
-    length,  # L
-    vocab,  # V
-    chunks,  # C
-    PATHS: tl.constexpr,  # K, rounded up to a power of 2
-    BLOCK: tl.constexpr,  # entries of a row per program
-    CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
-    SLACK: tl.constexpr,  # of the sum of a law
-    TINY: tl.constexpr,  # smallest normal number
-    IS_LAW: tl.constexpr,  # rows are laws, not logits
-    REAL: tl.constexpr,  # dtype of the arithmetic
-):
-    """Draft mass of each chunk whose coin fails, sum_y q (1 - level), at the b that was found. Grid (C, B)."""
-    chunk, request = tl.program_id(0), tl.program_id(1)
-    if depth >= tl.load(lengths + request):
-        return
-    _, high = bracket_after(brackets, sums, request, steps, steps, requests, chunks, CHUNKS, SLACK)
-    most, least = densities(count, request, tl.full([1], 1.0, tl.float64) - high, paths, PATHS)
-    most, least = tl.sum(most, axis=0), tl.sum(least, axis=0)
-    if chunk == 0:
-        place = selection + (request * length + depth) * WIDTH
-        tl.store(place, most)
-        tl.store(place + 1, least)
-    offsets = chunk * BLOCK + tl.arange(0, BLOCK)
-    target_law, draft_law = node_laws(
-        target, draft, temperatures, nodes, norms, request, depth, offsets, length, vocab, IS_LAW, REAL
-    )
-    ratio = tl.load(ratios + request * (length + 1) + depth).to(REAL)
-    level = level_of(target_law, draft_law, ratio, most.to(REAL), least.to(REAL), TINY)
-    mass = tl.sum((1.0 - level) * draft_law, axis=0).to(tl.float64)
-    tl.store(sums + (((steps % 2) * requests + request) * chunks + chunk) * 16, mass)
+@triton.jit
+def level_of(lifted, high, low):
+    """clip((c p/q - k2) / (k1 - k2)) to [0, 1]; 0 where k1 = k2."""
+    span = tl.where(high > low, high - low, 1.0)
+    return tl.where(high > low, tl.minimum(tl.maximum((lifted - low) / span, 0.0), 1.0), 0.0)
+
+
+@triton.jit
+def between(table, knot, part):
+    """A table over the knots at places `part` of the way from `knot` to the next."""
+    low = tl.gather(table, knot, 0)
+    return low + part * (tl.gather(table, knot + 1, 0) - low)
 
 
 @triton.jit
@@ -192,80 +102,110 @@ def count_below(counts, level, mass, fails, high, low, PATHS: tl.constexpr):
     return tl.where(density > 0, chosen, counts)
 
 
+@triton.jit
+def coin_weights(level, arrived, PATHS: tl.constexpr):
+    """Law of the selected path, not normalised: the first that arrived whose coin comes up, else the first of them.
+
+    The K coins are one draw: path k has weight level_k prod_{j < k} (1 - level_j).
+    """
+    path = tl.arange(0, PATHS)
+    none_so_far = tl.cumprod(tl.where(arrived, 1.0 - level, 1.0), axis=0)
+    none_before = tl.where(path > 0, tl.gather(none_so_far, tl.maximum(path - 1, 0), 0), 1.0)
+    first = tl.min(tl.where(arrived, path, PATHS - 1), axis=0)
+    none = tl.min(none_so_far, axis=0)
+    return tl.where(arrived, none_before * level, 0.0) + tl.where(path == first, none, 0.0)
+
+
 @kernel
-def select_path(
+def walk_by_levels(
     target,  # [B, K, L+1, V] logits or laws
     draft,  # [B, K, L, V]
-    temperatures,  # [W] float
-    lengths,  # [W] int32
-    nodes,  # [W, L+1] int32
-    norms,  # [B K, 2, L+1, 2] float64
-    ratios,  # [W, L+1] float64
-    count,  # [B, K] float64
-    sums,  # [B, C, WIDTH] float64
-    selection,  # [B, L, WIDTH] float64
-    alive,  # [B, K] int32
+    temperatures,  # [B] float
+    lengths,  # [B] int32
     tokens,  # [B, K, L] int64
-    valid,  # [W] int32
+    path_nodes,  # [B K, L+1] int32
+    chunk_max,  # [B K, 2, L+1, C]
+    chunk_sum,  # [B K, 2, L+1, C]
+    histograms,  # [B K, L, S, 2, SLOTS]
+    windows,  # [B K, L, S, 2] int32
+    coins,  # [B, L] uniforms
     select,  # [B, L] uniforms
-    depth,  # scalar
-    steps,  # scalar
-    requests,  # B
+    norms,  # [B K, 2, L+1, 2] float64
+    selection,  # [B, L, SLOTS]
+    nodes,  # [W, L+1] int32
+    ratios,  # [W, L+1] float64
+    first,  # [W] int32
+    stop,  # [W] int32
+    valid,  # [W] int32
+    chosen_path,  # [B] int64
     paths,  # K
     length,  # L
     vocab,  # V
     chunks,  # C
     PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
     CHUNKS: tl.constexpr,  # C, rounded up to a power of 2
-    TINY: tl.constexpr,  # smallest normal number
+    SPANS: tl.constexpr,  # S
+    SPAN: tl.constexpr,  # chunks per histogram
+    BLOCK: tl.constexpr,  # entries of a row per chunk
+    TILE: tl.constexpr,  # entries at a time where the histogram was made
+    ROUNDS: tl.constexpr,  # of the search for the success mass
+    SLACK: tl.constexpr,  # of the sum of a law
     IS_LAW: tl.constexpr,  # rows are laws, not logits
     REAL: tl.constexpr,  # dtype of the arithmetic
 ):
-    """Go down with the first alive path whose coin comes up, or the first alive one if none does. Grid (B,).
-
-    The K coins are one draw: path k has weight level_k prod_{alive j < k} (1 - level_j).
-    """
+    """Down the first path whose coin comes up at each node, or the first one there if none does. Grid (B,)."""
     request = tl.program_id(0)
-    if depth >= tl.load(lengths + request):
-        return
-    chunk = tl.arange(0, CHUNKS)
-    parts = sums + (((steps % 2) * requests + request) * chunks + chunk) * 16
-    fails = tl.sum(tl.load(parts, mask=chunk < chunks, other=0.0), axis=0)
-    fails = tl.minimum(tl.maximum(fails, 0.0), 1.0)
-    most, least = densities(count, request, tl.full([1], 0.0, tl.float64) + fails, paths, PATHS)
-    most, least = tl.sum(most, axis=0), tl.sum(least, axis=0)
-    place = selection + (request * length + depth) * WIDTH
-    tl.store(place + 2, most)
-    tl.store(place + 3, least)
+    last = tl.load(lengths + request)
+    path, places, index = tl.arange(0, PATHS), tl.arange(0, DEPTHS), tl.arange(0, SLOTS)
+    node = node_at(path_nodes, request * paths, 0, length)
+    arrived = path < paths
+    counts = (path == paths - 1).to(tl.float64)
+    ratio = tl.sum(tl.where(path == 0, 1.0, 0.0).to(tl.float64), axis=0)
+    walk_nodes = (places * 0).to(tl.int64) + node
+    walk_ratios = tl.where(places == 0, ratio, 0.0)
+    chosen_index = last * 0
+    fine = last * 0 + 1
+    depth = last * 0
+    while depth < last:
+        grid, mass, octave, shift, log_sum = knots_at(
+            histograms, windows, chunk_max, chunk_sum, temperatures, request, node, depth, length, chunks,
+            CHUNKS, SPANS, SPAN, REAL,
+        )  # fmt: skip
+        slots = (node * 2 + tl.arange(0, 2)) * (length + 1) + depth
+        fine = fine * keep_norms(norms, slots, shift, log_sum, slots >= 0)
+        lifted = ratio * grid
+        success = success_mass(lifted, mass, counts, ROUNDS, SLACK, PATHS)
+        most, least = densities(counts, 1.0 - success, PATHS)
+        level = level_of(lifted, most, least)
+        fails = tl.minimum(tl.maximum(tl.sum(mass * (1.0 - level), axis=0), 0.0), 1.0)
+        most, least = densities(counts, fails, PATHS)
+        law = selection + (request * length + depth).to(tl.int64) * SLOTS + index
+        tl.store(law, least + level * (most - least), mask=index <= KNOTS)
 
-    path = tl.arange(0, PATHS)
-    token, known, arrived = offered_tokens(tokens, alive, valid, request, depth, paths, length, vocab, path)
-    node = node_at(nodes, request, depth, length) + path * 0
-    slot = node * 2 * (length + 1) + depth
-    inverse = inverse_temperature(temperatures, request, REAL).to(tl.float64)
-    ahead, drawn = node * (length + 1) + depth, node * length + depth
-    target_law = tl.exp(log_law_at(target, ahead, token, norms, slot, known, inverse, vocab, IS_LAW, REAL))
-    draft_law = tl.exp(log_law_at(draft, drawn, token, norms, slot + length + 1, known, inverse, vocab, IS_LAW, REAL))
-    ratio = tl.load(ratios + request * (length + 1) + depth)
-    level = level_of(target_law, draft_law, ratio, tl.load(place), tl.load(place + 1), TINY)
-
-    none_so_far = tl.cumprod(tl.where(arrived, 1.0 - level, 1.0), axis=0)
-    none_before = tl.where(path > 0, tl.gather(none_so_far, tl.maximum(path - 1, 0), 0), 1.0)
-    first = tl.min(tl.where(arrived, path, PATHS - 1), axis=0)
-    none = tl.min(none_so_far, axis=0)
-    weights = tl.where(arrived, none_before * level, 0.0) + tl.where(path == first, none, 0.0)
-    goal = tl.load(select + request * length + depth).to(tl.float64) * tl.sum(weights, axis=0)
-    chosen = path == first_above(weights, goal, PATHS)
-
-    chosen_level = tl.sum(tl.where(chosen, level, 0.0), axis=0)
-    mass = tl.sum(tl.where(chosen, draft_law, 0.0), axis=0)
-    counts = tl.load(count + request * paths + path, mask=path < paths, other=0.0)
-    go_down(
-        nodes, ratios, alive, count, request, depth, paths, length,
-        path, chosen, token, arrived,
-        tl.sum(tl.where(chosen, target_law, 0.0), axis=0),
-        mass * (least + chosen_level * (most - least)),
-        count_below(counts, chosen_level, mass, fails, most, least, PATHS),
+        token, known, knot, part, target_law, draft_law = offered_tokens(
+            target, draft, tokens, windows, temperatures, request, node, depth, paths, length, vocab,
+            octave, shift, log_sum, path, SPANS, SPAN, BLOCK, TILE, IS_LAW, REAL,
+        )  # fmt: skip
+        fine = fine * known
+        offered = between(level, knot, part)
+        weights = coin_weights(offered, arrived, PATHS)
+        goal = tl.load(select + request * length + depth).to(tl.float64) * tl.sum(weights, axis=0)
+        chosen_index = first_above(weights, goal, PATHS)
+        chosen = path == chosen_index
+        chosen_level = tl.sum(tl.where(chosen, offered, 0.0), axis=0)
+        drafted = tl.sum(tl.where(chosen, draft_law, 0.0), axis=0)
+        wanted = tl.sum(tl.where(chosen, target_law, 0.0), axis=0)
+        ratio = next_ratio(ratio, wanted, drafted * (least + chosen_level * (most - least)))
+        counts = count_below(counts, chosen_level, drafted, fails, most, least, PATHS)
+        arrived = arrived & (token == tl.sum(tl.where(chosen, token, 0), axis=0))
+        depth += 1
+        node = node_at(path_nodes, request * paths + chosen_index, depth, length)
+        walk_nodes = tl.where(places == depth, node, walk_nodes)
+        walk_ratios = tl.where(places == depth, ratio, walk_ratios)
+    end_walk(
+        norms, chunk_max, chunk_sum, temperatures, lengths, coins, nodes, ratios, first, stop, valid, chosen_path,
+        request, node, walk_nodes, walk_ratios, chosen_index, fine, places, length, chunks, CHUNKS, REAL,
     )  # fmt: skip
 
 
@@ -298,16 +238,16 @@ def verify_two_level_logits(
     Raises:
         ValueError: wrong shape, dtype, device or layout.
     """
-    out = paths_workspace(target_logits, draft_logits, out)
-
-    def descend(rows: tuple[Tensor, ...], out: Workspace, depth: int) -> None:
-        _descend(rows, tokens, select_uniforms, out, depth, laws)
-
+    requests, _, length = tokens.shape
+    real = torch.promote_types(target_logits.dtype, draft_logits.dtype)
+    rounds, precision = (8, torch.float64) if real == torch.float64 else (4, torch.float32)
     return verify_by_walk(
         target_logits, draft_logits, temperatures, tokens, lengths, coin_uniforms, choice_uniforms, out, laws,
+        rule=walk_by_levels,
         selected=1,
-        descend=descend,
-        others={"select_uniforms": (select_uniforms, (out.shape[0], out.shape[2]))},
+        others={"select_uniforms": (select_uniforms, (requests, length))},
+        ROUNDS=rounds,
+        SLACK=8 * torch.finfo(precision).eps,
     )  # fmt: skip
 
 
@@ -324,30 +264,3 @@ def verify_two_level_laws(batch: Batch, generator: torch.Generator | None) -> Ve
     selected = torch.stack(select, dim=1) if select else batch.draft_probs.new_zeros(requests, length).double()
     coins, choice = uniforms(requests, length), uniforms(requests)
     return verify_two_level_logits(target, draft, temperatures, tokens, None, selected, coins, choice, laws=True)
-
-
-def _descend(rows: tuple[Tensor, ...], tokens: Tensor, select: Tensor, out: Workspace, depth: int, laws: bool) -> None:
-    """Find the levels at the node of this depth and go down to the next."""
-    requests, paths, length, vocab = out.shape
-    sizes = (requests, paths, length, vocab, out.chunks)
-    common = out.constants | {
-        "PATHS": path_slots(paths),
-        "CHUNKS": triton.next_power_of_2(out.chunks),
-        "TINY": out.tiny,
-        "IS_LAW": laws,
-    }
-    rule = {"BLOCK": out.block, "SLACK": 8 * torch.finfo(out.dtype).eps}
-    node = (*rows, out.nodes, out.norms, out.ratios, out.count)
-    for step in range(out.steps):
-        clipped_masses[(out.chunks, requests)](
-            *node, out.brackets, out.sums, depth, step, out.steps, *sizes,
-            TILE=min(out.block, 512), num_warps=8, **common, **rule,
-        )  # fmt: skip
-    failing_masses[(out.chunks, requests)](
-        *node, out.brackets, out.sums, out.selection, depth, out.steps, *sizes,
-        num_warps=8, **common, **rule,
-    )  # fmt: skip
-    select_path[(requests,)](
-        *node, out.sums, out.selection, out.alive, tokens, out.valid, select, depth, out.steps, *sizes,
-        num_warps=1, **common,
-    )  # fmt: skip

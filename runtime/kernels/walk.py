@@ -1,14 +1,15 @@
 # mypy: disable-error-code="no-untyped-def"
 """A walk down one of K paths, from logits, that a rule chooses node by node; then its block verification.
 
-Only the rows of the walk's nodes are read, however many paths there are, and a prefix that paths share is one node.
-What a rule adds is in `two_level` and `gbv_bucketed`.
+Five launches: `begin_race`, `row_histograms`, the rule's walk (one program per request, on histograms alone), and the
+two of block verification, which read the rows of the walk's nodes again where a residual can matter. A prefix that
+paths share is one node. What a rule adds is in `two_level` and `gbv_bucketed`.
 
 Letters: B requests (one walk each), K paths, L drafted tokens, V vocabulary; c acceptance ratio; alive the paths
 through the node reached, count the law of how many they are (see `specbound.runtime.parts.count_law`).
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
@@ -17,63 +18,112 @@ from torch import Tensor
 
 from ..verdict import Verdict
 from .buffers import Workspace, check_arguments, workspace
-from .passes import kernel, open_depths, row_norms
-from .single_path import finish, sum_rows
+from .histograms import histogram_rows, knot_of, knot_sizes, log_ratio_of, window_at
+from .passes import open_depths
+from .rows import inverse_temperature, kernel, norms_of, read_row
+from .single_path import finish
 
 
 @kernel
-def begin_walk(
+def begin_race(
+    temperatures,  # [B] float
+    lengths,  # [B] int32
+    tokens,  # [B, K, L] int64
+    path_temperatures,  # [B K] float64
+    path_lengths,  # [B K] int32
     nodes,  # [W, L+1] int32
-    ratios,  # [W, L+1] float64
-    alive,  # [B, K] int32
-    count,  # [B, K] float64
     paths,  # K
     length,  # L
     PATHS: tl.constexpr,  # K, rounded up to a power of 2
+    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
 ):
-    """At the root all paths are alive, c = 1. Grid (B,)."""
+    """The node of each prefix is held by the first path that has it. Grid (W,)."""
     walk = tl.program_id(0)
-    path = tl.arange(0, PATHS)
-    tl.store(nodes + walk * (length + 1), walk * paths)
-    tl.store(ratios + walk * (length + 1), 1.0)
-    tl.store(alive + walk * paths + path, 1, mask=path < paths)
-    tl.store(count + walk * paths + path, (path == paths - 1).to(tl.float64), mask=path < paths)
+    request, mine = walk // paths, walk % paths
+    last = tl.load(lengths + request)
+    path, depth = tl.arange(0, PATHS)[:, None], tl.arange(0, DEPTHS)[None, :]
+    drafted = (path < paths) & (depth < last)
+    other = tl.load(tokens + (request.to(tl.int64) * paths + path) * length + depth, mask=drafted, other=0)
+    own = tl.load(tokens + walk.to(tl.int64) * length + depth, mask=depth < last, other=0)
+    shared = tl.min(tl.where(drafted & (own != other), depth, DEPTHS), axis=1)[:, None]
+    holder = tl.min(tl.where((path < paths) & (shared >= depth), path, mine), axis=0)
+    place = tl.arange(0, DEPTHS)
+    tl.store(nodes + walk * (length + 1) + place, request * paths + holder, mask=place <= length)
+    tl.store(path_temperatures + walk, tl.load(temperatures + request).to(tl.float64))
+    tl.store(path_lengths + walk, last)
 
 
 @triton.jit
-def offered_tokens(tokens, alive, valid, walk, depth, paths, length, vocab, path):
-    """Token of each path at `depth`, whether it is in the vocabulary, and whether the path arrives at the node.
-
-    A token outside the vocabulary makes the walk invalid.
-    """
-    there = path < paths
-    token = tl.load(tokens + (walk.to(tl.int64) * paths + path) * length + depth, mask=there, other=0)
-    known = there & (token >= 0) & (token < vocab)
-    if tl.sum((there & ~known).to(tl.int32), axis=0) > 0:
-        tl.store(valid + walk, 0)
-    return token, known, there & (tl.load(alive + walk * paths + path, mask=there, other=0) != 0)
+def keep_norms(norms, slots, shift, log_sum, mask):
+    """Store m and log s at `slots`; 1 if every row has a law, 0 after a NaN or without a finite logit."""
+    tl.store(norms + 2 * slots, shift, mask=mask)
+    tl.store(norms + 2 * slots + 1, log_sum, mask=mask)
+    lawless = mask & ((log_sum - log_sum != 0) | (shift - shift != 0))
+    return 1 - tl.max(lawless.to(tl.int32), axis=0)
 
 
 @triton.jit
-def go_down(
-    nodes, ratios, alive, count, walk, depth, paths, length,
-    path, chosen, token, arrived, target_law, selected, below,
+def offered_tokens(
+    target, draft, tokens, windows, temperatures, request, node, depth, paths, length, vocab, octave, shift, log_sum,
+    path, SPANS: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    IS_LAW: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """Follow the `chosen` path: c <- min(1, c target/selected); all alive paths with its token stay alive.
+    """The paths' tokens at a node, as vectors over the paths.
 
-    Args: chosen, arrived: masks over the paths, one chosen; target_law, selected: target's and selected path's law of
-    the chosen token; below: law of the number of paths through it.
+    Returns:
+        token; 1 if all are in the vocabulary; their knot and part, see `knot_of`; their target and draft law, float64.
+        The last four mean something for paths through the node.
     """
     there = path < paths
-    after = walk * (length + 1) + depth + 1
-    ratio = tl.load(ratios + after - 1)
-    step = tl.where(selected > 0, target_law / tl.where(selected > 0, selected, 1.0), 1.0)
-    chosen_token = tl.sum(tl.where(chosen, token, 0), axis=0)
-    tl.debug_barrier()
-    tl.store(ratios + after, tl.minimum(ratio * step, 1.0))
-    tl.store(nodes + after, walk * paths + tl.sum(tl.where(chosen, path, 0), axis=0))
-    tl.store(alive + walk * paths + path, (arrived & (token == chosen_token)).to(tl.int32), mask=there)
-    tl.store(count + walk * paths + path, below, mask=there)
+    token = tl.load(tokens + (request.to(tl.int64) * paths + path) * length + depth, mask=there, other=0)
+    known = there & (token >= 0) & (token < vocab)
+    place = tl.where(known, token, vocab)
+    ahead = read_row(target, node * (length + 1) + depth, place, vocab, IS_LAW, REAL)
+    drawn = read_row(draft, node * length + depth, place, vocab, IS_LAW, REAL)
+    inverse = inverse_temperature(temperatures, request, REAL)
+    token_or_first = tl.where(known, token, 0)
+    centre, before = window_at(windows, node, depth, length, token_or_first // (SPAN * BLOCK), SPANS)
+    log_ratio = log_ratio_of(ahead, drawn, inverse)
+    knot, part = knot_of(log_ratio, token_or_first // TILE, centre, before, octave, REAL)
+    model, double = tl.arange(0, 2), inverse.to(tl.float64)
+    target_shift = tl.sum(tl.where(model == 0, shift, 0.0), axis=0)
+    target_sum = tl.sum(tl.where(model == 0, log_sum, 0.0), axis=0)
+    draft_shift = tl.sum(tl.where(model == 1, shift, 0.0), axis=0)
+    draft_sum = tl.sum(tl.where(model == 1, log_sum, 0.0), axis=0)
+    target_law = tl.exp((ahead.to(tl.float64) - target_shift) * double - target_sum)
+    draft_law = tl.exp((drawn.to(tl.float64) - draft_shift) * double - draft_sum)
+    fine = 1 - tl.max((there & ~known).to(tl.int32), axis=0)
+    return token, fine, knot, part.to(tl.float64), target_law, draft_law
+
+
+@triton.jit
+def next_ratio(ratio, target_law, selected_law):
+    """min(1, c target/selected), float64; c where the selected path cannot have drawn the token."""
+    step = tl.where(selected_law > 0, target_law / tl.where(selected_law > 0, selected_law, 1.0), 1.0)
+    return tl.minimum(ratio * step, 1.0)
+
+
+@triton.jit
+def end_walk(
+    norms, chunk_max, chunk_sum, temperatures, lengths, coins, nodes, ratios, first, stop, valid, path,
+    request, node, walk_nodes, walk_ratios, chosen, fine, depth, length, chunks,
+    CHUNKS: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """Store the walk of a request, whose last node is `node`, for its block verification.
+
+    Args: walk_nodes, walk_ratios: vectors over `depth` = 0, 1, ..; chosen: the path; fine: 1 if all was in order.
+    """
+    last = tl.load(lengths + request)
+    slots = node * 2 * (length + 1) + last + tl.arange(0, 1)
+    mask = slots >= 0
+    shift, log_sum = norms_of(chunk_max, chunk_sum, temperatures, request, slots, mask, chunks, CHUNKS, REAL)
+    fine = fine * keep_norms(norms, slots, shift, log_sum, mask)
+    tl.store(valid + request, fine)
+    tl.store(path + request, tl.where(fine > 0, chosen, 0).to(tl.int64))
+    place = request * (length + 1) + depth
+    tl.store(nodes + place, walk_nodes.to(tl.int32), mask=depth <= last)
+    tl.store(ratios + place, walk_ratios, mask=depth <= last)
+    open_depths(lengths, coins, walk_ratios, first, stop, request, depth, length)
 
 
 @triton.jit
@@ -81,23 +131,6 @@ def shifted(polynomial, SIZE: tl.constexpr):
     """The polynomial times s: coefficient m moves to m + 1 (the highest is 0 by construction)."""
     index = tl.arange(0, SIZE)
     return tl.where(index > 0, tl.gather(polynomial, tl.maximum(index - 1, 0), 0), 0.0)
-
-
-@kernel
-def open_walk(
-    lengths,  # [W] int32
-    coins,  # [W, L] uniforms
-    ratios,  # [W, L+1] float64
-    first,  # [W] int32
-    stop,  # [W] int32
-    length,  # L
-    DEPTHS: tl.constexpr,  # L + 1, rounded up to a power of 2
-):
-    """Depths of the walk whose residual mass can matter. Grid (B,)."""
-    walk = tl.program_id(0)
-    depth = tl.arange(0, DEPTHS)
-    ratio = tl.load(ratios + walk * (length + 1) + depth, mask=depth <= length, other=0.0)
-    open_depths(lengths, coins, ratio, first, stop, walk, depth, length)
 
 
 def paths_workspace(target: Tensor, draft: Tensor, out: Workspace | None) -> Workspace:
@@ -124,17 +157,19 @@ def verify_by_walk(
     choice: Tensor,
     out: Workspace | None,
     laws: bool,
+    rule: Any,
     selected: int,
-    descend: Callable[[tuple[Tensor, ...], Workspace, int], None],
     others: dict[str, tuple[Tensor, tuple[int, ...]]],
+    **options: Any,
 ) -> Verdict:
-    """Walk down with `descend(rows, out, depth)` at each depth, then verify the walk as a block.
+    """Choose a path with the kernel `rule`, then verify it as a block.
 
     Args:
-        selected: how `surplus` finds the selected path's law; others: further arguments to check.
+        selected: how its law lies between knots, see `passes.selected_density`.
+        others: further arguments to check, handed on to the rule; options: further compile-time arguments of it.
     """
     out = paths_workspace(target, draft, out)
-    requests, paths, length, _ = out.shape
+    requests, paths, length, vocab = out.shape
     lengths = out.lengths if lengths is None else lengths
     checked = others | {
         "temperatures": (temperatures, (requests,)),
@@ -146,20 +181,25 @@ def verify_by_walk(
     if requests == 0:
         return out.verdict
     with torch.cuda.device_of(target):
-        begin_walk[(requests,)](
-            out.nodes, out.ratios, out.alive, out.count, paths, length, PATHS=path_slots(paths), num_warps=1
-        )
-        rows = (target, draft, temperatures, lengths)
-        for depth in range(length + 1):
-            sum_rows(*rows, out, depth, 1, laws)
-            row_norms[(2, requests)](
-                temperatures, lengths, out.nodes, out.chunk_max, out.chunk_sum, out.norms, out.valid,
-                depth, length, out.chunks,
-                CHUNKS=triton.next_power_of_2(out.chunks), num_warps=1, **out.constants,
-            )  # fmt: skip
-            if depth < length:
-                descend(rows, out, depth)
-        depths = triton.next_power_of_2(length + 1)
-        open_walk[(requests,)](lengths, coins, out.ratios, out.first, out.stop, length, DEPTHS=depths, num_warps=1)
-        finish(*rows, coins, choice, out, laws, out.verdict, selected=selected)
+        share_rows(target, draft, temperatures, tokens, lengths, out, laws)
+        rule[(requests,)](
+            target, draft, temperatures, lengths, tokens, out.path_nodes, out.chunk_max, out.chunk_sum, out.histograms,
+            out.windows, coins, *(tensor for tensor, _ in others.values()), out.norms, out.selection, out.nodes,
+            out.ratios, out.first, out.stop, out.valid, out.verdict.path, paths, length, vocab, out.chunks,
+            PATHS=path_slots(paths), DEPTHS=triton.next_power_of_2(length + 1), BLOCK=out.block, TILE=out.tile,
+            IS_LAW=laws, num_warps=8, **knot_sizes(out), **out.constants, **options,
+        )  # fmt: skip
+        finish(target, draft, temperatures, lengths, coins, choice, out, laws, out.verdict, selected=selected)
     return out.verdict
+
+
+def share_rows(
+    target: Tensor, draft: Tensor, temperatures: Tensor, tokens: Tensor, lengths: Tensor, out: Workspace, laws: bool
+) -> None:
+    """Which path holds each node, and the histograms of its rows: two launches."""
+    requests, paths, length, _ = out.shape
+    begin_race[(requests * paths,)](
+        temperatures, lengths, tokens, out.path_temperatures, out.path_lengths, out.path_nodes, paths, length,
+        PATHS=triton.next_power_of_2(paths), DEPTHS=triton.next_power_of_2(length + 1), num_warps=1,
+    )  # fmt: skip
+    histogram_rows(target, draft, out.path_temperatures, out.path_lengths, out, laws)

@@ -20,13 +20,14 @@ from torch import Tensor
 from ..draws import Draws
 from ..parts.count_law import count_at_root, counts_after, selection_densities
 from ..parts.draft_tree import first_path, target_ratio
+from ..parts.ratio_knots import LAST, knot_below
 from ..parts.selected_path import SelectedPath
 from ..parts.single_path import at
 from ..registry import register
 from ..verdict import Batch, Verdict
 
-BUCKETS = 33  # of log ratio, centred at equality; the outermost take everything beyond
-BUCKET_WIDTH = 1.0  # in powers of two
+PER_BUCKET = 16  # knots: an octave
+BUCKETS = (LAST + PER_BUCKET // 2) // PER_BUCKET + 1  # centred at equality; the outermost take everything beyond
 
 
 def power_sum(a: Tensor, b: Tensor, terms: int) -> Tensor:
@@ -112,10 +113,9 @@ def verify_gbv(batch: Batch, draws: Draws) -> Verdict:
     return walk.verdict(draws)
 
 
-def ratio_bucket(ratio: Tensor) -> Tensor:
-    """int64 [B, V] bucket of each ratio, 0..BUCKETS-1: the log ratio in steps of BUCKET_WIDTH, rounded."""
-    middle = BUCKETS // 2
-    return (ratio.log2() / BUCKET_WIDTH).round().clamp(-middle, middle).long() + middle
+def ratio_bucket(target_row: Tensor, draft_row: Tensor) -> Tensor:
+    """int64 [B, V] bucket of each token's ratio, 0..BUCKETS-1, an octave each: from 23/16 2^i up to 23/16 2^(i+1)."""
+    return (knot_below(target_row, draft_row) + PER_BUCKET // 2) // PER_BUCKET
 
 
 @register(
@@ -134,7 +134,7 @@ def verify_gbv_bucketed(batch: Batch, draws: Draws) -> Verdict:
     for depth in range(batch.tokens.shape[2]):
         target_row, draft_row = walk.target_row(depth), walk.draft_row(depth)
         tokens = batch.tokens[:, :, depth]
-        bucket = ratio_bucket(target_ratio(target_row, draft_row))
+        bucket = ratio_bucket(target_row, draft_row)
         mass = torch.zeros(len(bucket), BUCKETS, dtype=torch.float64, device=bucket.device)
         mass.scatter_add_(1, bucket, draft_row.double())
         upto = mass.cumsum(dim=1)

@@ -18,7 +18,7 @@ from specbound.runtime.kernels.histograms import (
     row_histograms,
     window_at,
 )
-from specbound.runtime.kernels.passes import inverse_temperature, read_row
+from specbound.runtime.kernels.rows import inverse_temperature, read_row
 from specbound.runtime.parts.ratio_knots import Knots, fixed_knots
 from tests.support.interpreted_kernels import POISON, Case, _language_is_patched_once_per_launch, buffers, random_case
 
