@@ -92,12 +92,12 @@ class Knots:
         return Knots(self.ratio[..., ::-1], self.mass[..., ::-1], self.total).sums[..., ::-1]
 
     def between(self, ratio: Array) -> tuple[Indices, Array]:
-        """For ratio [N]: index of the knots at or below and above it, [N, 2]; and how far it lies between."""
+        """For ratio [N, ..]: index of the row's knots at or below and above it, [N, .., 2]; and how far between."""
         flat = self.ratio.reshape(-1, self.ratio.shape[-1])
-        index = count_below(flat, ratio.reshape(-1, 1), equal=True) - 1
-        near = np.clip(np.concatenate([index, index + 1], axis=1), 0, flat.shape[1] - 1)
-        low, high = entries(flat[None], near)[0].T
-        part = over(ratio.reshape(-1) - low, high - low)
+        index = count_below(flat, ratio.reshape(len(flat), ratio.size // max(1, len(flat))), equal=True) - 1
+        near = np.clip(np.stack([index, index + 1], axis=2), 0, flat.shape[1] - 1)
+        low, high = np.moveaxis(entries(flat[None], near)[0], 2, 0)
+        part = over(ratio.reshape(low.shape) - low, high - low)
         return near.reshape(*ratio.shape, 2), part.reshape(ratio.shape)
 
     def by_depth(self) -> Knots:
@@ -119,13 +119,16 @@ def between(table: Array, near: Indices, part: Array) -> Array:
     return between
 
 
+def drafted_rows(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Target's and draft's rows [B K, L, V] from which the tokens of a batch were drafted."""
+    return batch.target_probs[:, :, :-1].flatten(0, 1), batch.draft_probs.flatten(0, 1)
+
+
 def histograms(batch: Batch, dtype: torch.dtype) -> tuple[Knots, Array, Array]:
     """The knots of all rows of a batch [B K, L], and target's and draft's probability of its tokens [B K, L]."""
-    target_rows, draft_rows, tokens = (
-        part.flatten(0, 1) for part in (batch.target_probs[:, :, :-1], batch.draft_probs, batch.tokens)
-    )
-    target, draft = (at(rows, tokens).double().cpu().numpy() for rows in (target_rows, draft_rows))
-    return Knots.of(target_rows, draft_rows, dtype), target, draft
+    rows, tokens = drafted_rows(batch), batch.tokens.flatten(0, 1)
+    target, draft = (at(each, tokens).double().cpu().numpy() for each in rows)
+    return Knots.of(*rows, dtype), target, draft
 
 
 def own_ratio(target: Tensor, draft: Tensor) -> Tensor:
@@ -150,15 +153,20 @@ def tiles(rows: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(start, start + wide), slice(depth, depth + deep)
 
 
-def _shared_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, L, LAST + 1] draft mass at the fixed knots, each token's shared by its two neighbours."""
+def step_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, L, LAST + 1, 2] float64: draft and target mass of rows [N, L, V] from each fixed knot up to the next."""
     sums = torch.empty(*draft_rows.shape[:2], LAST + 1, 2, dtype=torch.float64, device=draft_rows.device)
     most = min(draft_rows.numel(), rows_in_cache(draft_rows) * draft_rows.shape[2])
     kinds = torch.float32, torch.int64, dtype.to_complex()
     room = tuple(torch.empty(most, dtype=kind, device=draft_rows.device) for kind in kinds)
     for tile in tiles(draft_rows):
         sums[tile] = _sums(target_rows[tile].to(dtype), draft_rows[tile].to(dtype), room)
-    draft, target = sums.unbind(dim=-1)
+    return sums
+
+
+def _shared_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, L, LAST + 1] draft mass at the fixed knots, each token's shared by its two neighbours."""
+    draft, target = step_masses(target_rows, draft_rows, dtype).unbind(dim=-1)
     knots = fixed_knots(draft_rows.device)
     upper = ((target - knots * draft)[..., :-1] / knots.diff()).clamp_min(0)
     upper = torch.minimum(upper, draft[..., :-1])
@@ -196,3 +204,8 @@ def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Te
     own = own_ratio(target_rows.double(), draft_rows.double())
     index = torch.searchsorted(ratio.contiguous(), own, right=True) - 1
     return draft_rows * table.gather(-1, index).to(draft_rows.dtype)
+
+
+def stepped_law(table: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
+    """[N, I]: draft times the entry of the table [N, LAST + 1] at the fixed knot at or below each token's ratio."""
+    return table.to(draft_rows.dtype).gather(-1, knot_below(target_rows, draft_rows)).mul_(draft_rows)

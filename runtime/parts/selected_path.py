@@ -10,6 +10,8 @@ Source: [BV] arXiv:2403.10444, Algorithm 2, for the selected path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -77,21 +79,38 @@ def next_ratio(ratio: Tensor, target: Tensor, draft: Tensor) -> Tensor:
 def verify_selected(batch: Batch, draws: Draws, path: Tensor, knots: Array, densities: Array) -> Verdict:
     """Block verification of `path` [B]; its law is the draft's times a table at the knots of the path's rows.
 
+    Args:
+        knots, densities [B, L, M]: see `ratio_knots.linear_law`.
+    """
+    ratio, table = (torch.from_numpy(part).to(path.device) for part in (knots, densities))
+
+    def law(where: Tensor, deep: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
+        return linear_law(table[where, deep], ratio[where, deep], target_rows, draft_rows)
+
+    return verify_against(batch, draws, path, law)
+
+
+def verify_against(
+    batch: Batch, draws: Draws, path: Tensor, law_of: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+) -> Verdict:
+    """Block verification of `path` [B] against the law by which it was selected.
+
     Reads every row but the path's first once, and one row again for the token.
 
     Args:
-        knots, densities [B, L, M]: see `ratio_knots.linear_law`.
+        law_of: from places, int64 `request` and `depth` of one shape [..], and target's and draft's probabilities
+            [.., I] of tokens there, to the law's [.., I].
     """
     requests, _, length, _ = batch.shape
     request, dtype = torch.arange(requests, device=path.device), arithmetic(batch)
     depth = torch.arange(length, device=path.device)
-    ratio, table = (torch.from_numpy(part).to(path.device) for part in (knots, densities))
     tokens = batch.tokens[request, path]
     target, draft = (
         probs[request.unsqueeze(1), path.unsqueeze(1), depth, tokens].to(dtype)
         for probs in (batch.target_probs, batch.draft_probs)
     )
-    ratios = ratios_of(target, linear_law(table, ratio, target.unsqueeze(2), draft.unsqueeze(2)).squeeze(2))
+    everywhere = torch.broadcast_tensors(request.unsqueeze(1), depth)
+    ratios = ratios_of(target, law_of(*everywhere, target.unsqueeze(2), draft.unsqueeze(2)).squeeze(2))
 
     def rows(some: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Target's row and the path's law at places (request, depth)."""
@@ -99,7 +118,7 @@ def verify_selected(batch: Batch, draws: Draws, path: Tensor, knots: Array, dens
         target_rows, draft_rows = (
             rows_at(probs, where, path[where], deep).to(dtype) for probs in (batch.target_probs, batch.draft_probs)
         )
-        return target_rows, linear_law(table[where, deep], ratio[where, deep], target_rows, draft_rows)
+        return target_rows, law_of(where, deep, target_rows, draft_rows)
 
     left = []
     inner = request.repeat_interleave(length - 1), depth[1:].repeat(requests)

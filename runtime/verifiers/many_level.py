@@ -1,8 +1,10 @@
 """Many-level path selection by a race of drafts, then block verification with the selected path's law.
 
-At each node the tokens are grouped into up to 64 levels by target/draft ratio (each token its own level where V is at
-most 64), and a race of the drafts selects the path so that its law covers as much as possible of a p: the best law that
-any rule can give to these levels at this node. No coin is hidden: the winner is one draw over the K paths.
+At each node the tokens are grouped into levels by target/draft ratio (each token its own level where V is at most 64,
+64 levels up to 256, above 258 steps, 16 to a factor of two), and a race of the drafts selects the path so that its law
+covers as much as possible of a p: the best law that any rule can give to these levels at this node. No coin is hidden:
+the winner is one draw over the K paths. Above 256 tokens the selected path's rows are read twice, whatever M is: once
+for the masses of all levels, and once for its block verification.
 
 Given that y won with score s, every other draft has a score above s: it goes on through y with draft mass
 q(y) left(s), left(s) the share of y's scores above s, and elsewhere with 1 - s - q(y) left(s). So
@@ -18,6 +20,8 @@ Source: specbound (own); selection before Block Verification, arXiv:2403.10444.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,10 +30,11 @@ from ..draws import Draws
 from ..parts.count_law import count_at_root, times
 from ..parts.draft_race import entry_scores, leaving, optimal_slopes, race_weights, running
 from ..parts.draft_tree import target_ratio
-from ..parts.selected_path import SelectedPath
+from ..parts.ratio_knots import LAST, MOST, drafted_rows, knot_below, step_masses, stepped_law
+from ..parts.selected_path import SelectedPath, next_ratio, verify_against
 from ..parts.single_path import at
 from ..registry import register
-from ..verdict import Batch, Verdict
+from ..verdict import Batch, Verdict, arithmetic
 
 LEVELS = 64
 PER_OCTAVE = 6  # levels per factor of two in the ratio
@@ -94,15 +99,49 @@ def count_after_race(
     return torch.where(slope.unsqueeze(1) > 0, law / slope.unsqueeze(1), count)
 
 
+class Race(NamedTuple):
+    """The race at B nodes.
+
+    Attributes:
+        rank [B, M]: where each level stands in the order of the race; what follows is in that order.
+        draft, slopes [B, M]: draft mass, and selected law over draft law; entry, gone [B, M]: see `draft_race`.
+    """
+
+    rank: Tensor
+    draft: Tensor
+    slopes: Tensor
+    entry: Tensor
+    gone: Tensor
+
+    @property
+    def of_levels(self) -> Tensor:
+        """[B, M] the slope of each level."""
+        return self.slopes.gather(1, self.rank)
+
+
+def race_of(wanted: Tensor, draft: Tensor, count: Tensor, dtype: torch.dtype) -> Race:
+    """The best race for levels of mass wanted, draft [B, M], when count [B, K] is the law of the number of paths."""
+    order = by_ratio(wanted, draft)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    draft, wanted = draft.gather(1, order), wanted.gather(1, order)
+    slopes, _ = optimal_slopes(wanted, draft, count)
+    entry = entry_scores(slopes, draft, count, steps=60 if dtype == torch.float64 else 25)
+    return Race(rank, draft, slopes, entry, leaving(entry, draft))
+
+
 @register(
     "many-level",
-    summary="select a path by a race over up to 64 levels of target/draft, then block verification with its law",
+    summary="select a path by a race over levels of target/draft, then block verification with its law",
     source="specbound (own); selection before Block Verification, arXiv:2403.10444",
     paths="many",
-    cost="O(L V + L M K^3), M = 64 levels",
+    cost="O(L V), two passes, + O(L M K^3)",
 )
 def verify_many_level(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the tree choosing a path by a race at each node, then verify it against its exact law."""
+    if batch.shape[3] > MOST:
+        return verify_by_steps(batch, draws)
     walk = SelectedPath(batch)
     count = count_at_root(batch.tokens)
     _, paths, length = batch.tokens.shape
@@ -115,23 +154,52 @@ def verify_many_level(batch: Batch, draws: Draws) -> Verdict:
         level = level_of(target_ratio(target_row, draft_row))
         draft = level_masses(level, draft_row)
         total = draft.sum(dim=1, keepdim=True)
-        draft = draft / total
         wanted = level_masses(level, target_row)
         wanted = walk.ratio.unsqueeze(1) * wanted / wanted.sum(dim=1, keepdim=True)
-        order = by_ratio(wanted, draft)
-        rank = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
-        draft, wanted = draft.gather(1, order), wanted.gather(1, order)
-        slopes, _ = optimal_slopes(wanted, draft, count)
-        entry = entry_scores(slopes, draft, count, steps=60 if walk.dtype == torch.float64 else 25)
-        gone = leaving(entry, draft)
-        law = draft_row * slopes.gather(1, rank).to(walk.dtype).gather(1, level)
+        race = race_of(wanted, draft / total, count, walk.dtype)
+        law = draft_row * race.of_levels.to(walk.dtype).gather(1, level)
 
-        places = rank.gather(1, level.gather(1, tokens))
-        path = draws.choose(race_weights(gone.gather(1, places), walk.alive))
+        places = race.rank.gather(1, level.gather(1, tokens))
+        path = draws.choose(race_weights(race.gone.gather(1, places), walk.alive))
         token = walk.select(path, depth, target_row, law)
         place = at(places, path)
         mass = at(draft_row, token).double() / total.squeeze(1)
-        count = count_after_race(count, entry, gone, draft, place, mass, at(slopes, place))
+        count = count_after_race(count, race.entry, race.gone, race.draft, place, mass, at(race.slopes, place))
     return walk.verdict(draws)
+
+
+def verify_by_steps(batch: Batch, draws: Draws) -> Verdict:
+    """The same with the steps between fixed knots as levels, their masses from one read of a node's rows."""
+    requests, paths, length, _ = batch.shape
+    dtype, device = arithmetic(batch), batch.tokens.device
+    rows, tokens = drafted_rows(batch), batch.tokens.flatten(0, 1)
+    target, draft = (at(each, tokens).to(dtype) for each in rows)
+    level = knot_below(target, draft)
+    first = torch.arange(0, requests * paths, paths, device=device)
+    path, ratio = torch.zeros_like(first), torch.ones(requests, dtype=torch.float64, device=device)
+    alive, count = torch.ones_like(batch.tokens[:, :, 0], dtype=torch.bool), count_at_root(batch.tokens)
+    tables = torch.ones(requests, length, LAST + 1, dtype=torch.float64, device=device)
+    if paths > 1:
+        offers = first.unsqueeze(1) + torch.arange(paths, device=device)
+        for depth in range(length):
+            own = first + path
+            draft_mass, target_mass = step_masses(*(each[own, depth].unsqueeze(1) for each in rows), dtype)[
+                :, 0
+            ].unbind(2)
+            total = draft_mass.sum(dim=1)
+            wanted = target_mass * (ratio / target_mass.sum(dim=1)).unsqueeze(1)
+            race = race_of(wanted, draft_mass / total.unsqueeze(1), count, dtype)
+            tables[:, depth] = race.of_levels
+
+            places = race.rank.gather(1, level[offers, depth])
+            path = draws.choose(race_weights(race.gone.gather(1, places), alive))
+            own, place = first + path, at(places, path)
+            slope, mass = at(race.slopes, place), draft[own, depth].double()
+            ratio = next_ratio(ratio, target[own, depth], mass * slope)
+            alive = alive & (tokens[offers, depth] == tokens[own, depth].unsqueeze(1))
+            count = count_after_race(count, race.entry, race.gone, race.draft, place, mass / total, slope)
+
+    def law(where: Tensor, deep: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
+        return stepped_law(tables[where, deep], target_rows, draft_rows)
+
+    return verify_against(batch, draws, path, law)

@@ -6,8 +6,8 @@ q(y) (level k1 + (1 - level) k2), k1 >= k2, and the levels are set so that this 
 max(k2 q, min(a p, k1 q)) with a the acceptance ratio of block verification. Lossless whatever the levels are: the
 law of the selected path is known exactly, and block verification is lossless against it.
 
-Rows are read twice: once as histograms (`parts.ratio_knots`), on which the walk down the tree goes, on the host; and
-once for the block verification of the selected path, that path's rows only.
+Of the K paths only the selected one's rows are read, twice: once as histograms (`parts.ratio_knots`), on which the walk
+down the tree goes, on the host; and once for the block verification of that path.
 
 Letters: B requests, K paths, L drafted tokens, V vocabulary, M knots, I places; p target row, q draft row, r = p/q, a
 acceptance ratio, x the draft mass whose coin fails. Source: the project's own; any selection rule may precede block
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from ..draws import Draws
 from ..parts.count_law import counts_after
-from ..parts.ratio_knots import Knots, between, histograms
+from ..parts.ratio_knots import Knots, between, drafted_rows
 from ..parts.roots import sectioned_root
 from ..parts.score_law import Array, count_below, entries, over
 from ..parts.selected_path import verify_selected
+from ..parts.single_path import at
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
 
@@ -113,7 +114,7 @@ def counts_below(count: Array, level: Array, mass: Array, fails: Array) -> Array
     summary="select a path by soft levels of target/draft, then block verification with its law",
     source="specbound (own); selection before Block Verification, arXiv:2403.10444",
     paths="many",
-    cost="O(K L V), two passes, + O(L K^2)",
+    cost="O(L V), two passes, + O(L K^2)",
     closed_form="two-level",
     kernel="two_level:verify_two_level_laws",
 )
@@ -122,31 +123,35 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the tree choosing a path level by level, then verify it against its exact law."""
     requests, paths, length, _ = batch.shape
     dtype, device = arithmetic(batch), batch.tokens.device
-    knots, target, draft = histograms(batch, dtype)
-    near, part = knots.between(over(target, draft))
-    tokens, first = batch.tokens.flatten(0, 1).cpu().numpy(), np.arange(0, requests * paths, paths)
+    rows, tokens = drafted_rows(batch), batch.tokens.flatten(0, 1)
+    target, draft = (at(each, tokens).double().cpu().numpy() for each in rows)
+    ratio, tokens = over(target, draft), tokens.cpu().numpy()
+    request, first = np.arange(requests), np.arange(0, requests * paths, paths)
     count = np.tile(np.arange(1, paths + 1) == paths, (requests, 1)).astype(float)
     alive, accept, path = np.ones((requests, paths), dtype=bool), np.ones(requests), np.zeros_like(first)
-    tables = np.empty_like(knots.mass[first])
+    offers = first[:, None] + np.arange(paths)
+    ratios, tables = [], []
     for depth in range(length):
-        here = knots[first + path, depth]
+        node = torch.from_numpy(first + path).to(device)
+        here = Knots.of(*(each[node, depth].unsqueeze(1) for each in rows), dtype)[:, 0]
         high, low = level_densities(count, 1 - success_mass(here, accept, count, dtype)[:, None])
         level = levels(accept[:, None] * here.ratio, high, low)
         fails = np.clip((here.mass * (1 - level)).sum(axis=1), 0, 1)
         high, low = level_densities(count, fails[:, None])
-        tables[:, depth] = low + level * (high - low)
+        ratios.append(here.ratio)
+        tables.append(low + level * (high - low))
 
-        offers = first[:, None] + np.arange(paths)
-        offered = between(level, near[offers, depth], part[offers, depth])
+        near, part = here.between(ratio[offers, depth])
+        offered = between(level, near, part)
         if paths > 1:
             weights = torch.from_numpy(selection_weights(offered, alive)).to(device)
             path = draws.choose(weights).cpu().numpy()
         own = first + path
-        density = between(tables[:, depth], near[own, depth], part[own, depth])
+        density = between(tables[depth], near[request, path], part[request, path])
         step = np.where(density * draft[own, depth] > 0, over(target[own, depth], density * draft[own, depth]), 1.0)
         accept = np.minimum(accept * step, 1)
         alive &= tokens[offers, depth] == tokens[own, depth][:, None]
         mass = draft[own, depth] / here.total
-        count = counts_below(count, entries(offered[None], path)[0], mass, fails)
+        count = counts_below(count, offered[request, path], mass, fails)
     chosen = torch.from_numpy(path).to(device)
-    return verify_selected(batch, draws, chosen, knots.ratio[first + path], tables)
+    return verify_selected(batch, draws, chosen, np.stack(ratios, axis=1), np.stack(tables, axis=1))

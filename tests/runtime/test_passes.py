@@ -7,13 +7,16 @@ import torch
 
 from specbound.runtime.draws import Draws
 from specbound.runtime.parts import ratio_knots
-from specbound.runtime.parts.ratio_knots import LAST, Knots
+from specbound.runtime.parts.ratio_knots import LAST
 from specbound.runtime.verdict import Batch
-from specbound.runtime.verifiers import get
+from specbound.runtime.verifiers import get, many_level, two_level
 from tests.support.reads import Reads
 
 PATHS = 4
-ONCE = 8  # what one look at a row for its histogram takes: ratio, bits, index, masses, sums
+MODULES = {"score-race": ratio_knots, "two-level": two_level, "many-level": many_level}
+# The score race looks at every row for its histogram (7 numbers per entry: ratio, bits, index, masses, sums), the
+# others at those of one path in four; each looks again at one path's rows for block verification.
+MOST_READ = {"score-race": 10, "two-level": 5, "many-level": 4.5}
 
 
 def reads(name: str, length: int, vocab: int, dtype: torch.dtype = torch.float32) -> Reads:
@@ -33,22 +36,23 @@ def per_row(name: str, length: int, vocab: int) -> float:
     return reads(name, length, vocab).numbers / (PATHS * (2 * length + 1) * vocab)
 
 
-@pytest.mark.parametrize("name", ["score-race", "two-level"])
+@pytest.mark.parametrize("name", MODULES)
 def test_rows_are_looked_at_a_fixed_number_of_times(monkeypatch, name):
-    """Once for all rows, once more for one path in four, however long the drafts and however many the tokens."""
+    """However long the drafts, however many the tokens and the levels."""
     found = [per_row(name, length, vocab) for length in (2, 5) for vocab in (6_000, 12_000)]
-    assert max(found) < ONCE + 2
-    seen = Knots.of
-    monkeypatch.setattr(Knots, "of", lambda *rows: seen(*rows) and seen(*rows))
-    assert per_row(name, 2, 6_000) > ONCE + 2
+    assert max(found) < MOST_READ[name]
+    seen = ratio_knots._sums
+    monkeypatch.setattr(ratio_knots, "_sums", lambda *rows: 0 * seen(*rows) + seen(*rows))
+    assert per_row(name, 2, 6_000) > MOST_READ[name]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["score-race", "two-level"])
+@pytest.mark.parametrize("name", MODULES)
 def test_nothing_of_the_size_of_the_rows_is_in_double_precision(monkeypatch, name, dtype):
     """But the one row from which the token is drawn, and the histograms."""
     length, vocab = 2, 6_000
     most = max(vocab, 2 * PATHS * length * (LAST + 2))
     assert reads(name, length, vocab, dtype).doubles <= most
-    monkeypatch.setattr(ratio_knots, "MOST", vocab)
+    rows = ratio_knots.drafted_rows
+    monkeypatch.setattr(MODULES[name], "drafted_rows", lambda batch: tuple(part.double() for part in rows(batch)))
     assert reads(name, length, vocab, dtype).doubles > most

@@ -12,7 +12,7 @@ from specbound.runtime.draws import Draws
 from specbound.runtime.parts import ratio_knots
 from specbound.runtime.parts.score_law import ScoreLaw
 from specbound.runtime.verdict import Batch
-from specbound.runtime.verifiers import get, score_race
+from specbound.runtime.verifiers import get, many_level, score_race
 from specbound.theory import score_race as theory
 from specbound.theory import single_path
 from specbound.theory.prefix_tree import PrefixTree
@@ -73,6 +73,27 @@ def test_a_race_whose_scores_are_all_uniform_is_not_lossless_against_the_law_of_
 def few_knots(monkeypatch):
     """Every row is read at the fixed knots, however few tokens it has."""
     monkeypatch.setattr(ratio_knots, "MOST", 0)
+
+
+@pytest.mark.parametrize("paths", [1, 2])
+def test_many_level_on_the_steps_between_knots_is_as_lossless_and_keeps_as_much(monkeypatch, paths):
+    """Three tokens a row, each on a step of its own nearly always; in the last tree two share one."""
+    trees = {PrefixTree.random(3, 1 + seed % 2, seed): 0.9999 for seed in range(3)}
+    trees[PrefixTree.iid([0.3, 0.3, 0.4], [0.301, 0.299, 0.4], 1)] = 0.998
+    for tree, least in trees.items():
+        monkeypatch.setattr(many_level, "MOST", 256)
+        exact = exact_law("many-level", tree, paths).acceptance_length
+        monkeypatch.setattr(many_level, "MOST", 0)
+        law = exact_law("many-level", tree, paths)
+        assert law.total_variation(tree.target_law()) < 1e-12
+        assert law.acceptance_length > least * exact
+
+
+def test_many_level_against_the_law_of_other_steps_is_not_lossless(monkeypatch):
+    tree = PrefixTree.random(3, 1, 0)
+    monkeypatch.setattr(many_level, "MOST", 0)
+    monkeypatch.setattr(many_level, "stepped_law", lambda table, target_rows, draft_rows: draft_rows)
+    assert exact_law("many-level", tree, 2).total_variation(tree.target_law()) > 1e-3
 
 
 def test_rows_seen_at_fixed_knots_are_as_lossless_and_keep_as_much(monkeypatch):
