@@ -109,8 +109,8 @@ def verify_against(
         probs[request.unsqueeze(1), path.unsqueeze(1), depth, tokens].to(dtype)
         for probs in (batch.target_probs, batch.draft_probs)
     )
-    everywhere = torch.broadcast_tensors(request.unsqueeze(1), depth)
-    ratios = ratios_of(target, law_of(*everywhere, target.unsqueeze(2), draft.unsqueeze(2)).squeeze(2))
+    where, deep = request.unsqueeze(1).expand(-1, length), depth.expand(requests, -1)
+    ratios = ratios_of(target, law_of(where, deep, target.unsqueeze(2), draft.unsqueeze(2)).squeeze(2))
 
     def rows(some: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Target's row and the path's law at places (request, depth)."""

@@ -172,8 +172,8 @@ def verify_by_steps(batch: Batch, draws: Draws) -> Verdict:
     """The same with the steps between fixed knots as levels, their masses from one read of a node's rows."""
     requests, paths, length, _ = batch.shape
     dtype, device = arithmetic(batch), batch.tokens.device
-    rows, tokens = drafted_rows(batch), batch.tokens.flatten(0, 1)
-    target, draft = (at(each, tokens).to(dtype) for each in rows)
+    (target_rows, draft_rows), tokens = drafted_rows(batch), batch.tokens.flatten(0, 1)
+    target, draft = (at(rows, tokens).to(dtype) for rows in (target_rows, draft_rows))
     level = knot_below(target, draft)
     first = torch.arange(0, requests * paths, paths, device=device)
     path, ratio = torch.zeros_like(first), torch.ones(requests, dtype=torch.float64, device=device)
@@ -183,9 +183,8 @@ def verify_by_steps(batch: Batch, draws: Draws) -> Verdict:
         offers = first.unsqueeze(1) + torch.arange(paths, device=device)
         for depth in range(length):
             own = first + path
-            draft_mass, target_mass = step_masses(*(each[own, depth].unsqueeze(1) for each in rows), dtype)[
-                :, 0
-            ].unbind(2)
+            here = step_masses(target_rows[own, depth, None], draft_rows[own, depth, None], dtype)
+            draft_mass, target_mass = here[:, 0].unbind(dim=2)
             total = draft_mass.sum(dim=1)
             wanted = target_mass * (ratio / target_mass.sum(dim=1)).unsqueeze(1)
             race = race_of(wanted, draft_mass / total.unsqueeze(1), count, dtype)

@@ -123,9 +123,9 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     """Walk down the tree choosing a path level by level, then verify it against its exact law."""
     requests, paths, length, _ = batch.shape
     dtype, device = arithmetic(batch), batch.tokens.device
-    rows, tokens = drafted_rows(batch), batch.tokens.flatten(0, 1)
-    target, draft = (at(each, tokens).double().cpu().numpy() for each in rows)
-    ratio, tokens = over(target, draft), tokens.cpu().numpy()
+    (target_rows, draft_rows), drafted = drafted_rows(batch), batch.tokens.flatten(0, 1)
+    target, draft = (at(rows, drafted).double().cpu().numpy() for rows in (target_rows, draft_rows))
+    ratio, tokens = over(target, draft), drafted.cpu().numpy()
     request, first = np.arange(requests), np.arange(0, requests * paths, paths)
     count = np.tile(np.arange(1, paths + 1) == paths, (requests, 1)).astype(float)
     alive, accept, path = np.ones((requests, paths), dtype=bool), np.ones(requests), np.zeros_like(first)
@@ -133,7 +133,7 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     ratios, tables = [], []
     for depth in range(length):
         node = torch.from_numpy(first + path).to(device)
-        here = Knots.of(*(each[node, depth].unsqueeze(1) for each in rows), dtype)[:, 0]
+        here = Knots.of(target_rows[node, depth, None], draft_rows[node, depth, None], dtype)[:, 0]
         high, low = level_densities(count, 1 - success_mass(here, accept, count, dtype)[:, None])
         level = levels(accept[:, None] * here.ratio, high, low)
         fails = np.clip((here.mass * (1 - level)).sum(axis=1), 0, 1)
