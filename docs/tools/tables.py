@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +307,28 @@ def drafted_curves() -> str:
         cells = ["" if value is None else f"{value:.3f}" for value in values]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _of_experiment(name: str) -> str:
+    """The tables of a recorded experiment, of those by task only what holds for all tasks together."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "experiments" / f"{name}.json").read_text(encoding="utf-8"))
+    text = ""
+    for table in record["tables"]:
+        columns, rows = table["columns"], table["rows"]
+        if columns[0] == "task":
+            columns, rows = columns[1:], [row[1:] for row in rows if row[0] == "all"]
+        lines = [f"*{table['title']}*", "", "| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+        lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+        text += "\n".join(lines) + "\n\n" + (f"{table['note']}\n\n" if table["note"] else "")
+    return text
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+experiment_block_verification = partial(_of_experiment, "block-verification")
+experiment_gbv = partial(_of_experiment, "gbv")
+experiment_spectr_gbv = partial(_of_experiment, "spectr-gbv")
+experiment_mjsd = partial(_of_experiment, "mjsd")
+experiment_specdec = partial(_of_experiment, "specdec++")

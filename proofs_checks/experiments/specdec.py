@@ -175,13 +175,20 @@ def _heads(found: list[Record]) -> Table:
 
 
 def draw(found: list[Record], figure: Figure) -> None:
-    """The paper's Pareto picture: verification rate against discard rate."""
+    """The paper's Pareto picture: verification rate against discard rate, a line for each kind of rule."""
     place = figure.subplots()
+    kinds: dict[str, list[tuple[float, float, str]]] = {}
     for (method,), own in groups([r for r in found if "drafted" in r], "method").items():
         discard = sum(r["discarded"] for r in own) / max(1, sum(r["drafted"] for r in own))
         verify = sum(r["calls"] for r in own) / sum(r["tokens"] for r in own)
-        place.plot(discard, verify, "o")
-        place.annotate(str(method), (discard, verify), fontsize=7)
+        kind, _, setting = str(method).partition(" ")
+        kinds.setdefault(kind, []).append((discard, verify, setting))
+    for kind, points in kinds.items():
+        place.plot(*zip(*((discard, verify) for discard, verify, _ in points), strict=True), "o-", label=kind)
+        for discard, verify, setting in points:
+            place.annotate(setting, (discard, verify), (3, 3), textcoords="offset points", fontsize=8)
+    place.margins(0.08)
+    place.legend()
     place.set_xlabel("discard rate: drafted tokens not kept")
     place.set_ylabel("verification rate: target calls per token")
 
