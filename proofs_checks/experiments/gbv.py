@@ -17,7 +17,7 @@ from specbound.theory.known_values import known_values
 from specbound.theory.optima import certified_optimum
 
 from ..laws.model_trees import from_models
-from .decoding import Method, Temperatures, decode_jobs, draft_at, groups, mean, paired, temperatures, value_of
+from .decoding import Mean, Method, Temperatures, decode_jobs, draft_at, groups, mean, paired, temperatures, value_of
 from .experiment import Experiment, Job, Record, Settings, Table, Workplace, choose
 from .tasks import Prompt
 
@@ -136,19 +136,25 @@ def draw(found: list[Record], figure: Figure) -> None:
     """Block efficiency against K, a picture a length."""
     decoded = [r for r in found if r["kind"] == "decoded" and r["method"] != "plain"]
     lengths = sorted({str(record["method"]).rpartition("=")[2] for record in decoded}, key=int)
-    for place, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
-        lines: dict[str, list[tuple[int, float]]] = {}
+    places = figure.subplots(1, len(lengths), squeeze=False)[0]
+    for place, length in zip(places, lengths, strict=True):
+        lines: dict[str, list[tuple[int, Mean]]] = {}
         for (method,), own in groups(decoded, "method").items():
             name, count, size = str(method).split(" ")
             if size == f"L={length}":
-                value = mean(value_of(record, "block_efficiency") for record in own).mean
-                lines.setdefault(name, []).append((int(count[2:]), value))
-        for name, points in lines.items():
-            place.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
+                kept = mean(value_of(record, "block_efficiency") for record in own)
+                lines.setdefault(name, []).append((int(count[2:]), kept))
+        for step, (name, points) in enumerate(lines.items()):
+            several = sorted((count, kept.mean, kept.half_width) for count, kept in points if count > 1)
+            if several:
+                counts, means, half_widths = zip(*several, strict=True)
+                place.errorbar([count + 0.05 * step for count in counts], means, half_widths, marker=".", label=name)
+            else:
+                place.axhline(points[0][1].mean, color="black", linestyle="--", label=f"{name}, one path")
         place.set_title(f"L = {length}")
         place.set_xlabel("drafted paths K")
-        place.set_ylabel("tokens per target call")
-        place.legend(fontsize=8)
+        place.set_ylabel("tokens per target call, 95 % intervals")
+    figure.legend(*places[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
 
 
 EXPERIMENT = Experiment(

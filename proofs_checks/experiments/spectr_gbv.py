@@ -54,8 +54,10 @@ def draw(found: list[Record], figure: Figure) -> None:
     place = figure.subplots()
     bars = groups([record for record in found if record["method"] != "plain"], "temperature", "method")
     labels = [f"{method}, {heat}" for heat, method in bars]
-    place.barh(labels, [mean(record["block_efficiency"] for record in own).mean for own in bars.values()])
-    place.set_xlabel("tokens per target call")
+    kept = [mean(record["block_efficiency"] for record in own) for own in bars.values()]
+    place.barh(labels, [m.mean for m in kept], xerr=[m.half_width for m in kept], capsize=2)
+    place.invert_yaxis()
+    place.set_xlabel("tokens per target call, 95 % intervals")
 
 
 EXPERIMENT = Experiment(
