@@ -131,7 +131,11 @@ class Layers:
             M + 1 tensors [B, V].
         """
         laws = [target_row]
+        taken = (self.remaining > 0).any(dim=0).tolist()
         for slot in range(self.slots):
+            if not taken[slot]:
+                laws.append(laws[-1])
+                continue
             changed = layer_law(laws[-1], draft_row, self.log_ratio[:, slot], self.paths)
             laws.append(torch.where(self.remaining[:, slot, None] > 0, changed, laws[-1]))
         return laws

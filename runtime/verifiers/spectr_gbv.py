@@ -16,7 +16,8 @@ Its published sequential algorithm misses it for K >= 2 (`spectr_gbv_published`)
 
 The key is an increasing, piecewise linear function of one uniform at the leaf, so the race is one question
 (`Draws.smallest_image`): production computes K keys in O(K L V); an exact replay integrates between the knots of the
-same functions. phi_sel needs the knots on the winner's path only: O(L V log V).
+same functions. phi_sel needs the knots on the winner's path only: O(L V log V). Of more than `MOST` knots, runs that
+bend a curve by less than the rounding of the arithmetic are left out.
 
 B requests, K paths, L drafted tokens, V vocabulary; p target row in force, q draft row, P and Q their products,
 R = P / Q, rows are nodes. SpecTr-GBV: arXiv:2604.25925 (for F); the construction is this project's.
@@ -25,6 +26,7 @@ R = P / Q, rows are nodes. SpecTr-GBV: arXiv:2604.25925 (for F); the constructio
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -36,6 +38,9 @@ from ..parts.single_path import at
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
 from .greedy_block import carried_layers, emit, next_log_ratio, usable_length, within_block
+
+RUN = 8  # neighbouring knots that may be left out together
+MOST = 256  # knots that are all kept
 
 
 def coverage_slope(share: Tensor, paths: int) -> Tensor:
@@ -102,18 +107,27 @@ def packed(mask: Tensor, *values: tuple[Tensor, Tensor]) -> list[Tensor]:
     Returns:
         J' the most marked entries of any row.
     """
-    order = mask.cumsum(dim=-1)
-    count = int(order[:, -1].max()) if len(mask) else 0
-    place = torch.where(mask, order - 1, count)
-    return [
-        fill.expand(len(mask), count + 1).clone().scatter_(1, place, torch.where(mask, entries, fill))
-        for entries, fill in values
-    ]
+    counts = mask.sum(dim=-1)
+    row, column = mask.nonzero(as_tuple=True)
+    before = counts.cumsum(dim=0) - counts
+    place = torch.arange(len(row), device=mask.device) - before[row]
+    index = torch.zeros(len(mask), int(counts.max()) + 1 if len(mask) else 1, dtype=torch.int64, device=mask.device)
+    index[row, place] = column
+    filling = torch.arange(index.shape[1], device=mask.device) >= counts.unsqueeze(-1)
+    return [torch.where(filling, fill, entries.gather(1, index)) for entries, fill in values]
 
 
 def ascending(times: Tensor) -> Tensor:
-    """[N, J] int64, the order of times that are at least 0: their bits as integers, which sort faster."""
-    return times.view(torch.int64 if times.dtype == torch.float64 else torch.int32).argsort(dim=-1)
+    """[N, J] int64, the order of times that are at least 0.
+
+    Their bits as integers sort faster; a float32 on the CPU by its lower and then by its upper half, each in one pass.
+    """
+    if times.dtype == torch.float64 or times.device.type != "cpu":
+        return times.view(torch.int64 if times.dtype == torch.float64 else torch.int32).argsort(dim=-1)
+    bits = times.numpy().view(np.uint32)
+    low = np.argsort(bits.astype(np.uint16), axis=-1, kind="stable")
+    high = np.take_along_axis(bits >> 16, low, axis=-1).astype(np.uint16)
+    return torch.from_numpy(np.take_along_axis(low, np.argsort(high, axis=-1, kind="stable"), axis=-1))
 
 
 def service_curve(token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +157,33 @@ def service_curve(token: Tensor, target_row: Tensor, draft_row: Tensor) -> tuple
     start = torch.where(possible, none, before)
     parent = torch.where(possible, parent, torch.ones_like(parent))
     child = torch.where(possible, child, torch.ones_like(child))
-    return torch.cat([start, parent], dim=-1), torch.cat([torch.zeros_like(start), child], dim=-1)
+    return thinned(torch.cat([start, parent], dim=-1), torch.cat([torch.zeros_like(start), child], dim=-1))
+
+
+def thinned(parent: Tensor, child: Tensor) -> tuple[Tensor, Tensor]:
+    """The curve without runs of knots that bend it by less than the rounding of the arithmetic, relative to 1.
+
+    Args:
+        parent, child [N, J], ascending.
+    Returns:
+        parent, child [N, J'], the same curve up to that.
+    """
+    runs = (parent.shape[1] - 1) // RUN
+    if runs < MOST // RUN:
+        return parent, child
+    size = runs * RUN
+    ends = [knots[:, : size + 1 : RUN] for knots in (parent, child)]
+    height, width = (end.diff(dim=-1) for end in ends)
+    slope = torch.where(width > 0, height / width, torch.zeros_like(width))
+    rise, run = (
+        knots[:, :size].unflatten(1, (runs, RUN)) - end[:, :-1].unsqueeze(-1)
+        for knots, end in zip((parent, child), ends, strict=True)
+    )
+    bend = (rise - slope.unsqueeze(-1) * run).abs().amax(dim=-1, keepdim=True)
+    kept = torch.ones_like(parent, dtype=torch.bool)
+    kept[:, :size].unflatten(1, (runs, RUN))[..., 1:] = bend > torch.finfo(parent.dtype).eps
+    parent, child = packed(kept, (parent, parent[:, -1:]), (child, child[:, -1:]))
+    return parent, child
 
 
 def interpolate(x: Tensor, knots: Tensor, values: Tensor, right: Tensor | None = None) -> Tensor:
@@ -187,7 +227,7 @@ def descend(key: Tensor, share: Tensor, token: Tensor, target_row: Tensor, draft
     def merged(of_parent: Tensor, of_inner: Tensor) -> Tensor:
         return parent.new_empty(len(parent), count).scatter_(1, at_parent, of_parent).scatter_(1, at_inner, of_inner)
 
-    return (
+    return thinned(
         merged(interpolate(parent, own, own_key, above + 1), inner_key),
         merged(child, interpolate(inner, parent, child, beyond)),
     )
@@ -197,6 +237,13 @@ def whole_key_law(rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """At the root every key is uniform: knots (0, 0), (1, 1) for each of N rows."""
     ends = torch.arange(2, dtype=like.dtype, device=like.device).expand(rows, 2)
     return ends, ends
+
+
+@cache
+def gauss(count: int) -> list[tuple[float, float]]:
+    """Nodes on [-1, 1] and weights of Gauss-Legendre quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return list(zip(nodes.tolist(), weights.tolist(), strict=True))
 
 
 def selection_slope(key: Tensor, share: Tensor, paths: int) -> Tensor:
@@ -209,10 +256,9 @@ def selection_slope(key: Tensor, share: Tensor, paths: int) -> Tensor:
     Returns:
         [B] in (0, K]; 1 for K = 1.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(math.ceil(paths / 2))
     left, width = key[:, :-1], key.diff(dim=-1)
     mean = torch.zeros_like(left)
-    for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
+    for node, weight in gauss(math.ceil(paths / 2)):
         mean += weight / 2 * (1 - left - (1 + node) / 2 * width).clamp_min(0).pow(paths - 1)
     return paths * (mean * share.diff(dim=-1)).sum(dim=-1)
 
@@ -236,6 +282,8 @@ def follow_layers(
         laws = states[-1].laws(target_rows[:, place], draft_rows[:, place])
         in_force.append(laws[-1])
         states.append(states[-1].advance(token, laws, draft_rows[:, place]))
+    if not any(bool(state.remaining.any()) for state in states[:-1]):
+        return states, target_rows
     return states, torch.stack(in_force, dim=1)
 
 

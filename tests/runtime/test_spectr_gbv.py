@@ -18,9 +18,10 @@ from specbound.runtime import carry
 from specbound.runtime.carry import Layers, layer_law
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers import get, verify
+from specbound.runtime.verifiers import get, spectr_gbv, verify
 from specbound.runtime.verifiers.greedy_block import verify_greedy_block
 from specbound.runtime.verifiers.spectr_gbv import (
+    ascending,
     children_profile,
     coverage_slope,
     descend,
@@ -469,6 +470,45 @@ def test_the_registry_declares_which_of_the_two_is_lossless():
     assert (entry.lossless, entry.stateful, entry.paths) == (False, False, "many")
     entry = get("spectr-gbv-published-later-laws")
     assert (entry.lossless, entry.stateful, entry.paths) == (False, True, "many")
+
+
+def slopes_of(batch, dtype):
+    """[K, L] mean of g' over the paths through each prefix of each path of the first request."""
+    tokens, draft, target = batch.tokens[0], batch.draft_probs[0].to(dtype), batch.target_probs[0].to(dtype)
+    key, share = whole_key_law(len(tokens), target)
+    found = []
+    for place in range(tokens.shape[1]):
+        key, share = descend(key, share, tokens[:, place], target[:, place], draft[:, place])
+        found.append(selection_slope(key, share, len(tokens)))
+    return torch.stack(found, dim=1).double()
+
+
+def test_knots_are_left_out_only_where_that_is_below_the_rounding(monkeypatch):
+    """In float32 the slopes are as accurate as with all knots, in float64 they are the same; every 64th is too few."""
+    batch = random_batch(1, 3, 3, 32_000, torch.float32)
+    kept, thinned = [], spectr_gbv.thinned
+    monkeypatch.setattr(spectr_gbv, "thinned", lambda *knots: kept.append((knots, thinned(*knots))) or kept[-1][1])
+    single, double = slopes_of(batch, torch.float32), slopes_of(batch, torch.float64)
+    sizes = [[part[0].shape[1] for part in both] for both in kept[: len(kept) // 2]]
+    assert sum(after for _, after in sizes) < sum(before for before, _ in sizes) / 2
+    monkeypatch.setattr(spectr_gbv, "thinned", lambda *knots: knots)
+    whole, reference = slopes_of(batch, torch.float32), slopes_of(batch, torch.float64)
+    assert (double / reference - 1).abs().max() < 1e-14
+    assert (single / reference - 1).abs().max() < 3e-6
+    assert (whole / reference - 1).abs().max() < 3e-6
+
+    def few(*knots):
+        return [torch.cat([part[:, :-1:64], part[:, -1:]], dim=1) for part in knots]
+
+    monkeypatch.setattr(spectr_gbv, "thinned", few)
+    assert (slopes_of(batch, torch.float32) / reference - 1).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_times_are_put_in_order_by_their_bits(dtype):
+    times = torch.rand(3, 500, dtype=dtype, generator=torch.Generator().manual_seed(0)).exp()
+    times[:, :4] = torch.tensor([0.0, torch.finfo(dtype).max, torch.finfo(dtype).tiny / 8, 1.0], dtype=dtype)
+    assert torch.equal(times.gather(1, ascending(times)), times.sort(dim=1).values)
 
 
 # ---- production draws -----------------------------------------------------------------------------------------
