@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ PIECE = 4096  # tokens added up in the precision of the rows; the sums of such p
 IN_CACHE = 2**17  # numbers per pass on the CPU
 
 
+@lru_cache
 def fixed_knots(device: torch.device) -> Tensor:
     """[LAST + 1] float64, ascending: 0, then 16 to an octave from 2^-8 to 2^8."""
     leading = torch.arange(BEFORE + 1, BEFORE + LAST + 1, dtype=torch.int32, device=device)
@@ -103,12 +104,15 @@ class Knots:
     def by_depth(self) -> Knots:
         """The knots of rows [N, L] in the order [L, N]."""
         ratio, mass, total = (part.swapaxes(0, 1) for part in (self.ratio, self.mass, self.total))
-        return Knots(ratio, np.ascontiguousarray(mass), total)
+        knots = Knots(ratio, np.ascontiguousarray(mass), total)
+        knots.__dict__.update(sums=knots.sums, rests=knots.rests)  # of all depths at once
+        return knots
 
     def __getitem__(self, place: tuple[slice | int | NDArray[Any], ...]) -> Knots:
-        """Some of the rows."""
+        """Some of the rows, with the sums that are known."""
         part = Knots(self.ratio[place], self.mass[place], self.total[place])
-        part.__dict__.update({name: getattr(self, name)[:, *place] for name in ("sums", "rests")})
+        known = self.__dict__.keys() & {"sums", "rests"}
+        part.__dict__.update({name: getattr(self, name)[:, *place] for name in known})
         return part
 
 
@@ -122,6 +126,13 @@ def between(table: Array, near: Indices, part: Array) -> Array:
 def drafted_rows(batch: Batch) -> tuple[Tensor, Tensor]:
     """Target's and draft's rows [B K, L, V] from which the tokens of a batch were drafted."""
     return batch.target_probs[:, :, :-1].flatten(0, 1), batch.draft_probs.flatten(0, 1)
+
+
+def at_nodes(rows: Tensor, path: Indices, depth: int) -> Tensor:
+    """[B, 1, V]: of rows [N, L, V] those of `path` [B] at a depth; not copied where B = 1."""
+    if len(path) == 1:
+        return rows[path[0] : path[0] + 1, depth : depth + 1]
+    return rows[:, depth : depth + 1].index_select(0, torch.from_numpy(path).to(rows.device))
 
 
 def histograms(batch: Batch, dtype: torch.dtype) -> tuple[Knots, Array, Array]:

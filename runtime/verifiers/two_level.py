@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..draws import Draws
 from ..parts.count_law import counts_after
-from ..parts.ratio_knots import Knots, between, drafted_rows
+from ..parts.ratio_knots import Knots, at_nodes, between, drafted_rows
 from ..parts.roots import sectioned_root
 from ..parts.score_law import Array, count_below, entries, over
 from ..parts.selected_path import verify_selected
@@ -132,8 +132,8 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     offers = first[:, None] + np.arange(paths)
     ratios, tables = [], []
     for depth in range(length):
-        node = torch.from_numpy(first + path).to(device)
-        here = Knots.of(target_rows[node, depth, None], draft_rows[node, depth, None], dtype)[:, 0]
+        node = first + path
+        here = Knots.of(at_nodes(target_rows, node, depth), at_nodes(draft_rows, node, depth), dtype)[:, 0]
         high, low = level_densities(count, 1 - success_mass(here, accept, count, dtype)[:, None])
         level = levels(accept[:, None] * here.ratio, high, low)
         fails = np.clip((here.mass * (1 - level)).sum(axis=1), 0, 1)
