@@ -61,7 +61,7 @@ class Draws:
 
         Args:
             like: any tensor [B, K] of the dtype and device of the uniforms.
-            key: from uniforms [B, K] to keys [B, K], each strictly increasing in its own uniform.
+            key: from uniforms [B, K] to keys [B, K], none falling in its own uniform; of equal keys the first wins.
             knots: gives [B, K, N], ascending from 0 to 1: uniforms between which every key is linear. Only an exact
                 replay asks for them.
         """

@@ -68,30 +68,31 @@ def _beyond(
 
 
 def image_race_law(keys: Tensor, uniforms: Tensor) -> Tensor:
-    """[B, K]: probability that key_k(u_k) is the smallest, each key increasing and linear between its knots.
+    """[B, K]: probability that key_k(u_k) is the smallest, each key never falling and linear between its knots.
 
-        Pr(k wins) = integral of dG_k(t) prod_{j != k} (1 - G_j(t)),   G_k(t) = Pr(key_k <= t) = key_k^{-1}(t)
-
-    Between neighbouring key values at knots of any path all G are linear, and Gauss-Legendre quadrature with K nodes
-    is exact up to rounding.
+    A key is a score whose probability below key_k(u) is u: `score_race_law`.
 
     Args:
         keys, uniforms [B, K, N]: keys at the knots, and the knots; both ascending, uniforms from 0 to 1.
 
     Raises:
-        ValueError: if the winners' probabilities do not sum to 1, which happens when a key is constant somewhere.
+        ValueError: a key falls somewhere.
     """
     law = score_race_law(keys, uniforms)
-    if ((law.sum(dim=1) - 1).abs() > 1e-9).any():
-        raise ValueError("a verifier raced keys that are not strictly increasing in their uniforms")
+    if (keys.diff(dim=-1) < -1e-9).any() or ((law.sum(dim=1) - 1).abs() > 1e-9).any():
+        raise ValueError("a verifier raced keys that fall somewhere; want keys that never fall in their uniforms")
     return law
 
 
 def score_race_law(score: Tensor, below: Tensor) -> Tensor:
-    """[B, K]: probability that score k is the smallest of K independent ones, each piecewise uniform.
+    """[B, K]: probability that score k is the smallest of K independent ones, each piecewise uniform; of equal ones the
+    first.
 
-    Between neighbouring knots of any path all Pr(score <= t) are linear, and Gauss-Legendre quadrature with K nodes is
-    exact up to rounding. A probability that sits on one score (two equal knots) is lost.
+        Pr(k wins) = integral of dG_k(t) prod_{j != k} (1 - G_j(t))
+                     + sum over t of Pr(score k = t) prod_{j < k} (1 - G_j(t)) prod_{j > k} (1 - G_j(t-))
+
+    Between neighbouring knots of any path all G are linear, and Gauss-Legendre quadrature with K nodes is exact up to
+    rounding; two equal knots are a score of positive probability.
 
     Args:
         score, below [B, K, J]: knots and the probability of a score below each; both ascending, `below` from 0 to 1.
@@ -100,15 +101,32 @@ def score_race_law(score: Tensor, below: Tensor) -> Tensor:
     paths = values.shape[1]
     nodes, weights = (torch.as_tensor(array) for array in np.polynomial.legendre.leggauss(paths))
     ends = values.flatten(1).sort(dim=1).values
-    points = ends[:, :-1, None] + (1 + nodes) / 2 * ends.diff(dim=1)[..., None]
-    survival = torch.stack(
-        [1 - interpolate(points.flatten(1), values[:, k], places[:, k]).view_as(points) for k in range(paths)], dim=1
+    less, up_to = (
+        torch.stack([_probability(ends, values[:, k], places[:, k], equal) for k in range(paths)], dim=1)
+        for equal in (False, True)
     )
-    one = torch.ones_like(survival[:, :1])
-    before = torch.cat([one, survival[:, :-1]], dim=1).cumprod(dim=1)
-    after = torch.cat([survival[:, 1:], one], dim=1).flip(1).cumprod(dim=1).flip(1)
-    others = (before * after) @ weights / 2
-    law = torch.empty(values.shape[:2], dtype=torch.float64)
-    for k in range(paths):
-        law[:, k] = (interpolate(ends, values[:, k], places[:, k]).diff(dim=1) * others[:, k]).sum(dim=1)
-    return law.to(score.device)
+    wide = (ends.diff(dim=1) > 0).unsqueeze(1)
+    step = (less[..., 1:] - up_to[..., :-1]) * wide
+    survival = 1 - up_to[..., :-1, None] - (1 + nodes) / 2 * step.unsqueeze(-1)
+    inside = (step * ((_before(survival) * _after(survival)) @ weights / 2)).sum(dim=-1)
+    first = torch.nn.functional.pad(wide, (1, 0), value=True)
+    single = ((up_to - less) * first * _before(1 - up_to) * _after(1 - less)).sum(dim=-1)
+    return (inside + single).to(score.device)
+
+
+def _before(survival: Tensor) -> Tensor:
+    """Product of the paths [B, K, ...] before each."""
+    return torch.cat([torch.ones_like(survival[:, :1]), survival[:, :-1]], dim=1).cumprod(dim=1)
+
+
+def _after(survival: Tensor) -> Tensor:
+    """Product of the paths [B, K, ...] behind each."""
+    return _before(survival.flip(1)).flip(1)
+
+
+def _probability(points: Tensor, knots: Tensor, below: Tensor, equal: bool) -> Tensor:
+    """[B, N] that a score lies below the points, or also on them; knots, below [B, J]."""
+    right = torch.searchsorted(knots.contiguous(), points, right=equal)
+    found = interpolate(points, knots, below, right)
+    found = torch.where(right == 0, torch.zeros_like(found), found)
+    return torch.where(right == knots.shape[1], torch.ones_like(found), found)

@@ -212,6 +212,23 @@ def test_the_law_of_the_least_score_agrees_with_drawing_it():
     assert (law - 0.25).abs().max() > 0.01
 
 
+def test_a_score_of_positive_probability_is_part_of_the_law():
+    """Both scores are 1/2 with probability 1/2: the first wins a tie, of probability 1/4, and half of the rest."""
+    score = torch.tensor([[[0, 1 / 2, 1 / 2, 1]] * 2], dtype=torch.float64)
+    below = torch.tensor([[[0, 1 / 4, 3 / 4, 1]] * 2], dtype=torch.float64)
+    assert score_race_law(score, below)[0].tolist() == pytest.approx([5 / 8, 3 / 8], abs=1e-15)
+    apart = score.clone()
+    apart[:, 1, 1:3] = torch.tensor([1 / 2 - 1e-3, 1 / 2 + 1e-3])
+    assert score_race_law(apart, below)[0, 0] == pytest.approx(1 / 2, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["score-race", "score-race-2"])
+def test_a_token_of_probability_1e_17_is_verified_as_well(name):
+    tree = PrefixTree.iid([0.92, 0.04, 0.04], [0.75, 0.25, 6e-18], 2)
+    law = exact_law(name, tree, 2)
+    assert law.total_variation(tree.target_law()) < 1e-12
+
+
 def test_the_value_of_a_score_law_is_the_integral_of_the_winning_density():
     law = ScoreLaw.uniform(1, 5)
     mass = np.array([[0.0, 1e-12, 0.3, 1 - 1e-9, 1.0]])

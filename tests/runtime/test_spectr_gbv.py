@@ -152,9 +152,17 @@ def test_the_race_is_exact_only_with_all_knots():
     assert bare[0, 0].item() != pytest.approx(first, abs=1e-2)
 
 
-def test_a_race_of_constant_keys_is_refused():
-    keys_at_knots = torch.tensor([[[0.2, 0.2], [0.2, 0.2]]], dtype=torch.float64)
-    with pytest.raises(ValueError, match="not strictly increasing"):
+@pytest.mark.parametrize(("second", "first_wins"), [([0.2, 0.2], 1.0), ([0.0, 1.0], 0.8), ([0.1, 0.3], 0.5)])
+def test_of_equal_keys_the_first_wins(second, first_wins):
+    """The first key is always 0.2."""
+    keys_at_knots = torch.tensor([[[0.2, 0.2], second]], dtype=torch.float64)
+    law = image_race_law(keys_at_knots, torch.tensor([[[0.0, 1.0], [0.0, 1.0]]], dtype=torch.float64))
+    assert law[0].tolist() == pytest.approx([first_wins, 1 - first_wins], abs=1e-12)
+
+
+def test_a_race_of_falling_keys_is_refused():
+    keys_at_knots = torch.tensor([[[0.2, 0.1], [0.2, 0.3]]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="never fall in their uniforms"):
         image_race_law(keys_at_knots, torch.tensor([[[0.0, 1.0], [0.0, 1.0]]], dtype=torch.float64))
 
 
