@@ -1,7 +1,7 @@
 """Time per verdict: against the same algorithms written plainly, request by request, and against reading the inputs.
 
     python benchmarks/verifiers.py [--vocab 32000] [--length 8] [--paths 4]
-    python benchmarks/verifiers.py --only beside --repeats 9      # the last tables alone; the others are kept
+    python benchmarks/verifiers.py --only beside --beside 1x32000 32x32000 --repeats 9      # the others are kept
 
 Two plain versions are timed: `plain`, the pseudocode on Python floats, and `per row`, the pseudocode on one NumPy row
 of V numbers at a time. The floor is the time of one sum over both models' rows. The last tables stand verifiers of
@@ -14,9 +14,9 @@ enters little; results go to benchmarks/results/verifiers.json, after every tabl
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
+import os
 import platform
 import random
 import statistics
@@ -382,11 +382,16 @@ def engine_block(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return kept, choices.gather(1, kept.unsqueeze(1)).squeeze(1)
 
 
+PARTS = ("speedups", "verdicts", "beside")
+SIZES = ("1x2048", "32x2048", "1x32000", "32x32000", "1x128000", "32x128000")
 BESIDE = ("token", "block", "key-race", "two-level", "score-race", "score-race-2")
 
 
 def beside(batch: Batch, repeats: int) -> dict[str, dict[str, float]]:
-    """Milliseconds per verdict of a whole batch, rounds interleaved, and in units of our block verification's."""
+    """Milliseconds per verdict of a whole batch, rounds interleaved, and in units of our block verification's.
+
+    `times_block` are ratios of medians, `least_times_block` of the fastest rounds.
+    """
     alone = Batch(*(part.flatten(0, 1).unsqueeze(1) for part in (batch.tokens, batch.draft_probs, batch.target_probs)))
     draws = Draws(torch.Generator().manual_seed(1))
     calls: dict[str, Callable[[], object]] = {
@@ -408,6 +413,7 @@ def beside(batch: Batch, repeats: int) -> dict[str, dict[str, float]]:
         name: {
             "batch_ms": 1e3 * value,
             "times_block": value / times["block"],
+            "least_times_block": min(spent[name]) / min(spent["block"]),
             "times_vllm_block": value / times["vLLM's block, plain torch"],
         }
         for name, value in times.items()
@@ -429,7 +435,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--plain-requests", type=int, default=2, help="requests on which the plain versions are timed")
-    parser.add_argument("--only", choices=["beside"], help="the tables beside block verification alone")
+    parser.add_argument("--only", choices=PARTS, help="these tables alone")
+    parser.add_argument("--beside", nargs="+", default=SIZES, metavar="BxV", help="sizes beside block verification")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if min(options.vocab, options.length, options.paths, options.repeats, options.plain_requests, *options.batches) < 1:
@@ -438,7 +445,7 @@ def main() -> None:
     torch.manual_seed(0)
     random.seed(0)
     machine = {"processor": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__}
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "only")}
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "only", "beside")}
     data = json.loads(options.output.read_text()) if options.only and options.output.exists() else {}
     data.setdefault("machine", machine)
     data.setdefault("settings", settings)
@@ -450,17 +457,21 @@ def main() -> None:
         options.output.write_text(json.dumps(data, indent=1) + "\n")
 
     size = f"K={options.paths}, L={options.length}"
-    if options.only != "beside":
+    if options.only in (None, "speedups"):
         batch = random_batch(32, options.paths, options.length, options.vocab)
         rows = speedups(batch, options.plain_requests, options.repeats)
         keep("speedups", None, rows, f"B=32, {size}, V={options.vocab}")
         del batch
+    if options.only in (None, "verdicts"):
+        data["verdicts_settings"] = settings | {"machine": machine, "load": os.getloadavg()}
         for requests in options.batches:
             rows = floors(random_batch(requests, options.paths, options.length, options.vocab), options.repeats)
             keep("verdicts", str(requests), rows, f"B={requests}, {size}, V={options.vocab}")
-    data["beside_settings"] = {"machine": machine, "length": options.length, "paths": options.paths}
-    data["beside_settings"]["repeats"] = options.repeats
-    for vocab, requests in itertools.product((2_048, 32_000, 128_000), (1, 32)):
+    for requests, vocab in (
+        (map(int, each.split("x")) for each in options.beside) if options.only in (None, "beside") else ()
+    ):
+        data["beside_settings"] = {"machine": machine, "length": options.length, "paths": options.paths}
+        data["beside_settings"] |= {"repeats": options.repeats, "load": os.getloadavg()}
         rows = beside(random_batch(requests, options.paths, options.length, vocab), options.repeats)
         keep("beside", f"B={requests} V={vocab}", rows, f"as many rows: B={requests}, {size}, V={vocab}")
     print(f"\nwritten to {options.output.name}")

@@ -153,6 +153,11 @@ def rows_in_cache(rows: Tensor, numbers: int = IN_CACHE) -> int:
     return max(1, numbers // vocab if rows.device.type == "cpu" else rows.numel() // max(1, vocab))
 
 
+def fit_in_cache(rows: Tensor) -> bool:
+    """Whether all rows are better read at once than one by one when they are needed."""
+    return rows.numel() <= IN_CACHE
+
+
 def tiles(rows: Tensor) -> Iterator[tuple[slice, slice]]:
     """Rows [N, L, V] in such parts."""
     number, length, _ = rows.shape

@@ -7,7 +7,8 @@ max(k2 q, min(a p, k1 q)) with a the acceptance ratio of block verification. Los
 law of the selected path is known exactly, and block verification is lossless against it.
 
 Of the K paths only the selected one's rows are read, twice: once as histograms (`parts.ratio_knots`), on which the walk
-down the tree goes, on the host; and once for the block verification of that path.
+down the tree goes, on the host; and once for the block verification of that path. (Where all paths' rows fit in the
+cache their histograms are taken together.)
 
 Letters: B requests, K paths, L drafted tokens, V vocabulary, M knots, I places; p target row, q draft row, r = p/q, a
 acceptance ratio, x the draft mass whose coin fails. Source: the project's own; any selection rule may precede block
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..draws import Draws
 from ..parts.count_law import counts_after
-from ..parts.ratio_knots import Knots, at_nodes, between, drafted_rows
+from ..parts.ratio_knots import Knots, at_nodes, between, drafted_rows, fit_in_cache
 from ..parts.roots import sectioned_root
 from ..parts.score_law import Array, count_below, entries, over
 from ..parts.selected_path import verify_selected
@@ -131,9 +132,13 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
     alive, accept, path = np.ones((requests, paths), dtype=bool), np.ones(requests), np.zeros_like(first)
     offers = first[:, None] + np.arange(paths)
     ratios, tables = [], []
+    everywhere = Knots.of(target_rows, draft_rows, dtype) if fit_in_cache(draft_rows) else None
     for depth in range(length):
         node = first + path
-        here = Knots.of(at_nodes(target_rows, node, depth), at_nodes(draft_rows, node, depth), dtype)[:, 0]
+        if everywhere is not None:
+            here = everywhere[node, depth]
+        else:
+            here = Knots.of(at_nodes(target_rows, node, depth), at_nodes(draft_rows, node, depth), dtype)[:, 0]
         high, low = level_densities(count, 1 - success_mass(here, accept, count, dtype)[:, None])
         level = levels(accept[:, None] * here.ratio, high, low)
         fails = np.clip((here.mass * (1 - level)).sum(axis=1), 0, 1)
