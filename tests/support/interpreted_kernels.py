@@ -43,7 +43,7 @@ from specbound.runtime.kernels.single_path import sum_rows
 from specbound.runtime.parts import ratio_knots
 from specbound.runtime.parts.draft_tree import first_appearance
 from specbound.runtime.verdict import Batch, Verdict
-from specbound.runtime.verifiers import gbv, get
+from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
 
 SINGLE, SELECTING = ("block", "token"), ("two-level", "gbv-bucketed")
@@ -221,13 +221,12 @@ def fixed_knots(gap: float = 0.0) -> Iterator[None]:
 
     From logits that are `gap` octaves of target/draft from normalised ones the knots lie at 2^-gap of those.
     """
-    knots, below, scale = ratio_knots.fixed_knots, ratio_knots.knot_below, 2.0**-gap
+    knots, bits, scale = ratio_knots.fixed_knots, ratio_knots._leading_bits, 2.0**-gap
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ratio_knots, "MOST", 0)
         if gap:
             patch.setattr(ratio_knots, "fixed_knots", lambda device: knots(device) * scale)
-            for module in (ratio_knots, gbv):
-                patch.setattr(module, "knot_below", lambda target, draft: below(target / scale, draft))
+            patch.setattr(ratio_knots, "_leading_bits", lambda ratio: bits(ratio / scale))
         yield
 
 
