@@ -22,8 +22,8 @@ kernels take part where those packages are installed; they start from probabilit
 softmax. `met` says whether a kernel is within its target: 1.5 times the floor for B >= 64, the floor and 30
 microseconds for B = 1. `differ` counts requests, of the last 16, in which the graph's verdict is not that of the
 tensor version in float64 with the same uniforms: near a threshold rounding decides, and how exactly two-level finds
-its success mass (two-level and gbv-bucketed start from probabilities there: from logits their knots lie at octaves of
-the logits). `unsteady` says that two replays gave different verdicts, which is always a bug.
+its success mass (score-race, two-level and gbv-bucketed start from probabilities there: from logits their knots lie at
+octaves of the logits). `unsteady` says that two replays gave different verdicts, which is always a bug.
 
 Results go to --output, after every row anew: what ends the script early does not lose them. A row that fails holds its
 error. Without CUDA the script says so and ends with code 2; with a law rejected or not measured, code 1.
@@ -62,7 +62,7 @@ from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
-SINGLE, MANY = ("block", "token"), ("two-level", "key-race", "gbv-bucketed")
+SINGLE, MANY = ("block", "token"), ("score-race", "two-level", "key-race", "gbv-bucketed")
 KINDS = ("laws", "kernel", "launched", "tensor", "flashinfer", "vllm", "compile")
 Call = Callable[[int], Any]
 Records = Iterator[dict[str, Any]]
@@ -234,6 +234,8 @@ def kernel(name: str, given: Uniforms, out: Any, laws: bool = False) -> Verify:
         uniforms = [given.coins, given.choice]
         if name == "two-level":
             uniforms = [given.select, *uniforms]
+        if name == "score-race":
+            uniforms = [given.keys, *uniforms]
         if name == "key-race":
             uniforms = [given.race_coins, given.race_choice, given.keys]
         function = getattr(kernels, f"verify_{name.replace('-', '_')}_logits")
@@ -268,7 +270,7 @@ class GivenDraws(Draws):
 def verdicts(name: str, inputs: Inputs, clock: Clock, block: int, requests: int = 16) -> dict[str, Any]:
     """How many of the last requests' verdicts are not the tensor version's, and whether two replays differ."""
     out = kernels.workspace(*inputs.shape, inputs.device, block=block)
-    from_laws = name in ("two-level", "gbv-bucketed")
+    from_laws = name in ("score-race", "two-level", "gbv-bucketed")
     run = kernel(name, inputs.uniforms, out, from_laws)
     target, draft, tokens = inputs[0]
     rows = [logits.float().softmax(dim=-1) if from_laws else logits for logits in (target, draft)]
@@ -282,6 +284,8 @@ def verdicts(name: str, inputs: Inputs, clock: Clock, block: int, requests: int 
     answers = [given.coins, given.choice]
     if name == "two-level":
         answers = [*(given.select.unbind(dim=1) if paths > 1 else ()), *answers]
+    if name == "score-race" and paths > 1:
+        answers = [given.keys, *answers]
     if name == "key-race":
         pairs = zip(given.race_coins.unbind(dim=1), given.race_choice.unbind(dim=1), strict=True)
         answers = [*itertools.chain.from_iterable(pairs), *([given.keys] if paths > 1 else [])]

@@ -4,9 +4,10 @@
 tensor version is the reference, and the fallback. The functions `verify_*_logits` start from logits instead, do not
 wait for the device, and allocate nothing when given buffers (`workspace`).
 
-State: block and token in four launches, two-level and gbv-bucketed in five, key-race in six, however long the drafts;
-compared with the tensor versions under Triton's interpreter, and compiled for compute capability 9.0. Not yet run or
-timed on a GPU (`benchmarks/kernels.py` does that). Two-level and gbv-bucketed select on `histograms`.
+State: block and token in four launches, two-level and gbv-bucketed in five, score-race and key-race in six, however
+long the drafts; compared with the tensor versions under Triton's interpreter, and compiled for compute capability 9.0.
+Not yet run or timed on a GPU (`benchmarks/kernels.py` does that). Score-race, two-level and gbv-bucketed select on
+`histograms`.
 
 Wants the optional package triton, and on a GPU what that wants to build its launcher: a C compiler and Python's
 headers; without them the tensor version answers. SPECBOUND_KERNELS in the environment: 0 turns the kernels off, 1 (or
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .buffers import Workspace, workspace
     from .gbv_bucketed import verify_gbv_bucketed_logits
     from .key_race import verify_key_race_logits
+    from .score_race import verify_score_race_logits
     from .single_path import verify_block_logits, verify_token_logits
     from .two_level import verify_two_level_logits
 
@@ -49,6 +51,7 @@ __all__ = [
     "verify_gbv_bucketed_logits",
     "verify_key_race_logits",
     "verify_laws",
+    "verify_score_race_logits",
     "verify_token_logits",
     "verify_two_level_logits",
     "workspace",
@@ -58,6 +61,7 @@ HOMES = {
     "verify_block_logits": "single_path",
     "verify_gbv_bucketed_logits": "gbv_bucketed",
     "verify_key_race_logits": "key_race",
+    "verify_score_race_logits": "score_race",
     "verify_token_logits": "single_path",
     "verify_two_level_logits": "two_level",
     "workspace": "buffers",

@@ -44,6 +44,8 @@ class Workspace:
         selection [B, L, 512]: law of the selected path over the draft's, at the knots of its nodes.
         path_nodes [W, L+1], path_lengths [W] int32, path_temperatures [W] float64: of each path, where `nodes` are
             those of the path that was selected; path_verdict: of each path in the race of keys.
+        path_valid [W] int32, path_ratios [W, L+1], path_scores [W] float64, path_tables [W, L, 512]: of each path in
+            the race of scores, as `valid`, `ratios` and `selection` of the winner, and its score.
     """
 
     verdict: Verdict
@@ -68,6 +70,10 @@ class Workspace:
     path_temperatures: Tensor
     path_lengths: Tensor
     path_verdict: Verdict
+    path_valid: Tensor
+    path_ratios: Tensor
+    path_scores: Tensor
+    path_tables: Tensor
 
     @property
     def chunks(self) -> int:
@@ -145,6 +151,10 @@ def workspace(
         path_temperatures=empty(walks),
         path_lengths=empty(walks, dtype=integer),
         path_verdict=empty_verdict(walks),
+        path_valid=empty(walks, dtype=integer),
+        path_ratios=empty(walks, length + 1),
+        path_scores=empty(walks),
+        path_tables=empty(walks, length, SLOTS.value, dtype=real),
     )
 
 

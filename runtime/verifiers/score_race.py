@@ -403,6 +403,7 @@ def score_race(rule: Rule = "safe") -> Callable[[Batch, Draws], Verdict]:
     paths="many",
     cost="O(K L V), two passes",
     closed_form="score-race",
+    kernel="score_race:verify_score_race_laws",
     make=score_race,
     options=("rule",),
 )

@@ -76,7 +76,7 @@ def decided(name: str, environment: dict[str, str], device: str = "cuda", triton
 
 @pytest.mark.parametrize("name", names())
 def test_every_verifier_with_a_kernel_uses_it_on_cuda(name: str) -> None:
-    has_one = name in ("block", "token", "two-level", "key-race", "gbv-bucketed")
+    has_one = name in ("block", "token", "score-race", "two-level", "key-race", "gbv-bucketed")
     assert (get(name).kernel is not None) == has_one
     assert decided(name, {}) == ("kernels" if has_one else "tensor")
 
@@ -188,7 +188,8 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from specbound.runtime.kernels import gbv_bucketed, histograms, key_race, passes, rows, single_path, two_level, walk
+from specbound.runtime.kernels import gbv_bucketed, histograms, key_race, passes, rows, score_race, single_path
+from specbound.runtime.kernels import two_level, walk
 
 KERNELS = {
     rows: "row_masses",
@@ -199,21 +200,22 @@ KERNELS = {
     two_level: "walk_by_levels",
     gbv_bucketed: "walk_by_buckets",
     key_race: "end_race",
+    score_race: "race_walk pick_winner",
 }
-COMMON = dict(BLOCK=4096, SPAN=8, TILE=256, CHUNKS=32, DEPTHS=16, SPANS=4, ROUNDS=4, SLACK=1e-6)
+COMMON = dict(BLOCK=4096, SPAN=8, TILE=256, CHUNKS=32, DEPTHS=16, SPANS=4, ROUNDS=4, SECTIONS=16, LAW=32, SLACK=1e-6)
 LOGITS = COMMON | dict(IS_LAW=False, SHARED=False, SELECTED=1, DECIDED=False, PATHS=4, REAL=tl.float32)
 LAWS = COMMON | dict(BLOCK=1024, TILE=64, CHUNKS=8, IS_LAW=True, SHARED=True, SELECTED=2, DECIDED=True, PATHS=2)
 LAWS |= dict(REAL=tl.float64)
 VARYING = "start depth requests paths length".split()
 INTEGERS = [*VARYING, "vocab", "chunks"]
-KINDS = dict.fromkeys("lengths path_lengths nodes path_nodes windows first stop valid".split(), "*i32")
+KINDS = dict.fromkeys("lengths path_lengths nodes path_nodes windows first stop valid path_valid".split(), "*i32")
 KINDS |= dict.fromkeys("tokens path accepted token path_accepted path_token".split(), "*i64")
 KINDS |= dict.fromkeys("out_path out_accepted out_token chosen_path".split(), "*i64") | dict.fromkeys(INTEGERS, "i32")
 ONES = LOGITS | dict(vocab=1, chunks=1) | dict(
     BLOCK=256, SPANS=1, PATHS=2, DEPTHS=2, CHUNKS=1, SHARED=True, SELECTED=2
 )
 for constants, logits, real in ((LOGITS, "*bf16", "*fp32"), (LAWS, "*fp64", "*fp64"), (ONES, "*fp16", "*fp32")):
-    kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum histograms selection masses".split(), real)
+    kinds = KINDS | dict.fromkeys("temperatures chunk_max chunk_sum histograms selection tables masses".split(), real)
     kinds |= {"target": logits, "draft": logits}
     for module, names in KERNELS.items():
         for name in names.split():
@@ -241,7 +243,7 @@ def test_every_kernel_compiles_for_a_gpu_of_compute_capability_9() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    assert len(run.stdout.split()) == 30
+    assert len(run.stdout.split()) == 36
     sources = [path.read_text() for path in Path(kernels.__file__).parent.glob("*.py")]
     launched = {
         "".join(names)
@@ -295,14 +297,14 @@ def test_the_whole_benchmark_runs_on_the_interpreter_with_tiny_sizes(tmp_path: P
     assert [(record["compared"], record["differ"], record["unsteady"]) for record in fused] == [
         (record["B"], 0, False) for record in fused
     ]
-    single, many = ({"block", "token"}, {"two-level", "key-race", "gbv-bucketed"})
+    single, many = ({"block", "token"}, {"score-race", "two-level", "key-race", "gbv-bucketed"})
     for requests in (1, 2):
         for paths, verifiers in ((1, single), (2, many)):
             cases = [record for record in own if (record["B"], record["K"]) == (requests, paths)]
             wanted = {(name, what) for name in verifiers for what in kinds}
             assert wanted == {(record["verifier"], record["what"]) for record in cases}
-    assert [law["control"] for law in found["laws"]] == [False] * 5 + [True]
-    assert len(run.stdout.splitlines()) == 2 + len(found["records"]) + 1 + 6
+    assert [law["control"] for law in found["laws"]] == [False] * 6 + [True]
+    assert len(run.stdout.splitlines()) == 2 + len(found["records"]) + 1 + 7
 
 
 @pytest.fixture(scope="module")
@@ -369,6 +371,7 @@ def test_verdicts_are_compared_with_the_tensor_versions_on_the_same_uniforms(
         "block": lambda given: [given.coins, given.choice],
         "gbv-bucketed": lambda given: [given.coins, given.choice],
         "two-level": lambda given: [given.select[:, 0], given.select[:, 1], given.coins, given.choice],
+        "score-race": lambda given: [given.keys, given.coins, given.choice],
         "key-race": lambda given: [
             given.race_coins[:, 0], given.race_choice[:, 0], given.race_coins[:, 1], given.race_choice[:, 1], given.keys
         ],

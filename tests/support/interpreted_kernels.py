@@ -426,6 +426,8 @@ class Case:
 
         rounds = paths if name == "key-race" else 1
         select = [uniform(requests) for _ in range(length)] if name == "two-level" and paths > 1 else []
+        if name == "score-race":
+            select = [uniform(requests, paths)]
         verify = [answer for _ in range(rounds) for answer in (coins(), uniform(requests))]
         return [*select, *verify, *([uniform(requests, paths)] if name == "key-race" and paths > 1 else [])]
 
@@ -989,7 +991,8 @@ def moved(name: str, vocab: int) -> tuple[Traffic, float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("block", 4), ("token", 4), ("two-level", 5), ("gbv-bucketed", 5), ("key-race", 6)]
+    ("name", "count"),
+    [("block", 4), ("token", 4), ("two-level", 5), ("gbv-bucketed", 5), ("score-race", 6), ("key-race", 6)],
 )
 def test_launches_are_few_and_little_more_is_moved_than_every_row_once(
     monkeypatch: pytest.MonkeyPatch, name: str, count: int
