@@ -67,7 +67,7 @@ def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: b
     Example:
       specbound demo --quick
 
-    takes half a minute.""",
+    takes a quarter of a minute.""",
 )
 @click.option(
     "--quick",
@@ -83,7 +83,7 @@ def _quick_defaults(context: click.Context, parameter: click.Parameter, quick: b
 @click.option("--top-k", type=click.IntRange(1, 8), default=4, show_default=True, help="Top-k sampling of both models.")
 @click.option("--temperature", type=Number(min=0, min_open=True), default=1.0, show_default=True)
 @click.option(
-    "--contexts", type=click.IntRange(min=1), default=4, show_default=True, help="Calls per verifier to replay."
+    "--contexts", type=click.IntRange(min=1), default=2, show_default=True, help="Calls per verifier to replay."
 )
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
