@@ -8,6 +8,7 @@ tokens at a time (MJGD, by beam search), and token verification.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from .decoding import (
@@ -66,21 +67,31 @@ def tables(found: list[Record]) -> list[Table]:
 
 
 def draw(found: list[Record], figure: Figure) -> None:
-    """Perplexity against tokens per call, a point a method; and against k, the tokens decided together by MJGD."""
-    place, windows = figure.subplots(1, 2)
+    """Perplexity against tokens per call, a line over tau for each draft; and against k, the tokens decided by MJGD."""
     joint = [record for record in found if str(record["method"]).startswith("mjgd")]
     single = [record for record in found if record["method"] == "plain" and record["temperature"] == GREEDY.label]
-    for (heat, method), own in groups([r for r in found if r not in joint], "temperature", "method").items():
-        x, y = (mean(record[name] for record in own).mean for name in ("block_efficiency", "perplexity"))
-        place.plot(x, y, "o")
-        place.annotate(f"{method}, {heat}", (x, y), fontsize=6)
-    place.set_xlabel("tokens per target call")
-    place.set_ylabel("perplexity under the target")
+    heats = groups([record for record in found if record not in joint], "temperature")
+    *places, windows = figure.subplots(1, len(heats) + 1)
+    for place, ((heat,), part) in zip(places, heats.items(), strict=True):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for (method,), own in groups(part, "method").items():
+            kept, perplexity = (mean(r[name] for r in own).mean for name in ("block_efficiency", "perplexity"))
+            draft = re.sub(r" tau=\S+", "", str(method)).replace("beams=0", "sampled draft")
+            lines.setdefault(draft, []).append((kept, perplexity))
+        for label, line in lines.items():
+            place.plot(*zip(*line, strict=True), "o-" if label.startswith("mjsd") else "x", label=label, markersize=4)
+        place.set_title(f"temperature {heat}")
+        place.set_yscale("log")
+        place.yaxis.set_major_formatter("{x:g}")
+        place.yaxis.set_minor_formatter("{x:g}")
+        place.legend(fontsize=6)
+        place.set_xlabel("tokens per target call")
+        place.set_ylabel("perplexity under the target")
     points = [(1, mean(record["perplexity"] for record in single).mean)] if single else []
     for (method,), own in groups(joint, "method").items():
         points.append((int(str(method).split("k=")[1].split(" ")[0]), mean(r["perplexity"] for r in own).mean))
     windows.plot(*zip(*sorted(points), strict=True), marker="o")
-    windows.set_xlabel("tokens decided together (k); 1 is greedy")
+    windows.set_xlabel("k tokens at a time; 1: greedy")
     windows.set_ylabel("perplexity under the target")
 
 
