@@ -312,7 +312,9 @@ def drafted_curves() -> str:
 def _of_experiment(name: str) -> str:
     """The tables of a recorded experiment, of those by task only what holds for all tasks together."""
     record = json.loads((ROOT / "benchmarks" / "results" / "experiments" / f"{name}.json").read_text(encoding="utf-8"))
-    text = ""
+    settings = record["settings"]
+    prompts, seeds = sum(settings["prompts"].values()), settings["seeds"]
+    text = f"{prompts} prompts of {len(settings['prompts'])} tasks, {seeds} x {settings['new_tokens']} tokens each.\n\n"
     for table in record["tables"]:
         columns, rows = table["columns"], table["rows"]
         if columns[0] == "task":
