@@ -19,7 +19,7 @@ from . import DTYPES
 from .histograms import SLOTS
 
 BLOCK = 4096  # entries of a row per program
-SPAN = 8  # chunks of BLOCK entries to a histogram, which takes 4 KiB: an eighth of 32768 bfloat16 logits of a row
+SPAN = 8  # chunks of BLOCK entries to a histogram, which takes 4 KiB: a 32nd of both rows of 32768 bfloat16 logits
 TILE = 256  # entries at a time where a histogram is made
 MOST_WALKS = 65535  # what a CUDA grid has room for in its second and third dimension
 
