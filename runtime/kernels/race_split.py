@@ -83,7 +83,7 @@ def law_of(score, below, used, PATHS: tl.constexpr, SLOTS: tl.constexpr):
 def piece_of(mass, inner):
     """The piece that holds the last of each `mass`."""
     index = tl.zeros(mass.shape, tl.int32)
-    for i in tl.static_range(8):
+    for i in tl.static_range(16):
         if (inner.shape[0] >> (i + 1)) > 0:
             probe = index + (inner.shape[0] >> (i + 1))
             index = tl.where(tl.gather(inner, probe, 0) <= mass, probe, index)
