@@ -1,5 +1,5 @@
 # make demo: decode the held-out prompts and compare with theory.   make test: every check.
-# make quick: the tests that need no patience (under two minutes on 2 cores).
+# make quick: without the slow tests, the kernels, several devices and fuzzing (some minutes on 2 cores).
 # make docs: build the documentation into site/ (no network; any warning is an error).
 # Needs Python 3.11+ and make; everything is installed into .venv with the versions in constraints.txt.
 PYTHON ?= python3

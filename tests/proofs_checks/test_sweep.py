@@ -120,7 +120,8 @@ def settled(rows) -> list[Row]:
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
-    code = "import sys; from specbound.cli import main; main(sys.argv[1:])"
+    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also behind a nohup
+    code = f"{interruptible}; import sys; from specbound.cli import main; main(sys.argv[1:])"
     line = [sys.executable, "-c", code, "sweep", *arguments]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
