@@ -139,6 +139,7 @@ class CachedModel:
         self.device = input_device(model)
         self.fed = 0
         self.places: list[Tensor] = []
+        self.numbers = torch.arange(SLOTS_AT_FIRST, device=self.device)[None]
         self.triangles: dict[int, Tensor] = {}
         config = model.config.get_text_config()
         self.kinds = kinds_of_layers(config)
@@ -158,7 +159,7 @@ class CachedModel:
         A long prompt goes chunk by chunk where layers look back at a window only: they need not hold all of it.
         """
         longest = tokens.shape[1]
-        size = CHUNK if any(reach.hides(longest) for reach in self.reaches.values()) else max(longest, 1)
+        size = CHUNK if self._hides(longest) else max(longest, 1)
         for begin in range(0, longest, size):
             self.read(tokens[:, begin : begin + size], last=1)
             self.forget_tail([min(count, begin + size) for count in known])
@@ -175,24 +176,23 @@ class CachedModel:
             logits [B, n, V], or of the `last` tokens if not 0.
         """
         count, begin = tokens.shape[1], max(self.base) + self.fed
-        if count > max(CHUNK, last) and any(reach.hides(count) for reach in self.reaches.values()):
+        if count > max(CHUNK, last) and self._hides(count):
             first = min(CHUNK, count - last)
             head = self.read(tokens[:, :first], last=0 if last == 0 else 1)
             rest = self.read(tokens[:, first:], last)
             return rest if last else torch.cat([head, rest], dim=1)
-        slot = torch.arange(begin + count, device=self.device)
-        even = min(self.base) == max(self.base)
+        even, slots = min(self.base) == max(self.base), begin + count
         if even:
-            positions = slot[None, begin:]
+            positions = self._numbers(begin, slots)
         else:
             base = torch.tensor(self.base, device=self.device)[:, None]
-            positions = base + torch.arange(self.fed, self.fed + count, device=self.device)
+            positions = base + self._numbers(self.fed, self.fed + count)
         if begin == 0:
             return self._feed(tokens, positions, None, last)
-        if even and not any(reach.hides(len(slot)) for reach in self.reaches.values()):
-            return self._feed(tokens, positions, self._causal(count, len(slot)), last)
-        seen = slot <= positions[:, :, None]
-        return self._feed(tokens, positions, self._masks(seen, positions, slot[None]), last)
+        if even and not self._hides(slots):
+            return self._feed(tokens, positions, self._causal(count, slots), last)
+        place = self._numbers(0, slots)
+        return self._feed(tokens, positions, self._masks(place <= positions[:, :, None], positions, place), last)
 
     def extend(self, tokens: Tensor, positions: Tensor, tail: Tensor, last: int = 0) -> Tensor:
         """Feed n tokens per row behind the tail; logits [B, n, V], or of the `last` tokens if not 0.
@@ -206,7 +206,7 @@ class CachedModel:
         rows, size = len(self.base), tail.shape[-1]
         self._cut_tail(size - tokens.shape[1])
         known, slots = max(self.base), max(self.base) + size
-        if min(self.base) == known and not any(reach.hides(slots) for reach in self.reaches.values()):
+        if min(self.base) == known and not self._hides(slots):
             own = self._additive(tail.view(-1, *tail.shape[-2:]))
             return self._feed(tokens, positions, torch.nn.functional.pad(own, (known, 0)), last)
         base = torch.tensor(self.base, device=self.device)[:, None]
@@ -249,6 +249,16 @@ class CachedModel:
         order = torch.arange(places.shape[1], device=self.device)
         self.cache.move(base + places.to(self.device), base + order)
 
+    def _hides(self, length: int) -> bool:
+        """Whether a layer does not reach all of a text of that many tokens."""
+        return any(reach.hides(length) for reach in self.reaches.values())
+
+    def _numbers(self, first: int, end: int) -> Tensor:
+        """[1, end - first]: the numbers from `first` to below `end`."""
+        if self.numbers.shape[1] < end:
+            self.numbers = torch.arange(max(end, 2 * self.numbers.shape[1]), device=self.device)[None]
+        return self.numbers.narrow(1, first, end - first)
+
     def _cut_tail(self, fed: int) -> None:
         """Forget all but the first `fed` tokens of the tail."""
         if fed < self.fed:
@@ -262,13 +272,14 @@ class CachedModel:
         self.cache.end = max(self.base) + self.fed + count
         self.cache.start, self.cache.slots = self.cache.end - count, None
         if min(self.base) < max(self.base):
-            order = torch.arange(self.fed, self.fed + count, device=self.device)
-            self.cache.slots = torch.tensor(self.base, device=self.device)[:, None] + order
+            base = torch.tensor(self.base, device=self.device)[:, None]
+            self.cache.slots = base + self._numbers(self.fed, self.fed + count)
         self.fed += count
         self.places.append(positions)
         if self.limit is not None and self.cache.end > self.limit:
             positions = positions.clamp_max(self.limit - 1)
-        keep = {"logits_to_keep": last} if last and self.takes_logits_to_keep else {}
+        only_last = bool(last) and self.takes_logits_to_keep
+        keep = {"logits_to_keep": last} if only_last else {}
         output = self.model(
             input_ids=tokens.to(self.device).clamp_max(self.vocab - 1),
             position_ids=positions if len(positions) == rows else positions.repeat(rows, 1),
@@ -278,8 +289,8 @@ class CachedModel:
             **keep,
         )
         self.hidden = output.hidden_states[-1] if output.hidden_states is not None else None
-        logits: Tensor = output.logits[:, -last:]
-        return logits
+        logits: Tensor = output.logits
+        return logits if only_last else logits[:, -last:]
 
     def _masks(self, seen: Tensor, positions: Tensor, place: Tensor) -> Tensor | dict[str, Tensor]:
         """What the model takes as attention mask: one for all layers, or one for each kind where they differ.
@@ -289,7 +300,7 @@ class CachedModel:
             positions [B or 1, n], place [B or 1, slots]: of the tokens and of what the slots hold.
         """
         slots = seen.shape[2]
-        if not any(reach.hides(slots) for reach in self.reaches.values()):
+        if not self._hides(slots):
             return self._additive(seen)
         masks = {}
         for kind, reach in self.reaches.items():

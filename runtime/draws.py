@@ -43,10 +43,12 @@ class Draws:
         Weights are non-negative and need not sum to 1; an index of weight 0 is never chosen. One uniform per row is
         looked up in the running sums, in float64, so that weights far below the rounding of float32 keep their share.
         """
-        sums = weights.double().cumsum(dim=-1)
+        sums = weights.cumsum(dim=-1, dtype=torch.float64)
         total = sums[..., -1:]
-        point = torch.minimum(self._uniform(total) * total, torch.nextafter(total, torch.zeros_like(total)))
-        return torch.searchsorted(sums, point, right=True).squeeze(-1).clamp_max(weights.shape[-1] - 1)
+        point = self._uniform(total) * total
+        if weights.dtype == torch.float64:  # only these can have a sum so small that the product rounds up to it
+            point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(sums, point, right=True).squeeze(-1).clamp_max_(weights.shape[-1] - 1)
 
     def smallest_key(self, low: Tensor, high: Tensor) -> Tensor:
         """int64 [B]: which of K independent keys, the k-th uniform on [low_k, high_k], is the smallest.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -95,34 +96,36 @@ class Sampler:
 
     def _scores(self, logits: Tensor, tokens: Tensor | None = None, padding: int = 0) -> Tensor:
         """Processed `logits` [..., V or fewer] after `tokens` [rows, n], the first `padding` of them padding."""
-        scores = logits.reshape(-1, logits.shape[-1]).to(self.device)
-        if scores.dtype != torch.float64:
-            scores = scores.float()
+        scores = logits.to(self.device, torch.float64 if logits.dtype == torch.float64 else torch.float32)
         if scores.shape[-1] < self.vocab:
             scores = torch.nn.functional.pad(scores, (0, self.vocab - scores.shape[-1]), value=-torch.inf)
+        if not self.processors:
+            return scores
+        rows = scores.reshape(-1, self.vocab)
         for processor in self.processors:
             start = padding if isinstance(processor, READS_TOKENS) else 0
-            scores = processor(None if tokens is None else tokens[..., start:], scores)
-        return scores.view(*logits.shape[:-1], self.vocab)
+            rows = processor(None if tokens is None else tokens[..., start:], rows)
+        return rows.view(scores.shape)
 
     def law(self, scores: Tensor) -> Tensor:
         """The laws [..., V] that tokens are drawn from, of processed logits [..., V].
 
-        Raises:
-            ValueError: they give none: NaN, +inf, or -inf for every token.
+        Logits that give none (NaN, +inf, or -inf for every token) give a row of NaN: see `check_rows`.
         """
-        if self.greedy:
-            law = torch.zeros_like(scores).scatter_(-1, scores.argmax(dim=-1, keepdim=True), 1.0)
-            wrong = ~scores.amax(dim=-1).isfinite().all()
-        else:
-            law = scores.softmax(dim=-1)
-            wrong = law[..., 0].isnan().any()  # without a law every entry of the softmax is NaN
-        if bool(wrong):
-            raise ValueError(
-                "the logits hold NaN or +inf, or -inf for every token: no law to sample from (overflow in a half "
-                "precision model, or processors that leave no token)"
-            )
-        return law
+        if not self.greedy:
+            return scores.softmax(dim=-1)
+        largest, first = scores.max(dim=-1, keepdim=True)
+        zero = largest - largest  # NaN unless the largest is finite
+        return zero.expand_as(scores).scatter(-1, first, zero + 1)
+
+
+def check_rows(*laws: Tensor) -> None:
+    """Raise ValueError if a row of these laws [..., V] is NaN: its logits gave none. Waits for the device, once."""
+    if bool(reduce(torch.add, (rows[..., 0].sum() for rows in laws)).isnan()):
+        raise ValueError(
+            "the logits hold NaN or +inf, or -inf for every token: no law to sample from (overflow in a half "
+            "precision model, or processors that leave no token)"
+        )
 
 
 def _after(tokens: Tensor, drafted: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -18,13 +19,14 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from .. import kernels
 from ..cache import CHUNK
 from ..carry import Carry
-from ..drafting.paths import Drafts
+from ..drafting.paths import Drafts, of_path
 from ..draws import Draws
 from ..layers import smallest_window
 from ..lengths import MeasuredLength
 from ..models import context_limit, input_device, tolerance, vocabulary
 from ..processes import agreement, check_same_request, own
-from ..sampling import Sampler
+from ..registry import Verifier
+from ..sampling import Sampler, check_rows
 from ..self_check import check_laws
 from ..states import hold
 from ..tree_attention import merge_paths
@@ -59,7 +61,7 @@ class Call:
         emitted: the same as lists, without what is void.
         path: the winning path of each row.
         drafted: tokens drafted for each row (per path).
-        places [B, m]: which rows of the target's pass the tokens of the block were drawn against.
+        places: gives [B, m], which rows of the target's pass the tokens of the block were drawn against.
         commit: to be called with the numbers of known tokens, once the block is counted in.
     """
 
@@ -67,7 +69,7 @@ class Call:
     emitted: list[list[int]]
     path: list[int]
     drafted: list[int]
-    places: Tensor
+    places: Callable[[], Tensor]
     commit: Callable[[list[int]], None]
 
 
@@ -226,6 +228,7 @@ class Decoding:
         if not drafts.tokens.shape[2]:
             return self._plain_call(starts)
         target_probs, slots = self._score(starts, drafts.tokens)
+        check_rows(drafts.laws, target_probs)
         self.tick("target")
         batch, verdict = self._verify(drafts, target_probs)
         block = _block(drafts.tokens, verdict)
@@ -238,16 +241,15 @@ class Decoding:
             self.seconds["verify"] -= self.row_after.seconds
         accepted, read = [row[-2] for row in host], drafts.tokens.shape[2] - 1 + self._asked
         if any(accepted):
-            if self.method.paths > 1:
-                row = torch.arange(self.rows.count, device=self.device)
-                self.target.keep_path(slots[row, verdict.path, : max(accepted) + 1])
+            if slots is not None:
+                self.target.keep_path(of_path(slots, verdict.path)[:, : max(accepted) + 1])
             self.source.keep(drafts, verdict.path)
         return Call(
             block,
             [row[: kept + 1] for row, kept in zip(host, accepted, strict=True)],
             [row[-1] for row in host],
             drafts.lengths,
-            verdict.path[:, None] * block.shape[1] + torch.arange(block.shape[1], device=self.device),
+            lambda: verdict.path[:, None] * block.shape[1] + torch.arange(block.shape[1], device=self.device),
             lambda known: self.source.commit(known, starts, accepted, read),
         )
 
@@ -256,6 +258,7 @@ class Decoding:
         rows = len(starts)
         tokens = self.rows.ids.new_zeros(rows, 1, 0)
         target_probs, _ = self._score(starts, tokens)
+        check_rows(target_probs)
         if any(self.rows.done):
             target_probs = pad_rows(target_probs, tokens.sum(dim=(1, 2)), self.rows.done)
         self.tick("target")
@@ -266,7 +269,7 @@ class Decoding:
         if self.method.on_call is not None:
             laws = target_probs[:, :, :0]
             self.method.on_call(Batch(tokens, laws, target_probs), Verdict(none, none, token), starts)
-        return Call(token[:, None], emitted, [0] * rows, [0] * rows, none[:, None], lambda known: None)
+        return Call(token[:, None], emitted, [0] * rows, [0] * rows, lambda: none[:, None], lambda known: None)
 
     def _draft_lengths(self) -> list[int]:
         """Each row's largest draft length: L, less where the row's end is nearer, 0 once it is done.
@@ -274,7 +277,7 @@ class Decoding:
         A stateful verifier wants the same L in every call, and so does a beam search.
         """
         longest = self.longest
-        shortest = longest if self.method.facts.stateful or self.method.beams else 1
+        shortest = longest if self.facts.stateful or self.method.beams else 1
         return [
             0 if done else max(shortest, min(longest, self.rows.limit - end - 1))
             for end, done in zip(self.rows.end, self.rows.done, strict=True)
@@ -284,12 +287,15 @@ class Decoding:
         """Each row's text, if a logits processor reads it."""
         return self.rows.texts() if self.sampler.reads_tokens else []
 
-    def _score(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail."""
+    def _score(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail.
+
+        A single path lies there in its own order: None.
+        """
         known = self.rows.unread(self.target, starts)
         rows, paths, length = tokens.shape
         if paths == 1:
-            slots = torch.arange(length + 1, device=self.device).expand(rows, 1, -1)
+            slots = None
             logits = self.target.read(torch.cat([known, tokens[:, 0]], dim=1), last=length + 1)[:, None]
         else:
             merged = merge_paths(known[:, -1], tokens)
@@ -298,7 +304,7 @@ class Decoding:
             rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees).to(self.device)
             logits = rows_of_tree[torch.arange(rows, device=self.device)[:, None, None], slots]
         scores = self.sampler.scores(logits, self._known(), tokens)
-        self.asked.read(logits.flatten(1, 2), scores.flatten(1, 2))
+        self.asked.read(logits, scores)
         return self.sampler.law(scores), slots
 
     def _verify(self, drafts: Drafts, target_probs: Tensor) -> tuple[Batch, Verdict]:
@@ -307,20 +313,19 @@ class Decoding:
         lengths = torch.tensor(drafts.lengths, device=self.device) if uneven else None
         if lengths is not None:
             target_probs = pad_rows(target_probs, lengths, self.rows.done)
-        facts = self.method.facts
+        facts = self.facts
         self.row_after = RowAfter(self, drafts.tokens) if facts.reads_after else None
         after: RowAfter | Tensor | None = self.row_after
         if self.row_after is not None and self.agreed is not own:
             after = self.row_after()  # processes that share a model must make the same passes
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry, after)
         self.verification = kernels.implementation(facts, batch, self.draws)
-        verdict = kernels.verify(facts, batch, self.draws)
+        verdict = kernels.verify(facts, batch, self.draws, self.verification)
         self.carry = verdict.carry
         path, accepted, token = (self.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
-        verdict = replace(verdict, path=path, accepted=accepted, token=token)
         if lengths is not None:
-            verdict = replace(verdict, accepted=verdict.accepted.minimum(lengths))
-        return batch, verdict
+            accepted = accepted.minimum(lengths)
+        return batch, Verdict(path, accepted, token, self.carry)
 
     def _count_in(self, row: int, block: list[int]) -> int:
         """Count the row's block as text, and stream it; the number of tokens that count."""
@@ -330,6 +335,11 @@ class Decoding:
         if self.method.streamer is not None:
             self.method.streamer.put(torch.tensor(block))
         return len(block)
+
+    @cached_property
+    def facts(self) -> Verifier:
+        """The registry's entry of the verifier of paths."""
+        return self.method.facts
 
     @property
     def _asked(self) -> bool:
@@ -373,12 +383,12 @@ class RowAfter:
         assert self.decoding.source.model is not None
         logits = self.decoding.source.model.read(self.tokens[:, 0, -1:], last=1).to(self.decoding.device)
         law = self.decoding.sampler.next_laws(logits, self.decoding._known(), self.tokens)
+        check_rows(law)
         self.seconds = time.perf_counter() - began
         return law
 
 
 def _block(tokens: Tensor, verdict: Verdict) -> Tensor:
     """[B, L+1]: each row's winning path with the verdict's token behind the kept ones (what follows is void)."""
-    rows = torch.arange(len(tokens), device=tokens.device)
-    block = torch.nn.functional.pad(tokens[rows, verdict.path], (0, 1))
+    block = torch.nn.functional.pad(of_path(tokens, verdict.path), (0, 1))
     return block.scatter_(1, verdict.accepted[:, None], verdict.token[:, None])

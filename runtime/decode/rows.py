@@ -80,7 +80,8 @@ class Rows:
     def last(self, count: int) -> Tensor:
         """[B, count]: the last known tokens of each row."""
         if min(self.end) == max(self.end):
-            return self.ids[:, max(self.end[0] - count, 0) : self.end[0]]
+            first = max(self.end[0] - count, 0)
+            return self.ids.narrow(1, first, self.end[0] - first)
         columns = torch.tensor(self.end, device=self.device)[:, None] + torch.arange(-count, 0, device=self.device)
         return self.ids.gather(1, columns.clamp_min(0))
 
@@ -97,7 +98,7 @@ class Rows:
     def write(self, block: Tensor) -> None:
         """Write each row's block [B, m] behind its text; `count_in` says how much of it counts."""
         if min(self.end) == max(self.end):
-            self.ids[:, self.end[0] : self.end[0] + block.shape[1]] = block
+            self.ids.narrow(1, self.end[0], block.shape[1]).copy_(block)
             return
         end = torch.tensor(self.end, device=self.device)[:, None]
         self.ids.scatter_(1, end + torch.arange(block.shape[1], device=self.device), block)
@@ -134,6 +135,8 @@ class Rows:
 
     def of_all(self, values: list[int], others: list[int] | int = 0) -> list[int]:
         """For each of the B rows its value, `others` (of each of the B rows, or of all) for those not held."""
+        if len(values) == len(self.given):
+            return list(values)
         found = list(others) if isinstance(others, list) else [others] * len(self.given)
         for row, value in zip(self.order, values, strict=True):
             found[row] = value

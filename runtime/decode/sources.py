@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..drafting.given import GivenTokens
-from ..drafting.paths import Context, Drafts, draft_beam, draft_paths
+from ..drafting.paths import Context, Drafts, draft_beam, draft_paths, of_path
 from ..drafting.prompt_lookup import given_laws
 from ..draws import Draws
 from ..lengths import LengthPolicy
@@ -63,7 +62,7 @@ class ModelSource:
     def draft(self, rows: Rows, starts: list[int], lengths: list[int]) -> Drafts:
         """Drafts after the known tokens that the draft has not read (two after a block kept whole)."""
         texts = rows.texts() if self.sampler.reads_tokens else []
-        context = Context(texts, rows.unread(self.model, starts), torch.tensor(starts, device=rows.device) - 1)
+        context = Context(texts, rows.unread(self.model, starts), [start - 1 for start in starts])
         if self.beams:
             found = (self.model, self.sampler, context, self.beams, self.policy.maximum, self.agreed)
             drafts = draft_beam(*found, self.beam_draws)
@@ -72,8 +71,8 @@ class ModelSource:
 
     def keep(self, drafts: Drafts, path: Tensor) -> None:
         """Bring the winning path to the front of the tail (a single sampled path already is)."""
-        if (self.paths > 1 or self.beams) and drafts.slots.shape[2]:
-            self.model.keep_path(drafts.slots[torch.arange(len(path), device=path.device), path])
+        if drafts.slots is not None and drafts.slots.shape[2]:
+            self.model.keep_path(of_path(drafts.slots, path))
 
     def commit(self, known: list[int], starts: list[int], accepted: list[int], read: int) -> None:
         """All known tokens but the last that the draft has read."""
@@ -107,7 +106,7 @@ class GivenSource:
         for row, (own, law) in enumerate(found):
             if law is not None:
                 laws[row, 0, : len(own), : law.shape[1]] = law.to(laws)
-        return Drafts(tokens, laws, counts, tokens[:, :, :0])
+        return Drafts(tokens, laws, counts)
 
     def keep(self, drafts: Drafts, path: Tensor) -> None:
         """Nothing is cached."""

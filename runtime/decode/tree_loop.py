@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..drafting.tree import ROOT, DraftedTree, TreeBatch, TreeDraft, TreeVerdict
+from ..sampling import check_rows
 from ..states import Held
 from .loop import Call, Decoding
 
@@ -82,7 +83,7 @@ class TreeDecoding(Decoding):
             ends = zip(known, starts, drafted, strict=True)
             model.forget_tail([min(count - 1, start + kept) for count, start, kept in ends])
 
-        return Call(block, emitted, [0] * len(accepted), sizes, places, commit)
+        return Call(block, emitted, [0] * len(accepted), sizes, lambda: places, commit)
 
     def _tree_laws(self, tree: DraftedTree, starts: list[int]) -> Tensor:
         """The target's laws [B, N+1, V] after the last known token and after every node, in one pass."""
@@ -117,6 +118,7 @@ class TreeDecoding(Decoding):
     def laws(self, scores: Tensor) -> Tensor:
         """Laws [B, n, V] of processed logits; token 0 for sure in rows done."""
         found = self.sampler.law(scores)
+        check_rows(found)
         if any(self.rows.done):
             sure = torch.zeros_like(found)
             sure[..., 0] = 1.0

@@ -6,7 +6,7 @@ their drafted tokens lie behind them in the order (token 1 of paths 1..K), (toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,12 @@ class Context:
     Attributes:
         known: for each row its padded prompt and the tokens after it (read by logits processors only).
         recent [B, n] int64: the tokens the draft has not seen yet, up to the last known one.
-        place [B] int64: position of the last known token.
+        place: for each row the position of the last known token.
     """
 
     known: list[Tensor]
     recent: Tensor
-    place: Tensor
+    place: list[int]
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Drafts:
         tokens [B, K, L] int64: token 0 behind a row's own length.
         laws [B, K, L, V]: the very rows the tokens were drawn from.
         lengths: of each row's drafts, at most L.
-        slots [B, K, L-1] int64: where the tokens but the last lie in the draft's tail.
+        slots [B, K, L-1] int64: where the tokens but the last lie in the draft's tail; None if in their own order.
     """
 
     tokens: Tensor
     laws: Tensor
     lengths: list[int]
-    slots: Tensor
+    slots: Tensor | None = None
 
 
 def draft_paths(
@@ -67,9 +67,12 @@ def draft_paths(
         agreed: how processes that share a model agree on tokens and lengths.
     """
     logits = _last_logits(model, context).expand(-1, paths, -1)
-    place, longest, lengths = context.place, max(lengths), list(lengths)
-    nothing = context.recent.new_zeros(len(place), paths, 0)
-    own = torch.eye(paths, dtype=torch.bool, device=place.device)
+    rows, device = len(context.place), context.recent.device
+    longest, lengths = max(lengths), list(lengths)
+    if paths > 1:
+        place = torch.tensor(context.place, device=device)[:, None].expand(-1, paths)
+        sees = torch.eye(paths, dtype=torch.bool, device=device).repeat(1, longest)
+    nothing = context.recent.new_zeros(rows, paths, 0)
     tokens: list[Tensor] = []
     laws: list[Tensor] = []
     state = None
@@ -93,10 +96,12 @@ def draft_paths(
         if paths == 1:
             logits = model.read(tokens[-1])
         else:
-            logits = model.extend(tokens[-1], (place + 1 + i)[:, None].expand(-1, paths), own.repeat(1, i + 1))
-    steps = torch.arange(len(laws) - 1, device=place.device) * paths
-    slots = (steps + torch.arange(paths, device=place.device)[:, None]).expand(len(place), -1, -1)
-    return Drafts(torch.stack(tokens, dim=2), torch.stack(laws, dim=2), lengths, slots)
+            logits = model.extend(tokens[-1], place + (i + 1), sees[:, : (i + 1) * paths])
+    drafts = Drafts(torch.stack(tokens, dim=2), torch.stack(laws, dim=2), lengths)
+    if paths == 1:
+        return drafts
+    fed = torch.arange((len(laws) - 1) * paths, device=device)
+    return replace(drafts, slots=fed.view(-1, paths).T.expand(rows, -1, -1))
 
 
 def draft_beam(
@@ -114,12 +119,13 @@ def draft_beam(
     `draws` it is beam sampling: each step draws them without replacement in proportion to that probability.
     """
     logits = _last_logits(model, context)
-    rows, vocab, place = len(context.place), sampler.vocab, context.place
+    rows, vocab, device = len(context.place), sampler.vocab, context.recent.device
+    place = torch.tensor(context.place, device=device)
     tokens = context.recent.new_zeros(rows, 1, 0)
     slots = tokens
-    laws = logits.new_zeros(rows, 1, 0, vocab).to(place.device)
-    joint = torch.zeros(rows, 1, dtype=torch.float64, device=place.device)
-    sees = torch.zeros(rows, 1, 0, dtype=torch.bool, device=place.device)
+    laws = logits.new_zeros(rows, 1, 0, vocab).to(device)
+    joint = torch.zeros(rows, 1, dtype=torch.float64, device=device)
+    sees = torch.zeros(rows, 1, 0, dtype=torch.bool, device=device)
     end = 0
     for i in range(length):
         law = sampler.next_laws(logits, context.known, tokens)
@@ -128,13 +134,13 @@ def draft_beam(
         joint, chosen = kept.sort(dim=1, descending=True, stable=True)
         joint, chosen = joint[:, :beams], agreed(chosen[:, :beams])
         parent, token, width = chosen // vocab, chosen % vocab, chosen.shape[1]
-        row = torch.arange(rows, device=place.device)[:, None]
+        row = torch.arange(rows, device=device)[:, None]
         laws = torch.cat([laws[row, parent], law[row, parent][:, :, None]], dim=2)
         tokens = torch.cat([tokens[row, parent], token[:, :, None]], dim=2)
         if i + 1 < length:
-            own = torch.eye(width, dtype=torch.bool, device=place.device).expand(rows, -1, -1)
+            own = torch.eye(width, dtype=torch.bool, device=device).expand(rows, -1, -1)
             sees = torch.cat([sees[row, parent], own], dim=2)
-            here = (end + torch.arange(width, device=place.device)).expand(rows, -1)
+            here = (end + torch.arange(width, device=device)).expand(rows, -1)
             slots = torch.cat([slots[row, parent], here[:, :, None]], dim=2)
             end += width
             logits = model.extend(token, (place + 1 + i)[:, None].expand(-1, width), sees)
@@ -174,3 +180,8 @@ def _sure_beyond(law: Tensor, lengths: list[int], drafted: int) -> Tensor:
     sure = torch.zeros_like(law)
     sure[..., 0] = 1.0
     return torch.where(ended[:, None, None], sure, law)
+
+
+def of_path(values: Tensor, path: Tensor) -> Tensor:
+    """[B, ...]: of `values` [B, K, ...] those of each row's `path` [B]."""
+    return values[:, 0] if values.shape[1] == 1 else values[torch.arange(len(path), device=path.device), path]

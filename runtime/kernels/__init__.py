@@ -121,9 +121,13 @@ def implementation(verifier: Verifier, batch: Batch, draws: Draws) -> Implementa
     return decided if type(draws) is Draws else "tensor"
 
 
-def verify(verifier: Verifier, batch: Batch, draws: Draws) -> Verdict:
-    """What `verifier.verify(batch, draws)` does, by a kernel where there is one for it and for the batch's device."""
-    if implementation(verifier, batch, draws) == "kernels":
+def verify(verifier: Verifier, batch: Batch, draws: Draws, decided: Implementation | None = None) -> Verdict:
+    """What `verifier.verify(batch, draws)` does, by a kernel where there is one for it and for the batch's device.
+
+    Args:
+        decided: what `implementation` says, if it was asked.
+    """
+    if (decided or implementation(verifier, batch, draws)) == "kernels":
         return verify_laws(verifier.name, batch, draws.generator)
     return verifier.verify(batch, draws)
 

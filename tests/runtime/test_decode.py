@@ -340,6 +340,18 @@ def test_the_exact_law_of_the_loop_rejects_corrupt_caches(pair, monkeypatch, met
     pytest.fail("the corrupt cache went unnoticed")
 
 
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize("paths", [1, 2])
+@pytest.mark.parametrize("role", [0, 1])
+def test_a_model_without_a_law_stops_the_loop_before_anything_is_emitted(role, paths, do_sample):
+    models = [tiny("llama", 0, vocab=20, layers=2), tiny("llama", 1, vocab=20)]
+    torch.nn.init.constant_(models[role].lm_head.weight, math.nan)
+    with pytest.raises(ValueError, match="no law to sample from"):
+        generate(
+            *models, torch.tensor([[1, 2]]), paths=paths, length=2, check=False, do_sample=do_sample, max_new_tokens=4
+        )
+
+
 # ---- greedy ---------------------------------------------------------------------------------------------------------
 
 

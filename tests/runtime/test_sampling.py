@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper
 
-from specbound.runtime.sampling import Sampler
+from specbound.runtime.sampling import Sampler, check_rows
 
 CPU = torch.device("cpu")
 LOGITS = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -18,6 +20,17 @@ KNOWN = [torch.tensor([0, 0, 5]), torch.tensor([1, 2, 3, 4])]
 def test_greedy_puts_all_mass_on_the_first_of_equal_logits():
     laws = Sampler([], True, 4, [0], CPU).laws(torch.tensor([[[[1.0, 3.0, 3.0, 0.0]]]]), [], PATHS)
     assert laws.tolist() == [[[[0, 1, 0, 0]]]]
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("wrong", [[0.0, math.nan, 1.0], [math.inf, 0.0, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
+def test_logits_that_give_no_law_are_found_wherever_they_stand(wrong, greedy):
+    sampler, fine = Sampler([], greedy, 3, [0], CPU), [0.0, -math.inf, 1.0]
+    good, bad = (sampler.laws(torch.tensor([[[fine, row]]]), [], PATHS) for row in (fine, wrong))
+    check_rows(good, good)
+    for laws in ((bad, good), (good, bad), (bad,)):
+        with pytest.raises(ValueError, match="no law to sample from"):
+            check_rows(*laws)
 
 
 @pytest.mark.parametrize(("given", "computed"), [("bfloat16", "float32"), ("float32", "float32"), ("float64",) * 2])
