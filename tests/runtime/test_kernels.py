@@ -60,6 +60,11 @@ def test_histograms_of_rows_are_those_of_the_tensor_version_under_the_interprete
 
 
 @needs_triton
+def test_kernels_write_the_same_under_the_interpreter_as_it_is_and_made_fast() -> None:
+    interpreted("interpreted_twice.py")
+
+
+@needs_triton
 def test_the_kernels_decide_as_the_tensor_versions_do_under_the_interpreter() -> None:
     output = interpreted("interpreted_kernels.py")
     counted = re.search(r"(\d+) requests compared; (\d+) left out, with a uniform near a threshold", output)
@@ -278,12 +283,24 @@ def test_the_script_for_a_gpu_decodes_with_tiny_sizes_and_keeps_every_row(tmp_pa
     assert len(run.stdout.splitlines()) == len(rows)
 
 
+FAST = """
+import runpy
+import sys
+from tests.support.fast_interpreter import speed_up
+
+speed_up()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @needs_triton
 def test_the_whole_benchmark_runs_on_the_interpreter_with_tiny_sizes(tmp_path: Path) -> None:
     output = tmp_path / "kernels.json"
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", SCRIPT, "--smoke", "--output", output],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, "-W", "ignore", "-c", FAST, SCRIPT, "--smoke", "--output", output],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
+        cwd=TESTS.parent,
         capture_output=True,
         text=True,
         check=False,

@@ -20,9 +20,9 @@ from specbound.runtime.kernels.histograms import (
 )
 from specbound.runtime.kernels.rows import inverse_temperature, read_row
 from specbound.runtime.parts.ratio_knots import Knots, fixed_knots
-from tests.support.interpreted_kernels import POISON, Case, _language_is_patched_once_per_launch, buffers, random_case
+from tests.support.interpreted_kernels import POISON, Case, _interpreter_is_fast, buffers, random_case
 
-__all__ = ["_language_is_patched_once_per_launch"]
+__all__ = ["_interpreter_is_fast"]
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -45,6 +45,7 @@ from specbound.runtime.parts.draft_tree import first_appearance
 from specbound.runtime.verdict import Batch, Verdict
 from specbound.runtime.verifiers import get
 from specbound.theory.prefix_tree import PrefixTree
+from tests.support.fast_interpreter import speed_up
 
 SINGLE, SELECTING = ("block", "token"), ("two-level", "gbv-bucketed")
 MANY = (*SELECTING, "key-race")
@@ -54,13 +55,8 @@ Kernel = Callable[[Batch, Answers], Verdict]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _language_is_patched_once_per_launch() -> None:
-    """The interpreter replaces the language's functions for a launch, and again at every call of a device function.
-
-    Once per launch, and once for the language's own device functions, is enough; the rest is a third of the time.
-    """
-    interpreter._patch_lang(tl.max.fn)
-    interpreter.InterpretedFunction.__call__ = lambda function, *args, **kwargs: function.rewrite()(*args, **kwargs)
+def _interpreter_is_fast() -> None:
+    speed_up()
 
 
 COMPARED: Counter[str] = Counter()
@@ -1115,6 +1111,20 @@ def test_every_node_is_read_once_and_the_walks_again_where_a_residual_can_matter
     assert torch.equal(target, expected)
     assert torch.equal(draft, torch.where(reached(lengths, 3)[:, None], expected, 0)[..., :2])
     assert (out.first < out.stop)[:3].any()
+
+
+@triton.jit
+def product(numbers, factor):
+    """The second number, the first times the factor, in 32 bits."""
+    tl.store(numbers + 1, tl.load(numbers) * factor)
+
+
+@pytest.mark.parametrize(("factor", "wraps"), [(2**16 - 1, False), (2**16, True), (-(2**16), False)])
+def test_an_integer_that_wraps_is_noticed(factor: int, wraps: bool) -> None:
+    numbers = torch.tensor([2**15, 0], dtype=torch.int32)
+    with pytest.raises(Exception, match="mul overflows int32") if wraps else nullcontext():
+        product[(1,)](numbers, factor)
+    assert numbers[1] == (0 if wraps else 2**15 * factor)
 
 
 def test_an_access_outside_the_tensors_is_noticed() -> None:

@@ -34,7 +34,7 @@ from tests.support.interpreted_kernels import (
     Case,
     GivenDraws,
     Stratum,
-    _language_is_patched_once_per_launch,
+    _interpreter_is_fast,
     buffers,
     races,
     random_case,
@@ -43,7 +43,7 @@ from tests.support.interpreted_kernels import (
     undecided,
 )
 
-__all__ = ["_language_is_patched_once_per_launch"]
+__all__ = ["_interpreter_is_fast"]
 
 
 @pytest.fixture
