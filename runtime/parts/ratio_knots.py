@@ -10,7 +10,7 @@ Letters: N rows, B requests, K paths, L drafted tokens, V vocabulary, M knots.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import compiled
 from ..verdict import Batch
 from .score_law import Array, Indices, count_below, entries, over
 from .single_path import at
@@ -71,6 +72,8 @@ class Knots:
     @classmethod
     def of(cls, target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Knots:
         """The knots of rows [N, L, V], read once, in arithmetic `dtype`; every attribute [N, L, M]."""
+        if draft_rows.shape[-1] > MOST and compiled.usable(draft_rows.device.type):
+            return cls._compiled(target_rows, draft_rows, dtype)
         if draft_rows.shape[-1] > MOST:
             mass = _shared_masses(target_rows, draft_rows, dtype)
             ratio = fixed_knots(draft_rows.device).expand_as(mass)
@@ -79,6 +82,21 @@ class Knots:
             mass = draft_rows.double().gather(-1, order)
         total = mass.sum(dim=-1)
         return cls(*(part.cpu().numpy() for part in (ratio, mass / total.unsqueeze(-1), total)))
+
+    @classmethod
+    def _compiled(cls, target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Knots:
+        from ..compiled import rows
+
+        knots = fixed_knots(draft_rows.device).numpy()
+        mass, total = np.empty((*draft_rows.shape[:2], len(knots))), np.empty(draft_rows.shape[:2])
+
+        def add(place: tuple[slice, slice], target: NDArray[Any], draft: NDArray[Any]) -> None:
+            found, whole = np.empty((len(draft), len(knots))), np.empty(len(draft))
+            rows.knot_masses(target, draft, SHIFT, BEFORE, knots, found, whole)
+            mass[place], total[place] = found.reshape(mass[place].shape), whole.reshape(total[place].shape)
+
+        _by_tile(add, target_rows, draft_rows, dtype)
+        return cls(np.broadcast_to(knots, mass.shape), mass, total)
 
     @cached_property
     def sums(self) -> Array:
@@ -172,12 +190,44 @@ def tiles(rows: Tensor) -> Iterator[tuple[slice, slice]]:
 def step_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Tensor:
     """[N, L, LAST + 1, 2] float64: draft and target mass of rows [N, L, V] from each fixed knot up to the next."""
     sums = torch.empty(*draft_rows.shape[:2], LAST + 1, 2, dtype=torch.float64, device=draft_rows.device)
+    if compiled.usable(draft_rows.device.type):
+        from ..compiled import rows
+
+        def add(place: tuple[slice, slice], target: NDArray[Any], draft: NDArray[Any]) -> None:
+            flat = np.empty((len(draft), 2 * (LAST + 1)))
+            rows.step_masses(target, draft, SHIFT, BEFORE, flat)
+            sums[place] = torch.from_numpy(flat).view(sums[place].shape)
+
+        _by_tile(add, target_rows, draft_rows, dtype)
+        return sums
     most = min(draft_rows.numel(), rows_in_cache(draft_rows) * draft_rows.shape[2])
     kinds = torch.float32, torch.int64, dtype.to_complex()
     room = tuple(torch.empty(most, dtype=kind, device=draft_rows.device) for kind in kinds)
     for tile in tiles(draft_rows):
         sums[tile] = _sums(target_rows[tile].to(dtype), draft_rows[tile].to(dtype), room)
     return sums
+
+
+def _by_tile(
+    work: Callable[[tuple[slice, slice], NDArray[Any], NDArray[Any]], None],
+    target_rows: Tensor,
+    draft_rows: Tensor,
+    dtype: torch.dtype,
+) -> None:
+    """Call work(place, target, draft) for rows [N, L, V] on the CPU, tile by tile, each as arrays [n, V] of `dtype`."""
+    places = list(tiles(draft_rows))
+
+    def run(some: slice) -> None:
+        for place in places[some]:
+            work(place, _flat(target_rows[place].to(dtype)), _flat(draft_rows[place].to(dtype)))
+
+    compiled.spread(run, len(places), draft_rows.numel())
+
+
+def _flat(rows: Tensor) -> NDArray[Any]:
+    """Rows [.., I] on the CPU as one array [N, I], row after row in memory."""
+    flat: NDArray[Any] = rows.reshape(-1, rows.shape[-1]).contiguous().numpy()
+    return flat
 
 
 def _shared_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -209,9 +259,16 @@ def _sums(target_rows: Tensor, draft_rows: Tensor, room: tuple[Tensor, ...]) -> 
     return sums.view(*rows, LAST + 1, 2)
 
 
+def are_fixed(ratio: Tensor) -> bool:
+    """Whether knots [.., M] are the fixed ones rather than a row's own tokens."""
+    return ratio.shape[-1] > MOST
+
+
 def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
     """[N, I]: draft times the table [N, M] at each token's ratio, `ratio` [N, M] the knots of its row."""
-    if ratio.shape[-1] > MOST:
+    if are_fixed(ratio) and compiled.usable(draft_rows.device.type):
+        return _compiled_law(table, target_rows, draft_rows)
+    if are_fixed(ratio):
         slope = torch.cat([table.diff(dim=-1) / ratio.diff(dim=-1), torch.zeros_like(table[..., :1])], dim=-1)
         index = knot_below(target_rows, draft_rows)
         level, slope = (part.to(draft_rows.dtype) for part in (table - slope * ratio, slope))
@@ -220,6 +277,35 @@ def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Te
     own = own_ratio(target_rows.double(), draft_rows.double())
     index = torch.searchsorted(ratio.contiguous(), own, right=True) - 1
     return draft_rows * table.gather(-1, index).to(draft_rows.dtype)
+
+
+def _compiled_law(table: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
+    """`linear_law` at the fixed knots by a compiled loop."""
+    from ..compiled import rows
+
+    target, draft, tables = _flat(target_rows), _flat(draft_rows), _flat(table)
+    laws, knots = np.empty_like(draft), fixed_knots(draft_rows.device).numpy()
+
+    def fill(some: slice) -> None:
+        rows.linear_laws(target[some], draft[some], SHIFT, BEFORE, knots, tables[some], laws[some])
+
+    compiled.spread(fill, len(draft), draft.size)
+    return torch.from_numpy(laws).view(draft_rows.shape)
+
+
+def compiled_surpluses(table: Tensor, target_rows: Tensor, draft_rows: Tensor, scale: Tensor) -> Tensor:
+    """[N]: sum max(0, scale target - law) over rows [N, V] on the CPU, for scale [N] and the laws of `linear_law`."""
+    from ..compiled import rows
+
+    left, knots = np.empty(len(draft_rows)), fixed_knots(draft_rows.device).numpy()
+    tables, scales = table.numpy(), scale.double().numpy()
+
+    def add(some: slice) -> None:
+        target, draft = (_flat(part[some].to(scale.dtype)) for part in (target_rows, draft_rows))
+        rows.surpluses(target, draft, SHIFT, BEFORE, knots, tables[some], scales[some], left[some])
+
+    compiled.spread(add, len(left), draft_rows.numel())
+    return torch.from_numpy(left).to(scale.dtype)
 
 
 def stepped_law(table: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:

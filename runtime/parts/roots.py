@@ -15,6 +15,7 @@ from torch import Tensor
 
 SECTIONS = {torch.float64: 8, torch.float32: 16}  # by which a bracket is divided in each round
 ROUNDS = {torch.float64: 14, torch.float32: 2}
+STEPS = {torch.float64: 50, torch.float32: 14}  # of the secant
 SLACK = 2  # evaluations that the secant steps may waste against bisection
 
 
@@ -29,9 +30,8 @@ def falling_root(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor
         low, high [B] float64.
     """
     at_low, at_high = function(low), function(high)
-    steps = 50 if at_low.dtype == torch.float64 else 14
     start = high - low
-    for step in range(steps):
+    for step in range(STEPS[at_low.dtype]):
         middle, half = (low + high) / 2, (high - low) / 2
         secant = high - at_high * (high - low) / torch.where(at_high < at_low, at_high - at_low, -1)
         towards = (middle - secant).sign()

@@ -15,11 +15,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import compiled
 from ..draws import Draws
 from ..verdict import Batch, Verdict, arithmetic
 from .block_rule import ratios_of, surplus, threshold, threshold_from
 from .draft_tree import Walk, node_rows, rows_at
-from .ratio_knots import IN_CACHE, linear_law, rows_in_cache
+from .ratio_knots import IN_CACHE, are_fixed, compiled_surpluses, linear_law, rows_in_cache
 from .score_law import Array
 from .single_path import at, correction_weights, row_at
 
@@ -87,11 +88,21 @@ def verify_selected(batch: Batch, draws: Draws, path: Tensor, knots: Array, dens
     def law(where: Tensor, deep: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
         return linear_law(table[where, deep], ratio[where, deep], target_rows, draft_rows)
 
-    return verify_against(batch, draws, path, law)
+    def surpluses(ratios: Tensor) -> Tensor:
+        rows = zip(path.tolist(), table, batch.target_probs, batch.draft_probs, ratios, strict=True)
+        left = [compiled_surpluses(own[1:], target[k, 1:-1], draft[k, 1:], c) for k, own, target, draft, c in rows]
+        return torch.stack(left) if left else ratios
+
+    by_loops = compiled.usable(path.device.type) and are_fixed(ratio)
+    return verify_against(batch, draws, path, law, surpluses if by_loops else None)
 
 
 def verify_against(
-    batch: Batch, draws: Draws, path: Tensor, law_of: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    batch: Batch,
+    draws: Draws,
+    path: Tensor,
+    law_of: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    surpluses_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Verdict:
     """Block verification of `path` [B] against the law by which it was selected.
 
@@ -100,6 +111,8 @@ def verify_against(
     Args:
         law_of: from places, int64 `request` and `depth` of one shape [..], and target's and draft's probabilities
             [.., I] of tokens there, to the law's [.., I].
+        surpluses_of: from c [B, L-1] of the prefixes between the ends to sum_y max(0, c target - law) after each, if
+            there is a faster way than `law_of`.
     """
     requests, _, length, _ = batch.shape
     request, dtype = torch.arange(requests, device=path.device), arithmetic(batch)
@@ -112,22 +125,25 @@ def verify_against(
     where, deep = request.unsqueeze(1).expand(-1, length), depth.expand(requests, -1)
     ratios = ratios_of(target, law_of(where, deep, target.unsqueeze(2), draft.unsqueeze(2)).squeeze(2))
 
-    def rows(some: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def rows(where: Tensor, deep: Tensor) -> tuple[Tensor, Tensor]:
         """Target's row and the path's law at places (request, depth)."""
-        where, deep = some
         target_rows, draft_rows = (
             rows_at(probs, where, path[where], deep).to(dtype) for probs in (batch.target_probs, batch.draft_probs)
         )
         return target_rows, law_of(where, deep, target_rows, draft_rows)
 
-    left = []
-    inner = request.repeat_interleave(length - 1), depth[1:].repeat(requests)
-    for some in zip(*(part.split(rows_in_cache(batch.draft_probs, IN_CACHE // 2)) for part in inner), strict=True):
-        left.append(surplus(ratios[some], *rows(some)))
-    inner_thresholds = threshold_from(ratios[:, 1:-1], torch.cat(left).view(requests, length - 1))
+    def surpluses(ratios: Tensor) -> Tensor:
+        """[B, L-1], a few rows at a time."""
+        places = request.repeat_interleave(length - 1), depth[1:].repeat(requests), ratios.flatten()
+        parts = (part.split(rows_in_cache(batch.draft_probs, IN_CACHE // 2)) for part in places)
+        left = [surplus(scale, *rows(where, deep)) for where, deep, scale in zip(*parts, strict=True)]
+        return torch.cat(left).view_as(ratios)
+
+    inner = ratios[:, 1:-1]
+    inner_thresholds = threshold_from(inner, (surpluses_of or surpluses)(inner))
     kept = draws.accept_last(torch.cat([inner_thresholds, ratios[:, -1:]], dim=1))
 
-    _, law = rows((request, kept.clamp_max(length - 1)))
+    _, law = rows(request, kept.clamp_max(length - 1))
     target_row = rows_at(batch.target_probs, request, path, kept).to(dtype)
     corrected, stopped = correction_weights(at(ratios, kept), target_row, law), (kept < length).unsqueeze(1)
     weights = torch.where(stopped, corrected, target_row)

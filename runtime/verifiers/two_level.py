@@ -17,14 +17,17 @@ verification (arXiv:2403.10444), and the best rule attains the lossless optimum.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import compiled
 from ..draws import Draws
 from ..parts.count_law import counts_after
 from ..parts.ratio_knots import Knots, at_nodes, between, drafted_rows, fit_in_cache
-from ..parts.roots import sectioned_root
+from ..parts.roots import STEPS, sectioned_root
 from ..parts.score_law import Array, count_below, entries, over
 from ..parts.selected_path import verify_selected
 from ..parts.single_path import at
@@ -60,6 +63,10 @@ def levels(ratio: Array, high: Array, low: Array) -> Array:
     return np.clip(over(ratio - low, high - low), 0, 1)
 
 
+def _slack(dtype: torch.dtype) -> float:
+    return 8 * torch.finfo(dtype).eps
+
+
 def success_mass(knots: Knots, accept: Array, count: Array, dtype: torch.dtype) -> Array:
     """The smallest b in [0, 1] with sum_y q(y) clip(a r, k2(b), k1(b)) <= 1, where coins fail with mass 1 - b.
 
@@ -67,7 +74,7 @@ def success_mass(knots: Knots, accept: Array, count: Array, dtype: torch.dtype) 
     accuracy of b, which dtype sets. Args: knots of rows [B, M]; accept [B] = a; count [B, K]. Returns [B].
     """
     accept = accept[:, None]
-    one = 1 + 8 * torch.finfo(dtype).eps
+    one = 1 + _slack(dtype)
 
     def excess(mass: Array) -> Array:
         high, low = level_densities(count, 1 - mass)
@@ -103,11 +110,60 @@ def counts_below(count: Array, level: Array, mass: Array, fails: Array) -> Array
     Returns:
         [B, K], rows sum to 1; `count` itself where the choice had probability 0 or below 1e-300.
     """
+    if compiled.usable():
+        from ..compiled.walks import count_nodes
+
+        after = np.empty_like(count)
+        count_nodes(count, level, mass, fails, after)
+        return after
     high, low = level_densities(count, fails[:, None])
     failing, level = mass * (1 - level), level[:, None]
     lowest, higher = counts_after(count, (np.maximum(fails - failing, 0), failing), (1 - mass, mass))
     density = low + level * (high - low)
     return np.where(density > 0, over(lowest + level * (higher - lowest), density), count)
+
+
+class Offers(NamedTuple):
+    """What the paths offer at B nodes.
+
+    Attributes:
+        table [B, M]: selected law over draft law at the knots; fails [B]: draft mass whose coin fails.
+        level, density [B, K]: level of each path's token, and selected law over draft law there.
+        weight [B, K]: law of the selected path.
+    """
+
+    table: Array
+    fails: Array
+    level: Array
+    density: Array
+    weight: Array
+
+
+@np.errstate(all="ignore")
+def offers_at(
+    knots: Knots, accept: Array, count: Array, alive: NDArray[np.bool_], offered: Array, dtype: torch.dtype
+) -> Offers:
+    """The selection rule at B nodes.
+
+    Args:
+        knots: of rows [B, M]; accept [B]; count [B, K]; alive [B, K]: the paths through the node; offered [B, K]:
+            target/draft of their tokens.
+    """
+    if compiled.usable():
+        from ..compiled.walks import offer_nodes
+
+        ratio, mass = np.ascontiguousarray(knots.ratio), np.ascontiguousarray(knots.mass)
+        found = Offers(np.empty_like(mass), np.empty_like(accept), *np.empty((3, *count.shape)))
+        offer_nodes(ratio, mass, accept, count, alive, offered, _slack(dtype), STEPS[dtype], *found)
+        return found
+    high, low = level_densities(count, 1 - success_mass(knots, accept, count, dtype)[:, None])
+    level = levels(accept[:, None] * knots.ratio, high, low)
+    fails = np.clip((knots.mass * (1 - level)).sum(axis=1), 0, 1)
+    high, low = level_densities(count, fails[:, None])
+    table = low + level * (high - low)
+    near, part = knots.between(offered)
+    own = between(level, near, part)
+    return Offers(table, fails, own, between(table, near, part), selection_weights(own, alive))
 
 
 @register(
@@ -139,24 +195,16 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
             here = everywhere[node, depth]
         else:
             here = Knots.of(at_nodes(target_rows, node, depth), at_nodes(draft_rows, node, depth), dtype)[:, 0]
-        high, low = level_densities(count, 1 - success_mass(here, accept, count, dtype)[:, None])
-        level = levels(accept[:, None] * here.ratio, high, low)
-        fails = np.clip((here.mass * (1 - level)).sum(axis=1), 0, 1)
-        high, low = level_densities(count, fails[:, None])
+        offer = offers_at(here, accept, count, alive, ratio[offers, depth], dtype)
         ratios.append(here.ratio)
-        tables.append(low + level * (high - low))
-
-        near, part = here.between(ratio[offers, depth])
-        offered = between(level, near, part)
+        tables.append(offer.table)
         if paths > 1:
-            weights = torch.from_numpy(selection_weights(offered, alive)).to(device)
-            path = draws.choose(weights).cpu().numpy()
-        own = first + path
-        density = between(tables[depth], near[request, path], part[request, path])
-        step = np.where(density * draft[own, depth] > 0, over(target[own, depth], density * draft[own, depth]), 1.0)
+            path = draws.choose(torch.from_numpy(offer.weight).to(device)).cpu().numpy()
+        own, density = first + path, offer.density[request, path]
+        step = np.where(density * draft[own, depth] > 0, over(ratio[own, depth], density), 1.0)
         accept = np.minimum(accept * step, 1)
         alive &= tokens[offers, depth] == tokens[own, depth][:, None]
         mass = draft[own, depth] / here.total
-        count = counts_below(count, offered[request, path], mass, fails)
+        count = counts_below(count, offer.level[request, path], mass, offer.fails)
     chosen = torch.from_numpy(path).to(device)
     return verify_selected(batch, draws, chosen, np.stack(ratios, axis=1), np.stack(tables, axis=1))

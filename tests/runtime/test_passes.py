@@ -12,6 +12,7 @@ from specbound.runtime.verdict import Batch
 from specbound.runtime.verifiers import get, many_level, two_level
 from tests.support.reads import Reads
 
+pytestmark = pytest.mark.usefixtures("arrays")  # what compiled loops read is counted in test_compiled.py
 PATHS = 4
 MODULES = {"score-race": ratio_knots, "two-level": two_level, "many-level": many_level}
 # The score race looks at every row for its histogram (7 numbers per entry: ratio, bits, index, masses, sums), the

@@ -44,6 +44,16 @@ def test_it_is_lossless_and_keeps_what_theory_says(name):
             assert abs(law.acceptance_length - theory.acceptance(tree, paths, rule)[1:].sum()) < 1e-11
 
 
+@pytest.mark.usefixtures("arrays")
+@pytest.mark.parametrize("rule", RULES)
+def test_the_arrays_are_lossless_and_keep_what_theory_says(rule):
+    """The loops run everywhere else."""
+    for name in ("three tokens", "alone", next(iter(INSTANCES))):
+        law = exact_law(score_race.score_race(rule), TREES[name], 2)
+        assert law.total_variation(TREES[name].target_law()) < 1e-12
+        assert abs(law.acceptance_length - theory.acceptance(TREES[name], 2, rule)[1:].sum()) < 1e-11
+
+
 def test_many_paths_over_few_drafts_are_lossless():
     tree = PrefixTree.iid([0.3, 0.7], [0.6, 0.4], 1)
     law = exact_law("score-race", tree, 6)
@@ -63,14 +73,20 @@ def test_the_registered_names_are_these_rules():
         get("score-race").configured(rule="fast")
 
 
+@pytest.mark.usefixtures("host")
 def test_a_race_whose_scores_are_all_uniform_is_not_lossless_against_the_law_of_unequal_ones(monkeypatch):
-    monkeypatch.setattr(ScoreLaw, "rearranged", lambda self, edges, shares: self)
+    race = score_race.race
+
+    def uniform(knots, ratio, paths, *rest):
+        return ScoreLaw.uniform(len(ratio), paths), race(knots, ratio, paths, *rest)[1]
+
+    monkeypatch.setattr(score_race, "race", uniform)
     law = exact_law("score-race", TREES["three tokens"], 2)
     assert law.total_variation(TREES["three tokens"].target_law()) > 1e-3
 
 
 @pytest.fixture
-def few_knots(monkeypatch):
+def few_knots(monkeypatch, host):
     """Every row is read at the fixed knots, however few tokens it has."""
     monkeypatch.setattr(ratio_knots, "MOST", 0)
 
@@ -149,6 +165,7 @@ def big_batch(dtype: torch.dtype, requests: int, paths: int, vocab: int = 1500) 
     return Batch(tokens, draft.to(dtype), target.to(dtype))
 
 
+@pytest.mark.usefixtures("host")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_rows_of_every_dtype_select_with_nearly_the_law_of_float64(dtype):
     batch, exact = big_batch(dtype, 4, 6), big_batch(torch.float64, 4, 6)
@@ -170,7 +187,11 @@ class Asked(Draws):
         return super().smallest_score(score, below)
 
 
-@pytest.mark.parametrize(("requests", "paths", "vocab"), [(0, 3, 5), (2, 64, 3), (1, 2, 1), (3, 1, 300), (2, 64, 300)])
+SHAPES = [(0, 3, 5), (2, 64, 3), (1, 2, 1), (3, 1, 300), (2, 64, 300), (0, 2, 300)]
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize(("requests", "paths", "vocab"), SHAPES)
 def test_shapes_from_none_to_many(requests, paths, vocab):
     batch = big_batch(torch.float32, requests, paths, vocab)
     verdict = get("score-race").verify(batch, Draws(torch.Generator().manual_seed(0)))

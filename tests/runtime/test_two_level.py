@@ -87,6 +87,7 @@ def test_two_level_densities_agree_with_fractions(row, paths):
     assert closeness(found, exact_densities(count, fails)) < 1e-13
 
 
+@pytest.mark.usefixtures("host")
 @pytest.mark.parametrize("paths", [2, 4])
 @pytest.mark.parametrize("row", ROWS)
 def test_two_level_count_laws_agree_with_fractions_three_levels_down(row, paths):
@@ -102,6 +103,7 @@ def test_two_level_count_laws_agree_with_fractions_three_levels_down(row, paths)
             assert abs(got - array(count)).max() < 1e-12
 
 
+@pytest.mark.usefixtures("host")
 @pytest.mark.parametrize("paths", [33, 64])
 @pytest.mark.parametrize("row", ROWS)
 def test_the_count_law_of_many_paths_has_the_exact_generating_function(row, paths):
@@ -167,6 +169,7 @@ def test_gbv_walks_down_to_prefixes_of_probability_1e_minus_30_as_fractions_do(p
     assert own_joint < SMALL
 
 
+@pytest.mark.usefixtures("host")
 @pytest.mark.parametrize("paths", [1, 2, 5, 64])
 def test_selected_law_and_counts_sum_to_one_at_a_large_vocabulary(paths):
     generator = torch.Generator().manual_seed(paths)
@@ -222,6 +225,7 @@ def test_two_level_stays_above_block_and_near_the_certified_optimum(vocab, lengt
     assert min(fractions) > 0.85
 
 
+@pytest.mark.usefixtures("host")
 def test_two_level_is_below_traversal_on_this_instance():
     """A recorded loss: three paths, nearly equal models with one rare surprise; 0.14% below traversal verification."""
     tree = PrefixTree.random(2, 3, seed=2, concentration=0.3)

@@ -1,0 +1,125 @@
+"""Passes over rows of V tokens: what `parts.ratio_knots` computes with tensors, a token at a time.
+
+A token's step is the fixed knot at or below its ratio target/draft, read off the bits of a float32 as in
+`ratio_knots.knot_below`. Sums are taken in float64.
+
+Letters: N rows, V vocabulary, M fixed knots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Rows = NDArray[Any]  # float32 or float64
+Array = NDArray[np.float64]
+Steps = NDArray[np.uint64]
+
+PIECE = 1024  # tokens whose steps are found before they are used
+
+# What only other compiled functions call; its code is part of what is kept for those.
+inner = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+outer = njit(nogil=True, error_model="numpy", cache=True)
+
+
+@inner
+def find_steps(target: Rows, draft: Rows, shift: int, before: int, last: int, step: Steps) -> None:
+    """The index of the step, 0 to `last`, of each token: ratio bits >> `shift`, less `before`, clipped."""
+    for v in range(len(draft)):
+        leading = (np.float32(target[v] / draft[v]).view(np.int32) >> np.int32(shift)) - np.int32(before)
+        step[v] = np.uint64(min(max(leading, np.int32(0)), np.int32(last)))
+
+
+@inner
+def add_row(target: Rows, draft: Rows, shift: int, before: int, step: Steps, sums: Array) -> None:
+    """Draft and target mass of one row by step, in turn, into `sums` [2M]."""
+    sums[:] = 0.0
+    last = len(sums) // 2 - 1
+    for start in range(0, len(draft), PIECE):
+        target_piece, draft_piece = target[start : start + PIECE], draft[start : start + PIECE]
+        find_steps(target_piece, draft_piece, shift, before, last, step)
+        for v in range(len(draft_piece)):
+            place = np.uint64(2) * step[v]
+            sums[place] += draft_piece[v]
+            sums[place + np.uint64(1)] += target_piece[v]
+
+
+@outer
+def step_masses(target: Rows, draft: Rows, shift: int, before: int, sums: Array) -> None:
+    """`ratio_knots.step_masses` of rows [N, V], into `sums` [N, 2M]."""
+    step = np.empty(PIECE, np.uint64)
+    for n in range(len(draft)):
+        add_row(target[n], draft[n], shift, before, step, sums[n])
+
+
+@outer
+def knot_masses(
+    target: Rows, draft: Rows, shift: int, before: int, knots: Array, mass: Array, total: Array
+) -> None:  # fmt: skip
+    """Each token's draft mass shared by the two knots [M] around it, into `mass` [N, M], its sum into `total` [N].
+
+    A row's `mass` is divided by its sum.
+    """
+    step, sums, last = np.empty(PIECE, np.uint64), np.empty(2 * len(knots)), len(knots) - 1
+    for n in range(len(draft)):
+        add_row(target[n], draft[n], shift, before, step, sums)
+        carried, all_mass = 0.0, 0.0
+        for m in range(last + 1):
+            here, upper = sums[2 * m], 0.0
+            if m < last:
+                upper = min(max((sums[2 * m + 1] - knots[m] * here) / (knots[m + 1] - knots[m]), 0.0), here)
+            mass[n, m] = here - upper + carried
+            carried = upper
+            all_mass += mass[n, m]
+        for m in range(last + 1):
+            mass[n, m] /= all_mass
+        total[n] = all_mass
+
+
+@inner
+def lines_of(table: Array, knots: Array, lines: Array) -> None:
+    """The table [M] between the knots as level + slope ratio, into `lines` [2M]; flat above the last knot."""
+    last = len(knots) - 1
+    for m in range(last):
+        slope = (table[m + 1] - table[m]) / (knots[m + 1] - knots[m])
+        lines[2 * m], lines[2 * m + 1] = table[m] - slope * knots[m], slope
+    lines[2 * last], lines[2 * last + 1] = table[last], 0.0
+
+
+@outer
+def linear_laws(
+    target: Rows, draft: Rows, shift: int, before: int, knots: Array, tables: Array, laws: Rows
+) -> None:  # fmt: skip
+    """`ratio_knots.linear_law`: draft times the table [N, M] at each token of rows [N, V], into `laws` [N, V]."""
+    step, lines, last = np.empty(PIECE, np.uint64), np.empty(2 * len(knots)), len(knots) - 1
+    for n in range(len(draft)):
+        lines_of(tables[n], knots, lines)
+        for start in range(0, draft.shape[1], PIECE):
+            target_piece, draft_piece = target[n, start : start + PIECE], draft[n, start : start + PIECE]
+            find_steps(target_piece, draft_piece, shift, before, last, step)
+            for v in range(len(draft_piece)):
+                place = np.uint64(2) * step[v]
+                law = lines[place] * draft_piece[v] + lines[place + np.uint64(1)] * target_piece[v]
+                laws[n, start + v] = max(law, 0.0)
+
+
+@outer
+def surpluses(
+    target: Rows, draft: Rows, shift: int, before: int, knots: Array, tables: Array, scale: Array, left: Array
+) -> None:  # fmt: skip
+    """`block_rule.surplus` of rows [N, V] with such laws: sum max(0, scale target - law), into `left` [N]."""
+    step, lines, last = np.empty(PIECE, np.uint64), np.empty(2 * len(knots)), len(knots) - 1
+    for n in range(len(draft)):
+        lines_of(tables[n], knots, lines)
+        total = 0.0
+        for start in range(0, draft.shape[1], PIECE):
+            target_piece, draft_piece = target[n, start : start + PIECE], draft[n, start : start + PIECE]
+            find_steps(target_piece, draft_piece, shift, before, last, step)
+            for v in range(len(draft_piece)):
+                place = np.uint64(2) * step[v]
+                law = lines[place] * draft_piece[v] + lines[place + np.uint64(1)] * target_piece[v]
+                total += max(scale[n] * target_piece[v] - max(law, 0.0), 0.0)
+        left[n] = total

@@ -1,0 +1,249 @@
+"""Compiled loops against the arrays that they stand for, and how often they read the rows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from specbound.runtime import compiled
+from specbound.runtime.compiled import rows
+from specbound.runtime.draws import Draws
+from specbound.runtime.parts import ratio_knots
+from specbound.runtime.parts.block_rule import surplus
+from specbound.runtime.parts.ratio_knots import Knots, compiled_surpluses, fixed_knots, histograms, linear_law
+from specbound.runtime.parts.score_law import over
+from specbound.runtime.verdict import Batch, arithmetic
+from specbound.runtime.verifiers import get, score_race, two_level
+
+RULES = ("two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved")
+CPU = torch.device("cpu")
+
+
+def laws(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a target and of a draft, with tokens that one of them, or neither, has."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    pair = [logits, logits + torch.randn(shape, generator=generator, dtype=torch.float64)]
+    for each, start in zip(pair, (0, 2), strict=True):
+        each[..., start : start + 3] = -torch.inf
+    target, draft = (torch.softmax(each, dim=-1).to(dtype) for each in pair)
+    return target, draft
+
+
+def batch_of(
+    requests: int, paths: int, length: int, vocab: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Batch:
+    """Paths of a request share their first token's row."""
+    target, draft = laws(requests, paths, length + 1, vocab, seed=seed, dtype=dtype)
+    target[:, :, 0], draft[:, :, 0] = target[:, :1, 0], draft[:, :1, 0]
+    draft = draft[:, :, :-1].contiguous()
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.multinomial(draft.flatten(0, 2).double(), 1, generator=generator).view(requests, paths, length)
+    return Batch(tokens, draft, target)
+
+
+def by_arrays(monkeypatch, work):
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "usable", lambda device="cpu": False)
+        return work()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [300, 5000])
+def test_histograms_are_those_of_the_tensors_in_float64(monkeypatch, dtype, vocab):
+    """Whatever the rows' own precision: sums are taken in float64, and only ratios in that of the rows."""
+    target, draft = laws(3, 5, vocab, dtype=dtype)
+    wide = torch.cat([target, target], dim=1)[:, ::2]
+    inside = torch.float64 if dtype == torch.float64 else torch.float32
+    for pair in ((target, draft), (wide, draft)):
+        found, sums = (work(*pair, inside) for work in (Knots.of, ratio_knots.step_masses))
+        want, step_sums = (
+            by_arrays(monkeypatch, lambda work=work, pair=pair: work(*(rows.double() for rows in pair), torch.float64))
+            for work in (Knots.of, ratio_knots.step_masses)
+        )
+        assert (found.ratio == want.ratio).all()
+        assert np.abs(found.mass - want.mass).max() < 1e-13
+        assert np.abs(found.total - want.total).max() < 1e-13
+        assert (sums - step_sums).abs().max() < 1e-13
+    monkeypatch.setattr(rows, "knot_masses", lambda *given: walks_off_by_one(*given))
+    moved = Knots.of(target, draft, inside)
+    assert np.abs(moved.mass - want.mass).max() > 1e-3
+
+
+def walks_off_by_one(target, draft, shift, before, knots, mass, total):
+    """The wrong knots: one step off."""
+    step = np.ascontiguousarray(np.roll(mass, 1, axis=1))
+    true_masses(target, draft, shift, before, knots, step, total)
+    mass[:] = np.roll(step, 1, axis=1)
+
+
+true_masses = rows.knot_masses
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_laws_and_surpluses_are_those_of_the_tensors(monkeypatch, dtype):
+    target, draft = laws(4, 3000, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    knots = fixed_knots(CPU).expand(4, -1)
+    table = torch.rand(knots.shape, generator=generator, dtype=torch.float64)
+    scale = torch.rand(4, generator=generator, dtype=dtype)
+    law = linear_law(table, knots, target, draft)
+    want = by_arrays(monkeypatch, lambda: linear_law(table, knots, target, draft))
+    close = 1e-15 if dtype == torch.float64 else 1e-6
+    assert law.dtype == dtype
+    assert (law - want).abs().max() < close
+    left = compiled_surpluses(table, target, draft, scale)
+    assert (left - surplus(scale, target, want)).abs().max() < 10 * close
+    assert (left - surplus(scale, target, draft)).abs().max() > 1e-3
+    one = linear_law(table[:, None], knots[:, None], target[:, None, :1], draft[:, None, :1])
+    assert one.shape == (4, 1, 1)
+    assert (one[:, 0] == law[:, :1]).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("vocab", "paths", "stem"), [(11, 3, 0), (400, 4, 0), (400, 2, 1), (7, 1, 0), (300, 64, 0)])
+def test_the_race_is_that_of_the_arrays(monkeypatch, rule, vocab, paths, stem):
+    """As laws: where two knots of a score law fall together, which comes first is nobody's business."""
+    batch = batch_of(2, paths if paths < 5 else 2, 3, vocab, seed=paths)
+    given = histograms(batch, torch.float64)
+    ratio = over(*given[1:])
+    law, tables = score_race.race(given[0], ratio, paths, rule, torch.float64, stem)
+    want, want_tables = by_arrays(
+        monkeypatch, lambda: score_race.race(given[0], ratio, paths, rule, torch.float64, stem)
+    )
+    assert difference(law, want) < 1e-10
+    assert (given[0].mass * np.abs(tables - want_tables)).sum(axis=-1).max() < 1e-10
+    if paths > 1:
+        other = "safe" if rule.startswith("two-part") else "two-part"
+        assert difference(score_race.race(given[0], ratio, paths, other, torch.float64, stem)[0], want) > 1e-6
+
+
+def difference(law, other) -> float:
+    """Largest difference of two score laws, away from their jumps."""
+    places = (np.arange(997) + 0.5) / 997
+    pairs = zip(law.score, law.below, other.score, other.below, strict=True)
+    return max(np.abs(np.interp(places, a, b) - np.interp(places, c, d)).max() for a, b, c, d in pairs)
+
+
+def test_in_float32_the_race_is_nearly_that_of_the_arrays(monkeypatch):
+    """Where cuts lie decides what is kept, not what is lossless: they are found to 2^-12 at least."""
+    batch = batch_of(2, 4, 4, 3000, dtype=torch.float32)
+    given = histograms(batch, torch.float32)
+    law, _ = score_race.race(given[0], over(*given[1:]), 4, "safe", torch.float32)
+    want, _ = by_arrays(monkeypatch, lambda: score_race.race(given[0], over(*given[1:]), 4, "safe", torch.float32))
+    assert difference(law, want) < 5e-3
+
+
+@pytest.mark.parametrize(("vocab", "paths"), [(11, 3), (400, 4), (400, 1), (300, 64)])
+def test_the_levels_are_those_of_the_arrays(monkeypatch, vocab, paths):
+    generator = np.random.default_rng(paths)
+    target, draft = laws(3, 1, vocab)
+    knots = Knots.of(target, draft, torch.float64)[:, 0]
+    accept, count = generator.random(3), generator.random((3, paths))
+    count /= count.sum(axis=1, keepdims=True)
+    alive = generator.random((3, paths)) < 0.7
+    alive[:, 0] |= ~alive.any(axis=1)
+    offered = generator.random((3, paths)) * 3
+    given = knots, accept, count, alive, offered, torch.float64
+    found, want = two_level.offers_at(*given), by_arrays(monkeypatch, lambda: two_level.offers_at(*given))
+    assert [name for name, a, b in zip(found._fields, found, want, strict=True) if np.abs(a - b).max() > 1e-11] == []
+    if paths > 1:
+        other = two_level.offers_at(knots, accept, count, ~alive | (alive.sum(1) == paths)[:, None], *given[4:])
+        assert np.abs(other.weight - want.weight).max() > 1e-6
+    level, mass = generator.random(3), 0.9 * generator.random(3)
+    given = count, level, mass, found.fails
+    after = two_level.counts_below(*given)
+    assert np.abs(after - by_arrays(monkeypatch, lambda: two_level.counts_below(*given))).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["score-race", "two-level", "many-level"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_verdicts_are_those_of_the_arrays(monkeypatch, name, dtype):
+    """With the same uniforms; in float32 a uniform may fall between two thresholds, but for less than one in 50."""
+    for requests in (0, 1, 40):
+        batch = batch_of(requests, 3, 4, 700, seed=3, dtype=dtype)
+
+        def verdict(batch=batch):
+            return get(name).verify(batch, Draws(torch.Generator().manual_seed(0)))
+
+        found, want = verdict(), by_arrays(monkeypatch, verdict)
+        same = (found.path == want.path) & (found.accepted == want.accepted) & (found.token == want.token)
+        assert same.all() if dtype == torch.float64 else (~same).sum() <= max(1, requests // 20)
+    assert (want.token != get(name).verify(batch, Draws(torch.Generator().manual_seed(1))).token).any()
+
+
+def test_work_is_shared_among_threads_and_comes_out_the_same(monkeypatch):
+    monkeypatch.setattr(compiled, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    shares = []
+    compiled.spread(shares.append, 7, 100)
+    assert sorted((share.start, share.stop) for share in shares) == [(0, 2), (2, 4), (4, 7)]
+    batch = batch_of(3, 3, 3, 2000)
+    found = get("score-race").verify(batch, Draws(torch.Generator().manual_seed(0)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    want = get("score-race").verify(batch, Draws(torch.Generator().manual_seed(0)))
+    assert (found.path == want.path).all()
+    assert (found.token == want.token).all()
+
+    def fails(some):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(ZeroDivisionError):
+        compiled.spread(fails, 7, 100)
+
+
+def test_they_are_left_alone_where_they_are_turned_off_missing_or_the_rows_elsewhere(monkeypatch):
+    usable = compiled.usable.__wrapped__
+    assert usable()
+    assert not usable("cuda")
+    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    assert not usable()
+    monkeypatch.undo()
+    monkeypatch.setenv(compiled.VARIABLE, "0")
+    assert not usable()
+
+
+def test_without_numba_the_arrays_answer():
+    """In a process of its own, where importing numba fails."""
+    code = """
+import sys; sys.modules["numba"] = None
+import importlib.util as util
+found = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "numba" else found(name, *rest)
+import torch
+from specbound.runtime.draws import Draws
+from specbound.runtime.verdict import Batch
+from specbound.runtime.verifiers import get
+rows = torch.full((1, 2, 3, 300), 1 / 300)
+print(get("score-race").verify(Batch(torch.zeros(1, 2, 2, dtype=int), rows[:, :, :2], rows), Draws()).accepted.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2]\n"
+
+
+@pytest.mark.parametrize(("name", "passes"), [("score-race", 4), ("two-level", 1)])
+@pytest.mark.parametrize("length", [2, 5])
+def test_rows_are_read_once_by_the_histograms_and_once_more_on_one_path(monkeypatch, name, passes, length):
+    """`passes` paths for their histograms, one for its surpluses after the first row, and one row for the token."""
+    vocab, read = 3000, []
+    for function in ("knot_masses", "step_masses", "linear_laws", "surpluses"):
+        monkeypatch.setattr(rows, function, counting(getattr(rows, function), read))
+    monkeypatch.setattr(ratio_knots, "IN_CACHE", 0)
+    batch = batch_of(1, 4, length, vocab, dtype=torch.bfloat16)
+    assert arithmetic(batch) == torch.float32
+    get(name).verify(batch, Draws(torch.Generator().manual_seed(0)))
+    assert {dtype for _, dtype in read} == {np.dtype(np.float32)}
+    assert sum(numbers for numbers, _ in read) == vocab * (passes * length + (length - 1) + 1) + length
+
+
+def counting(function, read):
+    def counted(target, draft, *rest):
+        read.append((draft.size, draft.dtype))
+        function(target, draft, *rest)
+
+    return counted
