@@ -56,13 +56,14 @@ class SlotCache(Cache):
             self.stores[layer_idx] = (_grown(keys, end), _grown(values, end))
         keys, values = self.stores[layer_idx]
         if self.slots is None:
-            begin = end - key_states.shape[2]
-            keys[:, :, begin:end], values[:, :, begin:end] = key_states, value_states
+            count = key_states.shape[2]
+            keys.narrow(2, end - count, count).copy_(key_states)
+            values.narrow(2, end - count, count).copy_(value_states)
         else:
             slots = self.slots.to(keys.device) - dropped
             row = torch.arange(len(slots), device=keys.device)[:, None]
             keys[row, :, slots], values[row, :, slots] = key_states.transpose(1, 2), value_states.transpose(1, 2)
-        return keys[:, :, :end], values[:, :, :end]
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def drop(self, layer: int, first: int) -> None:
         """Keep the slots from `first` on, if there are `SPARE` before it."""
@@ -91,17 +92,19 @@ class SlotCache(Cache):
         return self.end, 0
 
     def move(self, source: Tensor, to: Tensor) -> None:
-        """Copy slots `source` [B, m] to slots `to` [B, m] in every layer."""
+        """Copy slots `source` [B, m] to slots `to` [B or 1, m] in every layer."""
+        one = len(source) == 1
         row = torch.arange(len(source), device=source.device)[:, None]
         places: dict[tuple[torch.device, int], list[Tensor]] = {}
         for layer, (keys, values) in enumerate(self.stores):
             where = keys.device, self.dropped[layer]
             if where not in places:
-                places[where] = [index.to(keys.device) for index in (row, source - where[1], to - where[1])]
+                indices = (row, source - where[1], to - where[1])
+                places[where] = [(index[0] if one else index).to(keys.device) for index in indices]
             rows, old, new = places[where]
             for store in (keys, values):
-                if len(source) == 1:
-                    store.index_copy_(2, new[0], store.index_select(2, old[0]))
+                if one:
+                    store.index_copy_(2, new, store.index_select(2, old))
                 else:
                     store[rows, :, new] = store[rows, :, old]
 
@@ -139,6 +142,8 @@ class CachedModel:
         self.device = input_device(model)
         self.fed = 0
         self.places: list[Tensor] = []
+        least = torch.finfo(model.dtype).min
+        self.visible, self.unseen = torch.tensor([0.0, least], dtype=model.dtype, device=self.device)
         self.numbers = torch.arange(SLOTS_AT_FIRST, device=self.device)[None]
         self.triangles: dict[int, Tensor] = {}
         config = model.config.get_text_config()
@@ -185,8 +190,7 @@ class CachedModel:
         if even:
             positions = self._numbers(begin, slots)
         else:
-            base = torch.tensor(self.base, device=self.device)[:, None]
-            positions = base + self._numbers(self.fed, self.fed + count)
+            positions = self._base() + self._numbers(self.fed, self.fed + count)
         if begin == 0:
             return self._feed(tokens, positions, None, last)
         if even and not self._hides(slots):
@@ -244,10 +248,15 @@ class CachedModel:
 
     def keep_path(self, places: Tensor) -> None:
         """Move the tail's slots `places` [B, m], in that order, to the front of the tail (no more than there are)."""
-        places = places[:, : self.fed]
-        base = torch.tensor(self.base, device=self.device)[:, None]
-        order = torch.arange(places.shape[1], device=self.device)
-        self.cache.move(base + places.to(self.device), base + order)
+        places = places[:, : self.fed].to(self.device)
+        base, order = self._base(), self._numbers(0, places.shape[1])
+        self.cache.move(base + places, base + order)
+
+    def _base(self) -> Tensor | int:
+        """The numbers of committed tokens, [B, 1]; or the number, if all rows have it."""
+        if min(self.base) == max(self.base):
+            return self.base[0]
+        return torch.tensor(self.base, device=self.device)[:, None]
 
     def _hides(self, length: int) -> bool:
         """Whether a layer does not reach all of a text of that many tokens."""
@@ -272,8 +281,7 @@ class CachedModel:
         self.cache.end = max(self.base) + self.fed + count
         self.cache.start, self.cache.slots = self.cache.end - count, None
         if min(self.base) < max(self.base):
-            base = torch.tensor(self.base, device=self.device)[:, None]
-            self.cache.slots = base + self._numbers(self.fed, self.fed + count)
+            self.cache.slots = self._base() + self._numbers(self.fed, self.fed + count)
         self.fed += count
         self.places.append(positions)
         if self.limit is not None and self.cache.end > self.limit:
@@ -320,5 +328,4 @@ class CachedModel:
 
     def _additive(self, seen: Tensor) -> Tensor:
         """Additive mask [B or 1, 1, n, slots]: 0 where a token sees a slot, the dtype's minimum elsewhere."""
-        hidden = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-        return hidden.masked_fill_(~seen, torch.finfo(self.model.dtype).min)[:, None]
+        return torch.where(seen, self.visible, self.unseen)[:, None]

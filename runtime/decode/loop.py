@@ -29,7 +29,7 @@ from ..registry import Verifier
 from ..sampling import Sampler, check_rows
 from ..self_check import check_laws
 from ..states import hold
-from ..tree_attention import merge_paths
+from ..tree_attention import MergedPaths, merge_paths
 from ..verdict import Batch, Verdict
 from .asked_rows import AskedRows
 from .results import Generation, Statistics
@@ -227,7 +227,7 @@ class Decoding:
         self.tick("draft")
         if not drafts.tokens.shape[2]:
             return self._plain_call(starts)
-        target_probs, slots = self._score(starts, drafts.tokens)
+        target_probs, merged = self._score(starts, drafts.tokens)
         check_rows(drafts.laws, target_probs)
         self.tick("target")
         batch, verdict = self._verify(drafts, target_probs)
@@ -239,15 +239,16 @@ class Decoding:
         if self.row_after is not None:
             self.seconds["draft"] += self.row_after.seconds
             self.seconds["verify"] -= self.row_after.seconds
-        accepted, read = [row[-2] for row in host], drafts.tokens.shape[2] - 1 + self._asked
+        accepted, path, read = [row[-2] for row in host], [row[-1] for row in host], drafts.tokens.shape[2] - 1
         if any(accepted):
-            if slots is not None:
-                self.target.keep_path(of_path(slots, verdict.path)[:, : max(accepted) + 1])
-            self.source.keep(drafts, verdict.path)
+            if merged is not None and not merged.in_order(path, accepted):
+                self.target.keep_path(of_path(merged.place, verdict.path)[:, : max(accepted) + 1])
+            self.source.keep(drafts, verdict.path, max(accepted))
+        read += self._asked
         return Call(
             block,
             [row[: kept + 1] for row, kept in zip(host, accepted, strict=True)],
-            [row[-1] for row in host],
+            path,
             drafts.lengths,
             lambda: verdict.path[:, None] * block.shape[1] + torch.arange(block.shape[1], device=self.device),
             lambda known: self.source.commit(known, starts, accepted, read),
@@ -287,25 +288,21 @@ class Decoding:
         """Each row's text, if a logits processor reads it."""
         return self.rows.texts() if self.sampler.reads_tokens else []
 
-    def _score(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The target's laws [B, K, L+1, V] along the drafts, and the slots [B, K, L+1] of the drafts in its tail.
-
-        A single path lies there in its own order: None.
-        """
+    def _score(self, starts: list[int], tokens: Tensor) -> tuple[Tensor, MergedPaths | None]:
+        """The target's laws [B, K, L+1, V] along the drafts, and how several paths were merged."""
         known = self.rows.unread(self.target, starts)
         rows, paths, length = tokens.shape
         if paths == 1:
-            slots = None
+            merged = None
             logits = self.target.read(torch.cat([known, tokens[:, 0]], dim=1), last=length + 1)[:, None]
         else:
             merged = merge_paths(known[:, -1], tokens)
-            slots = merged.place
-            place = torch.tensor(starts, device=self.device)[:, None] - 1
+            place = torch.tensor([start - 1 for start in starts], device=self.device)[:, None]
             rows_of_tree = self.target.extend(merged.tokens, place + merged.depth, merged.sees).to(self.device)
-            logits = rows_of_tree[torch.arange(rows, device=self.device)[:, None, None], slots]
+            logits = rows_of_tree[torch.arange(rows, device=self.device)[:, None, None], merged.place]
         scores = self.sampler.scores(logits, self._known(), tokens)
         self.asked.read(logits, scores)
-        return self.sampler.law(scores), slots
+        return self.sampler.law(scores), merged
 
     def _verify(self, drafts: Drafts, target_probs: Tensor) -> tuple[Batch, Verdict]:
         """Verify the drafts; rows with shorter ones, and rows that are done, as `pad_rows` describes."""

@@ -32,8 +32,8 @@ class Source(Protocol):
     def draft(self, rows: Rows, starts: list[int], lengths: list[int]) -> Drafts:
         """Drafts of every row behind its `starts` known tokens, of at most `lengths` tokens."""
 
-    def keep(self, drafts: Drafts, path: Tensor) -> None:
-        """The verdict chose `path` [B]."""
+    def keep(self, drafts: Drafts, path: Tensor, most: int) -> None:
+        """The verdict chose `path` [B], and keeps at most so many tokens of a row."""
 
     def commit(self, known: list[int], starts: list[int], accepted: list[int], read: int) -> None:
         """Rows now have `known` tokens; `accepted` were kept behind `starts`, of which the draft has read `read`."""
@@ -69,10 +69,10 @@ class ModelSource:
             return replace(drafts, lengths=lengths)
         return draft_paths(self.model, self.sampler, self.draws, context, self.paths, lengths, self.policy, self.agreed)
 
-    def keep(self, drafts: Drafts, path: Tensor) -> None:
+    def keep(self, drafts: Drafts, path: Tensor, most: int) -> None:
         """Bring the winning path to the front of the tail (a single sampled path already is)."""
         if drafts.slots is not None and drafts.slots.shape[2]:
-            self.model.keep_path(of_path(drafts.slots, path))
+            self.model.keep_path(of_path(drafts.slots, path)[:, :most])
 
     def commit(self, known: list[int], starts: list[int], accepted: list[int], read: int) -> None:
         """All known tokens but the last that the draft has read."""
@@ -108,7 +108,7 @@ class GivenSource:
                 laws[row, 0, : len(own), : law.shape[1]] = law.to(laws)
         return Drafts(tokens, laws, counts)
 
-    def keep(self, drafts: Drafts, path: Tensor) -> None:
+    def keep(self, drafts: Drafts, path: Tensor, most: int) -> None:
         """Nothing is cached."""
 
     def commit(self, known: list[int], starts: list[int], accepted: list[int], read: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ratio_knots import rows_in_cache
 from .single_path import at
 
 
@@ -24,16 +25,17 @@ def block_ratios(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> T
     Returns:
         [B, L+1] in [0, 1].
     """
-    return ratios_of(at(target_probs[:, :-1], tokens), at(draft_probs, tokens))
+    return ratios_of(at(target_probs, tokens), at(draft_probs, tokens))
 
 
 def ratios_of(target: Tensor, draft: Tensor) -> Tensor:
-    """The same from the probabilities [B, L] of the drafted tokens."""
-    steps = torch.where(draft > 0, target.log() - draft.log(), torch.zeros_like(draft))
-    log_ratios = [torch.zeros_like(target[:, 0])]
-    for step in steps.unbind(dim=1):
-        log_ratios.append((log_ratios[-1] + step).clamp_max(0))
-    return torch.stack(log_ratios, dim=1).exp()
+    """The same from the probabilities [B, L] of the drafted tokens.
+
+    With s_i the sum of the first i logarithms, log c_i = s_i - max(0, s_1, .., s_i); the sums are in float64.
+    """
+    sums = torch.where(draft > 0, target.log() - draft.log(), 0.0).cumsum(dim=1, dtype=torch.float64)
+    ratios = (sums - sums.cummax(dim=1).values.clamp_min(0)).exp()
+    return torch.nn.functional.pad(ratios.to(target.dtype), (1, 0), value=1.0)
 
 
 def block_thresholds(ratios: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
@@ -48,21 +50,23 @@ def block_thresholds(ratios: Tensor, draft_probs: Tensor, target_probs: Tensor) 
     Returns:
         [B, L] thresholds h_1..h_L in [0, 1].
     """
-    inner = [threshold(ratios[:, i], target_probs[:, i], draft_probs[:, i]) for i in range(1, draft_probs.shape[1])]
-    return torch.stack([*inner, ratios[:, -1]], dim=1)
+    at_once = max(1, rows_in_cache(draft_probs) // max(1, len(draft_probs)))
+    inner = ratios[:, 1:-1], target_probs[:, 1:-1], draft_probs[:, 1:]
+    left = [surplus(*some) for some in zip(*(part.split(at_once, dim=1) for part in inner), strict=True)]
+    return torch.cat([threshold_from(inner[0], torch.cat(left, dim=1)), ratios[:, -1:]], dim=1)
 
 
 def threshold(ratio: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:
-    """h_i [B] of one prefix shorter than the path, from its ratio c_i [B] and the rows [B, V] after it."""
+    """h_i [...] of prefixes shorter than the path, from their ratios c_i [...] and the rows [..., V] after them."""
     return threshold_from(ratio, surplus(ratio, target_row, draft_row))
 
 
 def threshold_from(ratio: Tensor, left: Tensor) -> Tensor:
     """h_i from c_i and s_i, of one shape."""
     total = left + (1 - ratio)
-    return torch.where(total > 0, left / total, torch.ones_like(total))
+    return torch.where(total > 0, left / total, 1.0)
 
 
 def surplus(scale: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:
-    """[B]: sum_y max(0, scale target(y) - draft(y)) for scale [B], rows [B, V]."""
+    """[...]: sum_y max(0, scale target(y) - draft(y)) for scale [...], rows [..., V]."""
     return (scale.unsqueeze(-1) * target_row).sub_(draft_row).clamp_min_(0).sum(dim=-1)

@@ -18,7 +18,7 @@ def only_path(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def at(rows: Tensor, tokens: Tensor) -> Tensor:
-    """Entries of `rows` [..., V] at `tokens` [...]."""
+    """Entries of `rows` [.., N or more, V] at `tokens` [.., N]."""
     return rows.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
@@ -35,7 +35,7 @@ def correction_weights(scale: Tensor, target_row: Tensor, draft_row: Tensor) -> 
     Args:
         scale [B] in [0, 1]; target_row, draft_row [B, V]; a zero draft row gives the bonus token's law.
     """
-    residual = (scale.unsqueeze(-1) * target_row - draft_row).clamp_min(0)
+    residual = (scale.unsqueeze(-1) * target_row).sub_(draft_row).clamp_min_(0)
     return torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, target_row)
 
 

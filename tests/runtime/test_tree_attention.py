@@ -12,17 +12,19 @@ from tests.support.tiny_models import FAMILIES, tiny
 
 def test_two_paths_share_the_slots_of_their_common_prefix():
     merged = merge_paths(torch.tensor([9]), torch.tensor([[[5, 6, 7], [5, 8, 7]]]))
-    assert merged.tokens.tolist() == [[9, 5, 6, 8, 7, 7]]
-    assert merged.depth.tolist() == [[0, 1, 2, 2, 3, 3]]
-    assert merged.place.tolist() == [[[0, 1, 2, 4], [0, 1, 3, 5]]]
+    assert merged.tokens.tolist() == [[9, 5, 6, 7, 8, 7]]
+    assert merged.depth.tolist() == [[0, 1, 2, 3, 2, 3]]
+    assert merged.place.tolist() == [[[0, 1, 2, 3], [0, 1, 4, 5]]]
     assert merged.sees[0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0],
-        [1, 1, 1, 0, 1, 0],
-        [1, 1, 0, 1, 0, 1],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 1, 1],
     ]
+    in_place = [(path, kept) for path in (0, 1) for kept in range(4) if merged.in_order([path], [kept])]
+    assert in_place == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize(("paths", "length", "vocab"), [(1, 4, 2), (5, 3, 2), (8, 4, 3), (64, 2, 5), (2, 1, 1)])
