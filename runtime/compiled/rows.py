@@ -90,27 +90,35 @@ def lines_of(table: Array, knots: Array, lines: Array) -> None:
 
 
 @outer
-def linear_laws(
-    target: Rows, draft: Rows, shift: int, before: int, knots: Array, tables: Array, laws: Rows
-) -> None:  # fmt: skip
-    """`ratio_knots.linear_law`: draft times the table [N, M] at each token of rows [N, V], into `laws` [N, V]."""
-    step, lines, last = np.empty(PIECE, np.uint64), np.empty(2 * len(knots)), len(knots) - 1
-    for n in range(len(draft)):
-        lines_of(tables[n], knots, lines)
-        for start in range(0, draft.shape[1], PIECE):
-            target_piece, draft_piece = target[n, start : start + PIECE], draft[n, start : start + PIECE]
-            find_steps(target_piece, draft_piece, shift, before, last, step)
-            for v in range(len(draft_piece)):
-                place = np.uint64(2) * step[v]
-                law = lines[place] * draft_piece[v] + lines[place + np.uint64(1)] * target_piece[v]
-                laws[n, start + v] = max(law, 0.0)
+def path_ratios(ratio: Array, shift: int, before: int, knots: Array, tables: Array, ratios: Array) -> None:
+    """`block_rule.ratios_of` against such laws, into `ratios` [B, L+1].
+
+    Args:
+        ratio [B, L]: target/draft of the drafted tokens; tables [B, L, M]: law/draft at the knots [M].
+    """
+    step, last = np.empty(1, np.uint64), len(knots) - 1
+    one = np.ones(1)
+    for b in range(len(ratio)):
+        found = 0.0
+        ratios[b, 0] = 1.0
+        for i in range(ratio.shape[1]):
+            find_steps(ratio[b, i : i + 1], one, shift, before, last, step)
+            near = step[0]
+            further = min(near + np.uint64(1), np.uint64(last))
+            density = tables[b, i, near]
+            if further > near:
+                slope = (tables[b, i, further] - density) / (knots[further] - knots[near])
+                density += slope * (ratio[b, i] - knots[near])
+            if density > 0:
+                found = min(found + np.log(ratio[b, i]) - np.log(density), 0.0)
+            ratios[b, i + 1] = np.exp(found)
 
 
 @outer
 def surpluses(
     target: Rows, draft: Rows, shift: int, before: int, knots: Array, tables: Array, scale: Array, left: Array
 ) -> None:  # fmt: skip
-    """`block_rule.surplus` of rows [N, V] with such laws: sum max(0, scale target - law), into `left` [N]."""
+    """sum max(0, scale target - law) over rows [N, V], into `left` [N]; the law is draft times the table [N, M]."""
     step, lines, last = np.empty(PIECE, np.uint64), np.empty(2 * len(knots)), len(knots) - 1
     for n in range(len(draft)):
         lines_of(tables[n], knots, lines)
@@ -123,3 +131,24 @@ def surpluses(
                 law = lines[place] * draft_piece[v] + lines[place + np.uint64(1)] * target_piece[v]
                 total += max(scale[n] * target_piece[v] - max(law, 0.0), 0.0)
         left[n] = total
+
+
+@outer
+def correction(
+    target: Rows, draft: Rows, shift: int, before: int, knots: Array, table: Array, scale: float, weights: Array
+) -> None:  # fmt: skip
+    """`single_path.correction_weights` of one row [V] with such a law, into `weights` [V]."""
+    step, lines, last = np.empty(PIECE, np.uint64), np.empty(2 * len(knots)), len(knots) - 1
+    lines_of(table, knots, lines)
+    total = 0.0
+    for start in range(0, len(draft), PIECE):
+        target_piece, draft_piece = target[start : start + PIECE], draft[start : start + PIECE]
+        find_steps(target_piece, draft_piece, shift, before, last, step)
+        for v in range(len(draft_piece)):
+            place = np.uint64(2) * step[v]
+            law = lines[place] * draft_piece[v] + lines[place + np.uint64(1)] * target_piece[v]
+            weights[start + v] = max(scale * target_piece[v] - max(law, 0.0), 0.0)
+            total += weights[start + v]
+    if not total > 0:
+        for v in range(len(draft)):
+            weights[v] = target[v]

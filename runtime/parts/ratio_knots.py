@@ -219,12 +219,12 @@ def _by_tile(
 
     def run(some: slice) -> None:
         for place in places[some]:
-            work(place, _flat(target_rows[place].to(dtype)), _flat(draft_rows[place].to(dtype)))
+            work(place, row_by_row(target_rows[place].to(dtype)), row_by_row(draft_rows[place].to(dtype)))
 
     compiled.spread(run, len(places), draft_rows.numel())
 
 
-def _flat(rows: Tensor) -> NDArray[Any]:
+def row_by_row(rows: Tensor) -> NDArray[Any]:
     """Rows [.., I] on the CPU as one array [N, I], row after row in memory."""
     flat: NDArray[Any] = rows.reshape(-1, rows.shape[-1]).contiguous().numpy()
     return flat
@@ -259,15 +259,13 @@ def _sums(target_rows: Tensor, draft_rows: Tensor, room: tuple[Tensor, ...]) -> 
     return sums.view(*rows, LAST + 1, 2)
 
 
-def are_fixed(ratio: Tensor) -> bool:
+def are_fixed(ratio: Tensor | Array) -> bool:
     """Whether knots [.., M] are the fixed ones rather than a row's own tokens."""
     return ratio.shape[-1] > MOST
 
 
 def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
     """[N, I]: draft times the table [N, M] at each token's ratio, `ratio` [N, M] the knots of its row."""
-    if are_fixed(ratio) and compiled.usable(draft_rows.device.type):
-        return _compiled_law(table, target_rows, draft_rows)
     if are_fixed(ratio):
         slope = torch.cat([table.diff(dim=-1) / ratio.diff(dim=-1), torch.zeros_like(table[..., :1])], dim=-1)
         index = knot_below(target_rows, draft_rows)
@@ -277,35 +275,6 @@ def linear_law(table: Tensor, ratio: Tensor, target_rows: Tensor, draft_rows: Te
     own = own_ratio(target_rows.double(), draft_rows.double())
     index = torch.searchsorted(ratio.contiguous(), own, right=True) - 1
     return draft_rows * table.gather(-1, index).to(draft_rows.dtype)
-
-
-def _compiled_law(table: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
-    """`linear_law` at the fixed knots by a compiled loop."""
-    from ..compiled import rows
-
-    target, draft, tables = _flat(target_rows), _flat(draft_rows), _flat(table)
-    laws, knots = np.empty_like(draft), fixed_knots(draft_rows.device).numpy()
-
-    def fill(some: slice) -> None:
-        rows.linear_laws(target[some], draft[some], SHIFT, BEFORE, knots, tables[some], laws[some])
-
-    compiled.spread(fill, len(draft), draft.size)
-    return torch.from_numpy(laws).view(draft_rows.shape)
-
-
-def compiled_surpluses(table: Tensor, target_rows: Tensor, draft_rows: Tensor, scale: Tensor) -> Tensor:
-    """[N]: sum max(0, scale target - law) over rows [N, V] on the CPU, for scale [N] and the laws of `linear_law`."""
-    from ..compiled import rows
-
-    left, knots = np.empty(len(draft_rows)), fixed_knots(draft_rows.device).numpy()
-    tables, scales = table.numpy(), scale.double().numpy()
-
-    def add(some: slice) -> None:
-        target, draft = (_flat(part[some].to(scale.dtype)) for part in (target_rows, draft_rows))
-        rows.surpluses(target, draft, SHIFT, BEFORE, knots, tables[some], scales[some], left[some])
-
-    compiled.spread(add, len(left), draft_rows.numel())
-    return torch.from_numpy(left).to(scale.dtype)
 
 
 def stepped_law(table: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:

@@ -11,8 +11,11 @@ Source: [BV] arXiv:2403.10444, Algorithm 2, for the selected path.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import compiled
@@ -20,7 +23,7 @@ from ..draws import Draws
 from ..verdict import Batch, Verdict, arithmetic
 from .block_rule import ratios_of, surplus, threshold, threshold_from
 from .draft_tree import Walk, node_rows, rows_at
-from .ratio_knots import IN_CACHE, are_fixed, compiled_surpluses, linear_law, rows_in_cache
+from .ratio_knots import BEFORE, IN_CACHE, SHIFT, are_fixed, fixed_knots, linear_law, row_by_row, rows_in_cache
 from .score_law import Array
 from .single_path import at, correction_weights, row_at
 
@@ -77,24 +80,58 @@ def next_ratio(ratio: Tensor, target: Tensor, draft: Tensor) -> Tensor:
     return (ratio * step).clamp_max(1)
 
 
-def verify_selected(batch: Batch, draws: Draws, path: Tensor, knots: Array, densities: Array) -> Verdict:
+def verify_selected(
+    batch: Batch, draws: Draws, path: Tensor, knots: Array, densities: Array, ratio: Array
+) -> Verdict:  # fmt: skip
     """Block verification of `path` [B]; its law is the draft's times a table at the knots of the path's rows.
 
     Args:
-        knots, densities [B, L, M]: see `ratio_knots.linear_law`.
+        knots, densities [B, L, M]: see `ratio_knots.linear_law`; ratio [B, L]: target/draft of the path's tokens.
     """
-    ratio, table = (torch.from_numpy(part).to(path.device) for part in (knots, densities))
+    if are_fixed(knots) and compiled.usable(path.device.type):
+        return _verify_by_loops(batch, draws, path, densities, ratio)
+    places, tables = (torch.from_numpy(part).to(path.device) for part in (knots, densities))
 
     def law(where: Tensor, deep: Tensor, target_rows: Tensor, draft_rows: Tensor) -> Tensor:
-        return linear_law(table[where, deep], ratio[where, deep], target_rows, draft_rows)
+        return linear_law(tables[where, deep], places[where, deep], target_rows, draft_rows)
 
-    def surpluses(ratios: Tensor) -> Tensor:
-        rows = zip(path.tolist(), table, batch.target_probs, batch.draft_probs, ratios, strict=True)
-        left = [compiled_surpluses(own[1:], target[k, 1:-1], draft[k, 1:], c) for k, own, target, draft, c in rows]
-        return torch.stack(left) if left else ratios
+    return verify_against(batch, draws, path, law)
 
-    by_loops = compiled.usable(path.device.type) and are_fixed(ratio)
-    return verify_against(batch, draws, path, law, surpluses if by_loops else None)
+
+def _verify_by_loops(batch: Batch, draws: Draws, path: Tensor, tables: Array, ratio: Array) -> Verdict:
+    """`verify_selected` at the fixed knots on the CPU, by compiled loops over the rows."""
+    from ..compiled import rows
+
+    requests, _, length, vocab = batch.shape
+    dtype, paths = arithmetic(batch), path.tolist()
+    knots = SHIFT, BEFORE, fixed_knots(path.device).numpy()
+    ratios, left, weights = np.empty((requests, length + 1)), np.empty((requests, length)), np.empty((requests, vocab))
+    rows.path_ratios(ratio, *knots, tables, ratios)
+
+    def both(b: int, first: int, end: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Rows first..end-1 [.., V] of both models on the request's path."""
+        target, draft = (probs[b, paths[b], first:end] for probs in (batch.target_probs, batch.draft_probs))
+        return row_by_row(target.to(dtype)), row_by_row(draft.to(dtype))
+
+    def add(some: slice) -> None:
+        """The surplus after each of some places, request after request."""
+        for place in range(some.start, some.stop):
+            b, i = divmod(place, length)
+            if i:
+                rows.surpluses(
+                    *both(b, i, i + 1), *knots, tables[b, i : i + 1], ratios[b, i : i + 1], left[b, i : i + 1]
+                )
+
+    compiled.spread(add, requests * length, requests * length * vocab)
+    inner = threshold_from(*(torch.from_numpy(part[:, 1:length]) for part in (ratios, left)))
+    kept = draws.accept_last(torch.cat([inner, torch.from_numpy(ratios[:, length:])], dim=1))
+    for b, i in enumerate(kept.tolist()):
+        if i == length:
+            weights[b] = batch.target_probs[b, paths[b], length].double().numpy()
+        else:
+            (target,), (draft,) = both(b, i, i + 1)
+            rows.correction(target, draft, *knots, tables[b, i], ratios[b, i], weights[b])
+    return Verdict(path, kept, draws.choose(torch.from_numpy(weights)))
 
 
 def verify_against(
@@ -102,7 +139,6 @@ def verify_against(
     draws: Draws,
     path: Tensor,
     law_of: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    surpluses_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Verdict:
     """Block verification of `path` [B] against the law by which it was selected.
 
@@ -111,8 +147,6 @@ def verify_against(
     Args:
         law_of: from places, int64 `request` and `depth` of one shape [..], and target's and draft's probabilities
             [.., I] of tokens there, to the law's [.., I].
-        surpluses_of: from c [B, L-1] of the prefixes between the ends to sum_y max(0, c target - law) after each, if
-            there is a faster way than `law_of`.
     """
     requests, _, length, _ = batch.shape
     request, dtype = torch.arange(requests, device=path.device), arithmetic(batch)
@@ -132,15 +166,10 @@ def verify_against(
         )
         return target_rows, law_of(where, deep, target_rows, draft_rows)
 
-    def surpluses(ratios: Tensor) -> Tensor:
-        """[B, L-1], a few rows at a time."""
-        places = request.repeat_interleave(length - 1), depth[1:].repeat(requests), ratios.flatten()
-        parts = (part.split(rows_in_cache(batch.draft_probs, IN_CACHE // 2)) for part in places)
-        left = [surplus(scale, *rows(where, deep)) for where, deep, scale in zip(*parts, strict=True)]
-        return torch.cat(left).view_as(ratios)
-
-    inner = ratios[:, 1:-1]
-    inner_thresholds = threshold_from(inner, (surpluses_of or surpluses)(inner))
+    places = request.repeat_interleave(length - 1), depth[1:].repeat(requests), ratios[:, 1:-1].flatten()
+    parts = (part.split(rows_in_cache(batch.draft_probs, IN_CACHE // 2)) for part in places)
+    left = [surplus(scale, *rows(where, deep)) for where, deep, scale in zip(*parts, strict=True)]
+    inner_thresholds = threshold_from(ratios[:, 1:-1], torch.cat(left).view(requests, length - 1))
     kept = draws.accept_last(torch.cat([inner_thresholds, ratios[:, -1:]], dim=1))
 
     _, law = rows(request, kept.clamp_max(length - 1))

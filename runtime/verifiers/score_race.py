@@ -405,14 +405,15 @@ def verify_score_race(batch: Batch, draws: Draws, rule: Rule, stem: int = 0) -> 
     requests, paths, _, _ = batch.shape
     dtype, device = arithmetic(batch), batch.tokens.device
     knots, target, draft = histograms(batch, dtype)
-    law, tables = race(knots, over(target, draft), paths, rule, dtype, stem)
+    ratio = over(target, draft)
+    law, tables = race(knots, ratio, paths, rule, dtype, stem)
 
     score, below = (
         torch.from_numpy(part).to(device).unflatten(0, (requests, paths)) for part in (law.score, law.below)
     )
     path = draws.smallest_score(score, below) if paths > 1 else torch.zeros_like(batch.tokens[:, 0, 0])
     own = np.arange(requests) * paths + path.cpu().numpy()
-    return verify_selected(batch, draws, path, knots.ratio[own], tables[own])
+    return verify_selected(batch, draws, path, knots.ratio[own], tables[own], ratio[own])
 
 
 def score_race(rule: Rule = "safe") -> Callable[[Batch, Draws], Verdict]:

@@ -207,4 +207,6 @@ def verify_two_level(batch: Batch, draws: Draws) -> Verdict:
         mass = draft[own, depth] / here.total
         count = counts_below(count, offer.level[request, path], mass, offer.fails)
     chosen = torch.from_numpy(path).to(device)
-    return verify_selected(batch, draws, chosen, np.stack(ratios, axis=1), np.stack(tables, axis=1))
+    return verify_selected(
+        batch, draws, chosen, np.stack(ratios, axis=1), np.stack(tables, axis=1), ratio[first + path]
+    )

@@ -13,9 +13,10 @@ from specbound.runtime import compiled
 from specbound.runtime.compiled import rows
 from specbound.runtime.draws import Draws
 from specbound.runtime.parts import ratio_knots
-from specbound.runtime.parts.block_rule import surplus
-from specbound.runtime.parts.ratio_knots import Knots, compiled_surpluses, fixed_knots, histograms, linear_law
+from specbound.runtime.parts.block_rule import ratios_of, surplus
+from specbound.runtime.parts.ratio_knots import Knots, fixed_knots, histograms, linear_law
 from specbound.runtime.parts.score_law import over
+from specbound.runtime.parts.single_path import at, correction_weights
 from specbound.runtime.verdict import Batch, arithmetic
 from specbound.runtime.verifiers import get, score_race, two_level
 
@@ -85,23 +86,46 @@ true_masses = rows.knot_masses
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_laws_and_surpluses_are_those_of_the_tensors(monkeypatch, dtype):
-    target, draft = laws(4, 3000, dtype=dtype)
-    generator = torch.Generator().manual_seed(1)
-    knots = fixed_knots(CPU).expand(4, -1)
-    table = torch.rand(knots.shape, generator=generator, dtype=torch.float64)
-    scale = torch.rand(4, generator=generator, dtype=dtype)
-    law = linear_law(table, knots, target, draft)
-    want = by_arrays(monkeypatch, lambda: linear_law(table, knots, target, draft))
-    close = 1e-15 if dtype == torch.float64 else 1e-6
-    assert law.dtype == dtype
-    assert (law - want).abs().max() < close
-    left = compiled_surpluses(table, target, draft, scale)
-    assert (left - surplus(scale, target, want)).abs().max() < 10 * close
-    assert (left - surplus(scale, target, draft)).abs().max() > 1e-3
-    one = linear_law(table[:, None], knots[:, None], target[:, None, :1], draft[:, None, :1])
-    assert one.shape == (4, 1, 1)
-    assert (one[:, 0] == law[:, :1]).all()
+def test_ratios_surpluses_and_corrections_are_those_of_block_verification(dtype):
+    """Against a law that is given at the fixed knots, up to the rounding of rows of that dtype."""
+    vocab, length, close = 3000, 4, 1e-12 if dtype == torch.float64 else 2e-6
+    target, draft = laws(length, vocab, dtype=dtype)
+    knots = fixed_knots(CPU)
+    table = 3 * torch.rand(length, len(knots), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    law = linear_law(table, knots.expand(length, -1), target, draft)
+    given = ratio_knots.SHIFT, ratio_knots.BEFORE, knots.numpy()
+
+    tokens = torch.tensor([7, 2000, 0, 17])  # the target has no token 0
+    own = tuple(at(part, tokens).double() for part in (target, draft, law))
+    want = ratios_of(own[0][None], own[2][None])
+    ratios = np.empty((1, length + 1))
+    rows.path_ratios((own[0] / own[1]).numpy()[None], *given, table.numpy()[None], ratios)
+    assert np.abs(ratios - want.numpy()).max() < close
+    assert ratios[0, 3:].max() == 0 < ratios[0, 1:3].min() < 1
+    rows.path_ratios((own[0] / own[1]).numpy()[None], *given, 1 + table.numpy()[None], ratios)
+    assert np.abs(ratios - want.numpy()).max() > 1e-2
+
+    scale, left = torch.rand(length, dtype=dtype), np.empty(length)
+    rows.surpluses(target.numpy(), draft.numpy(), *given, table.numpy(), scale.double().numpy(), left)
+    assert np.abs(left - surplus(scale, target, law).numpy()).max() < 10 * close
+    assert np.abs(left - surplus(scale, target, draft).numpy()).max() > 1e-3
+
+    weights, want = np.empty(vocab), correction_weights(scale, target, law)
+    for i in range(length):
+        rows.correction(target[i].numpy(), draft[i].numpy(), *given, table[i].numpy(), float(scale[i]), weights)
+        assert np.abs(weights - want[i].numpy()).max() < close
+    rows.correction(target[0].numpy(), draft[0].numpy(), *given, 0 * table[0].numpy(), 0.0, weights)
+    assert (weights == target[0].double().numpy()).all()
+
+
+def test_ratios_pass_through_the_smallest_probabilities():
+    """1e-45 six times over, and back again."""
+    steps = np.array([[1e-45] * 6 + [1e45] * 7])
+    knots, ratios = fixed_knots(CPU).numpy(), np.empty((1, 14))
+    rows.path_ratios(steps, ratio_knots.SHIFT, ratio_knots.BEFORE, knots, np.ones((1, 13, len(knots))), ratios)
+    assert ratios[0, 6] == pytest.approx(1e-270)
+    assert ratios[0, 11] == pytest.approx(1e-45)
+    assert ratios[0, 12:] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -231,14 +255,15 @@ print(get("score-race").verify(Batch(torch.zeros(1, 2, 2, dtype=int), rows[:, :,
 def test_rows_are_read_once_by_the_histograms_and_once_more_on_one_path(monkeypatch, name, passes, length):
     """`passes` paths for their histograms, one for its surpluses after the first row, and one row for the token."""
     vocab, read = 3000, []
-    for function in ("knot_masses", "step_masses", "linear_laws", "surpluses"):
+    for function in ("knot_masses", "step_masses", "surpluses", "correction"):
         monkeypatch.setattr(rows, function, counting(getattr(rows, function), read))
     monkeypatch.setattr(ratio_knots, "IN_CACHE", 0)
     batch = batch_of(1, 4, length, vocab, dtype=torch.bfloat16)
     assert arithmetic(batch) == torch.float32
-    get(name).verify(batch, Draws(torch.Generator().manual_seed(0)))
+    verdict = get(name).verify(batch, Draws(torch.Generator().manual_seed(0)))
     assert {dtype for _, dtype in read} == {np.dtype(np.float32)}
-    assert sum(numbers for numbers, _ in read) == vocab * (passes * length + (length - 1) + 1) + length
+    stopped = verdict.accepted.item() < length  # a token after the whole path is drawn from the target's row itself
+    assert sum(numbers for numbers, _ in read) == vocab * (passes * length + (length - 1) + stopped)
 
 
 def counting(function, read):
