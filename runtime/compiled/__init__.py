@@ -2,7 +2,8 @@
 
 The tensor versions call them in the middle of a verdict: they take numbers and return numbers, and draw nothing. What
 they replace stays where it is, as the reference and for machines without numba. Each is compiled when it is first
-called, some ten seconds in all, and kept on disk (in `__pycache__`, or where NUMBA_CACHE_DIR says).
+called, some ten seconds in all, and kept on disk (in `__pycache__`, or where NUMBA_CACHE_DIR says); where nothing can
+be written, every process compiles for itself.
 
 SPECBOUND_COMPILED=0 in the environment turns them off.
 """
@@ -13,7 +14,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 
 import torch
 
@@ -24,7 +25,13 @@ WORTH_A_THREAD = 2**19  # numbers to go over, about a millisecond's work
 @cache
 def usable(device: str = "cpu") -> bool:
     """Whether compiled loops are to be used for numbers on that kind of device."""
-    return device == "cpu" and os.environ.get(VARIABLE) != "0" and find_spec("numba") is not None
+    if device != "cpu" or os.environ.get(VARIABLE) == "0":
+        return False
+    try:
+        import_module("numba")
+    except ImportError:  # missing, or made for another numpy
+        return False
+    return True
 
 
 def spread(work: Callable[[slice], None], count: int, numbers: int) -> None:

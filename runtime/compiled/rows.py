@@ -11,18 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from .jit import inner, outer
 
 Rows = NDArray[Any]  # float32 or float64
 Array = NDArray[np.float64]
 Steps = NDArray[np.uint64]
 
 PIECE = 1024  # tokens whose steps are found before they are used
-
-# What only other compiled functions call; its code is part of what is kept for those.
-inner = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-outer = njit(nogil=True, error_model="numpy", cache=True)
 
 
 @inner

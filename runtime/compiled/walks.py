@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from .jit import inner, outer
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -20,10 +21,6 @@ Window = tuple[float, float, float, float, float]
 FIRST, WIDTH, BEFORE, WORTH, RATE, UNIT = range(6)  # columns of a piece, see `ScoreLaw.pieces`
 CLOSE, TINY = 2.0**-52, 2.0**-49
 NUDGE, WASTED = 0.8, 2  # of the secant's point, and steps that it may waste against bisection, see `parts.roots`
-
-# Functions that only other compiled ones call; their code is part of what is cached for those.
-inner = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-outer = njit(nogil=True, error_model="numpy", cache=True)
 
 
 @inner

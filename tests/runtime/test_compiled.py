@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from numba.core import caching
 
 from specbound.runtime import compiled
-from specbound.runtime.compiled import rows
+from specbound.runtime.compiled import jit, rows
 from specbound.runtime.draws import Draws
 from specbound.runtime.parts import ratio_knots
 from specbound.runtime.parts.block_rule import ratios_of, surplus
@@ -70,12 +70,12 @@ def test_histograms_are_those_of_the_tensors_in_float64(monkeypatch, dtype, voca
         assert np.abs(found.mass - want.mass).max() < 1e-13
         assert np.abs(found.total - want.total).max() < 1e-13
         assert (sums - step_sums).abs().max() < 1e-13
-    monkeypatch.setattr(rows, "knot_masses", lambda *given: walks_off_by_one(*given))
+    monkeypatch.setattr(rows, "knot_masses", lambda *given: one_step_off(*given))
     moved = Knots.of(target, draft, inside)
     assert np.abs(moved.mass - want.mass).max() > 1e-3
 
 
-def walks_off_by_one(target, draft, shift, before, knots, mass, total):
+def one_step_off(target, draft, shift, before, knots, mass, total):
     """The wrong knots: one step off."""
     step = np.ascontiguousarray(np.roll(mass, 1, axis=1))
     true_masses(target, draft, shift, before, knots, step, total)
@@ -225,29 +225,33 @@ def test_they_are_left_alone_where_they_are_turned_off_missing_or_the_rows_elsew
     usable = compiled.usable.__wrapped__
     assert usable()
     assert not usable("cuda")
-    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
-    assert not usable()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "numba", None)
+        assert not usable()
     monkeypatch.setenv(compiled.VARIABLE, "0")
     assert not usable()
 
 
-def test_without_numba_the_arrays_answer():
-    """In a process of its own, where importing numba fails."""
-    code = """
-import sys; sys.modules["numba"] = None
-import importlib.util as util
-found = util.find_spec
-util.find_spec = lambda name, *rest: None if name == "numba" else found(name, *rest)
-import torch
-from specbound.runtime.draws import Draws
-from specbound.runtime.verdict import Batch
-from specbound.runtime.verifiers import get
-rows = torch.full((1, 2, 3, 300), 1 / 300)
-print(get("score-race").verify(Batch(torch.zeros(1, 2, 2, dtype=int), rows[:, :, :2], rows), Draws()).accepted.tolist())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[2]\n"
+def test_without_numba_the_arrays_answer(monkeypatch):
+    monkeypatch.setattr(compiled, "usable", compiled.usable.__wrapped__)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    for module in ("rows", "walks", "jit"):
+        monkeypatch.setitem(sys.modules, f"specbound.runtime.compiled.{module}", None)
+        monkeypatch.delattr(compiled, module, raising=False)
+    for name in ("score-race", "two-level", "many-level"):
+        assert get(name).verify(batch_of(2, 2, 2, 300), Draws()).token.shape == (2,)
+    monkeypatch.setattr(compiled, "usable", lambda device="cpu": True)
+    with pytest.raises(ImportError):
+        get(name).verify(batch_of(2, 2, 2, 300), Draws())
+
+
+def test_where_nothing_can_be_kept_on_disk_functions_are_compiled_all_the_same(monkeypatch):
+    def refuse(self, function):
+        raise RuntimeError(f"cannot cache function {function}: no locator available")
+
+    monkeypatch.setattr(caching.CacheImpl, "__init__", refuse)
+    add_one = jit.outer(lambda number: number + 1)
+    assert add_one(1) == 2
 
 
 @pytest.mark.parametrize(("name", "passes"), [("score-race", 4), ("two-level", 1)])
