@@ -92,9 +92,9 @@ class Sizes:
 
 
 class GpuClock:
-    """Events around every call; graphs; the compiler's best backend."""
+    """Events around every call; graphs; the compiler's best backend, for every number of requests."""
 
-    device, backend = "cuda", "inductor"
+    device, backend, compiled = "cuda", "inductor", slice(None)
 
     def microseconds(self, call: Call, repeats: int) -> Iterator[float]:
         """Time of call(0), call(1), .."""
@@ -124,9 +124,9 @@ class GpuClock:
 
 
 class CpuClock:
-    """Wall time; nothing is captured or compiled."""
+    """Wall time; nothing is captured or compiled, and what would be compiled is traced for the most requests only."""
 
-    device, backend = "cpu", "eager"
+    device, backend, compiled = "cpu", "eager", slice(-1, None)
 
     def microseconds(self, call: Call, repeats: int) -> Iterator[float]:
         """Time of call(0), call(1), .."""
@@ -405,7 +405,8 @@ def measure_all(sizes: Sizes, clock: Clock, bandwidth: float, what: Collection[s
     """All cases; what torch.compile makes last, which takes longest."""
     slow = {"compile"} & set(what)
     for part in (set(what) - slow, slow):
-        for requests, paths, length in itertools.product(sizes.requests, sizes.paths, sizes.lengths):
+        numbers = sizes.requests[clock.compiled] if part == slow else sizes.requests
+        for requests, paths, length in itertools.product(numbers, sizes.paths, sizes.lengths):
             if part.isdisjoint(kind for _, kind in contestants(paths, clock, block)):
                 continue
             try:

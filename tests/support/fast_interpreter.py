@@ -67,10 +67,13 @@ def _skip_equal_types() -> None:
     equal = tl.dtype.__eq__
 
     def check(self: Any, lhs: Any, rhs: Any, *rules: bool, **named: bool) -> Any:
-        same = type(lhs) is type(rhs) is tl.tensor and lhs.type is rhs.type
-        if same and not lhs.dtype.is_ptr() and not (len(rules) == 4 or named.get("div_or_mod")):
+        if len(rules) == 4 or named or type(lhs) is not tl.tensor or lhs.dtype.is_ptr():
+            return checked(self, lhs, rhs, *rules, **named)
+        if type(rhs) is tl.tensor and lhs.type is rhs.type:
             return lhs, rhs
-        return checked(self, lhs, rhs, *rules, **named)
+        if type(rhs) is float and lhs.dtype.is_floating():
+            return alike(self, lhs, self.scalar_constant(rhs, lhs.dtype))
+        return checked(self, lhs, rhs, *rules)
 
     def alike(self: Any, lhs: Any, rhs: Any) -> Any:
         one, other = lhs.type, rhs.type
@@ -83,6 +86,16 @@ def _skip_equal_types() -> None:
 
 
 def _replace_language_once() -> None:
+    semantic = interpreter.interpreter_semantic
+
+    def replace(place: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        def function(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = semantic
+            return member(*args, **kwargs)
+
+        scope.set_attr(place, name, function)
+
+    interpreter._patch_attr = replace
     interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     interpreter._patch_lang = lambda function: interpreter._LangPatchScope()
     interpreter.InterpretedFunction.__call__ = lambda function, *args, **kwargs: function.rewrite()(*args, **kwargs)
