@@ -11,6 +11,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 VOCAB, WIDTH, WINDOW = 23, 16, 6
 SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
+    "vocab_size_per_layer_input": VOCAB,
+    "hidden_size_per_layer_input": 8,
+    "emb_dim": WIDTH,
     "hidden_size": WIDTH,
     "d_model": WIDTH,
     "n_embd": WIDTH,
@@ -19,6 +22,7 @@ SMALL: dict[str, Any] = {
     "intermediate_size": 24,
     "ffn_dim": 24,
     "moe_intermediate_size": 16,
+    "expert_ffn_hidden_size": 16,
     "shared_expert_intermediate_size": 16,
     "shared_intermediate_size": 16,
     "intermediate_size_mlp": 24,
