@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from triton.runtime import interpreter
 
 from specbound.proofs_checks.laws.law import exact_law
-from specbound.runtime import kernels
+from specbound.runtime import compiled, kernels
 from specbound.runtime.decode import generate
 from specbound.runtime.draws import Draws
 from specbound.runtime.kernels import (
@@ -221,6 +221,7 @@ def fixed_knots(gap: float = 0.0) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ratio_knots, "MOST", 0)
         if gap:
+            patch.setattr(compiled, "usable", lambda device="cpu": False)
             patch.setattr(ratio_knots, "fixed_knots", lambda device: knots(device) * scale)
             patch.setattr(ratio_knots, "_leading_bits", lambda ratio: bits(ratio / scale))
         yield
