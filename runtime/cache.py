@@ -12,6 +12,7 @@ back a little: the slots before them are dropped when there are `SPARE` of them.
 from __future__ import annotations
 
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from .layers import kinds_of_layers, reaches
+from .layers import kinds_of_layers, reaches, smallest_window
 from .models import context_limit, input_device, uncompiled, vocabulary
 
 SLOTS_AT_FIRST = 256
@@ -144,13 +145,16 @@ class CachedModel:
         self.places: list[Tensor] = []
         least = torch.finfo(model.dtype).min
         self.visible, self.unseen = torch.tensor([0.0, least], dtype=model.dtype, device=self.device)
-        self.numbers = torch.arange(SLOTS_AT_FIRST, device=self.device)[None]
+        self._make_room(SLOTS_AT_FIRST)
         self.triangles: dict[int, Tensor] = {}
         config = model.config.get_text_config()
         self.kinds = kinds_of_layers(config)
         self.cache = SlotCache()
         self.limit = context_limit(model)
         self.reaches = reaches(config)
+        layers = enumerate(self.reaches[kind] for kind in self.kinds)
+        self.windowed = [(layer, reach) for layer, reach in layers if reach.kind != "all"]
+        self.window = smallest_window(config) or math.inf
         self.vocab = vocabulary(model)
         self.hidden: Tensor | None = None
         self.options = {"use_cache": True, "return_dict": True}
@@ -231,10 +235,7 @@ class CachedModel:
         """
         self.base, self.fed, self.places = list(base), 0, []
         lowest = min(base)
-        for layer, kind in enumerate(self.kinds):
-            reach = self.reaches[kind]
-            if reach.kind == "all":
-                continue
+        for layer, reach in self.windowed:
             if reach.first(lowest) < self.cache.dropped[layer]:
                 raise RuntimeError(
                     f"a row goes back to {lowest} tokens; slots from {self.cache.dropped[layer]} on are left"
@@ -260,13 +261,18 @@ class CachedModel:
 
     def _hides(self, length: int) -> bool:
         """Whether a layer does not reach all of a text of that many tokens."""
-        return any(reach.hides(length) for reach in self.reaches.values())
+        return length > self.window
 
     def _numbers(self, first: int, end: int) -> Tensor:
         """[1, end - first]: the numbers from `first` to below `end`."""
         if self.numbers.shape[1] < end:
-            self.numbers = torch.arange(max(end, 2 * self.numbers.shape[1]), device=self.device)[None]
+            self._make_room(max(end, 2 * self.numbers.shape[1]))
         return self.numbers.narrow(1, first, end - first)
+
+    def _make_room(self, slots: int) -> None:
+        """Have `numbers` [1, slots], which count up from 0, and a mask `blank` [1, 1, 1, slots] that hides nothing."""
+        self.numbers = torch.arange(slots, device=self.device)[None]
+        self.blank = torch.zeros(1, 1, 1, slots, dtype=self.model.dtype, device=self.device)
 
     def _cut_tail(self, fed: int) -> None:
         """Forget all but the first `fed` tokens of the tail."""
@@ -321,6 +327,8 @@ class CachedModel:
 
     def _causal(self, count: int, slots: int) -> Tensor:
         """Additive mask [1, 1, n, slots] of the last `count` tokens: each sees all slots up to its own."""
+        if count == 1:
+            return self.blank.narrow(3, 0, slots)
         if count not in self.triangles:
             own = torch.ones(1, count, count, dtype=torch.bool, device=self.device).tril()
             self.triangles[count] = self._additive(own)

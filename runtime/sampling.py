@@ -13,6 +13,7 @@ So a row's law does not depend on the padding that its batch gives it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from functools import reduce
 
@@ -121,7 +122,7 @@ class Sampler:
 
 def check_rows(*laws: Tensor) -> None:
     """Raise ValueError if a row of these laws [..., V] is NaN: its logits gave none. Waits for the device, once."""
-    if bool(reduce(torch.add, (rows[..., 0].sum() for rows in laws)).isnan()):
+    if math.isnan(reduce(torch.add, (rows[..., 0].sum() for rows in laws)).item()):
         raise ValueError(
             "the logits hold NaN or +inf, or -inf for every token: no law to sample from (overflow in a half "
             "precision model, or processors that leave no token)"

@@ -111,7 +111,7 @@ class Decoding:
         self.carry: Carry | None = None
         self.row_after: RowAfter | None = None
         self.records: list[dict[str, Any]] = []
-        self.verification: kernels.Implementation = "tensor"
+        self.verification: kernels.Implementation | None = None
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.since = time.perf_counter()
 
@@ -316,7 +316,8 @@ class Decoding:
         if self.row_after is not None and self.agreed is not own:
             after = self.row_after()  # processes that share a model must make the same passes
         batch = Batch(drafts.tokens, drafts.laws, target_probs, self.carry, after)
-        self.verification = kernels.implementation(facts, batch, self.draws)
+        if self.verification is None:
+            self.verification = kernels.implementation(facts, batch, self.draws)
         verdict = kernels.verify(facts, batch, self.draws, self.verification)
         self.carry = verdict.carry
         path, accepted, token = (self.agreed(part) for part in (verdict.path, verdict.accepted, verdict.token))
@@ -358,7 +359,7 @@ class Decoding:
             paths=self.method.paths,
             seconds=self.seconds,
             interrupted=interrupted,
-            verification=self.verification,
+            verification=self.verification or "tensor",
             rows_after=sum(record["rows_after"] for record in self.records),
         )
 
