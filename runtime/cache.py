@@ -11,7 +11,6 @@ back a little: the slots before them are dropped when there are `SPARE` of them.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from .layers import kinds_of_layers, reaches, smallest_window
-from .models import context_limit, input_device, uncompiled, vocabulary
+from .models import context_limit, input_device, parameters, vocabulary
 
 SLOTS_AT_FIRST = 256
 CHUNK = 1024
@@ -160,7 +159,7 @@ class CachedModel:
         self.options = {"use_cache": True, "return_dict": True}
         if wants_hidden:
             self.options["output_hidden_states"] = True
-        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(uncompiled(model).forward).parameters
+        self.takes_logits_to_keep = "logits_to_keep" in parameters(model)
 
     def start(self, tokens: Tensor, known: Sequence[int]) -> None:
         """Feed prompts [B, n] to the empty slots and commit `known` tokens of each row.

@@ -13,9 +13,11 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
@@ -29,6 +31,7 @@ ATTENTION = ("sdpa", "eager")
 KINDS_OF_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 ADVICE = "use a decoder like Llama, Qwen or GPT-2"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+_PARAMETERS: WeakKeyDictionary[Callable[..., Any], frozenset[str]] = WeakKeyDictionary()
 DeviceMap = str | dict[str, int | str]
 TensorParallelPlan = str | dict[str, str]
 
@@ -230,15 +233,22 @@ def has_slots(model: PreTrainedModel) -> bool:
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    parameters = inspect.signature(uncompiled(model).forward).parameters
-    takes = {"position_ids", "attention_mask", "past_key_values"} <= parameters.keys()
+    takes = {"position_ids", "attention_mask", "past_key_values"} <= parameters(model)
     return takes and kinds <= KINDS_OF_LAYERS and not getattr(uncompiled(model), "_is_stateful", False)
 
 
 def state_argument(model: PreTrainedModel) -> str | None:
     """What the model calls the cache that it takes and returns; None if it has none."""
-    parameters = inspect.signature(uncompiled(model).forward).parameters
-    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+    return next((name for name in ("past_key_values", "cache_params") if name in parameters(model)), None)
+
+
+def parameters(model: PreTrainedModel) -> frozenset[str]:
+    """What the model's forward takes; looked up once for each kind of model."""
+    forward = uncompiled(model).forward
+    function = getattr(forward, "__func__", forward)
+    if function not in _PARAMETERS:
+        _PARAMETERS[function] = frozenset(inspect.signature(forward).parameters)
+    return _PARAMETERS[function]
 
 
 def tolerance(model: PreTrainedModel) -> float:

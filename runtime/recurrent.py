@@ -17,7 +17,6 @@ The interface is that of `CachedModel`; the cache is the model's own, whatever i
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .models import input_device, state_argument, tolerance, uncompiled, vocabulary
+from .models import input_device, parameters, state_argument, tolerance, vocabulary
 
 REFED = 16
 _TAKES_RUNS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -67,9 +66,8 @@ class StateModel:
         self.rows = [Row() for _ in range(rows)]
         self.hidden: Tensor | None = None
         self.wants_hidden = wants_hidden
-        parameters = inspect.signature(uncompiled(model).forward).parameters
         self.name = str(state_argument(model))
-        self.takes_positions = "position_ids" in parameters
+        self.takes_positions = "position_ids" in parameters(model)
         self.runs = takes_runs(model)
 
     def start(self, tokens: Tensor, known: Sequence[int]) -> None:
@@ -181,7 +179,7 @@ def takes_runs(model: PreTrainedModel) -> bool:
     """Whether the model may be fed several tokens behind a state: some take them as if the state were empty."""
     if model not in _TAKES_RUNS:
         name = str(state_argument(model))
-        positions = "position_ids" in inspect.signature(uncompiled(model).forward).parameters
+        positions = "position_ids" in parameters(model)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary(model), (1, 6), generator=generator).to(input_device(model))
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import compiled
 from ..verdict import Batch, arithmetic
 
 
@@ -46,6 +47,13 @@ def emitted_row(scale: Tensor, accepted: Tensor, draft_probs: Tensor, target_pro
         scale [B]: the factor of the target row in the residual.
         draft_probs [B, L, V]; target_probs [B, L+1, V].
     """
+    if compiled.usable(draft_probs.device.type):
+        from ..compiled import block
+
+        weights = torch.empty_like(target_probs[:, 0])
+        given = (scale, accepted, target_probs, draft_probs)
+        block.emitted_rows(*(part.contiguous().numpy() for part in given), weights.numpy())
+        return weights
     length = draft_probs.shape[1]
     target_row = row_at(target_probs, accepted)
     stopped = (accepted < length).unsqueeze(-1)
