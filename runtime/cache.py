@@ -93,20 +93,21 @@ class SlotCache(Cache):
 
     def move(self, source: Tensor, to: Tensor) -> None:
         """Copy slots `source` [B, m] to slots `to` [B or 1, m] in every layer."""
-        one = len(source) == 1
-        row = torch.arange(len(source), device=source.device)[:, None]
+        if len(source) == 1:
+            source, to = source[0], to[0]
+        else:
+            row = torch.arange(len(source), device=source.device)[:, None]
         places: dict[tuple[torch.device, int], list[Tensor]] = {}
         for layer, (keys, values) in enumerate(self.stores):
-            where = keys.device, self.dropped[layer]
+            device, dropped = where = keys.device, self.dropped[layer]
             if where not in places:
-                indices = (row, source - where[1], to - where[1])
-                places[where] = [(index[0] if one else index).to(keys.device) for index in indices]
-            rows, old, new = places[where]
+                places[where] = [index.to(device) - dropped if dropped else index.to(device) for index in (source, to)]
+            old, new = places[where]
             for store in (keys, values):
-                if one:
+                if old.ndim == 1:
                     store.index_copy_(2, new, store.index_select(2, old))
                 else:
-                    store[rows, :, new] = store[rows, :, old]
+                    store[row.to(device), :, new] = store[row.to(device), :, old]
 
 
 def _store(states: Tensor, end: int) -> Tensor:
@@ -249,8 +250,9 @@ class CachedModel:
     def keep_path(self, places: Tensor) -> None:
         """Move the tail's slots `places` [B, m], in that order, to the front of the tail (no more than there are)."""
         places = places[:, : self.fed].to(self.device)
-        base, order = self._base(), self._numbers(0, places.shape[1])
-        self.cache.move(base + places, base + order)
+        base, count = self._base(), places.shape[1]
+        front = self._numbers(base, base + count) if isinstance(base, int) else base + self._numbers(0, count)
+        self.cache.move(base + places, front)
 
     def _base(self) -> Tensor | int:
         """The numbers of committed tokens, [B, 1]; or the number, if all rows have it."""

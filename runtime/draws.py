@@ -44,7 +44,7 @@ class Draws:
         looked up in the running sums, in float64, so that weights far below the rounding of float32 keep their share.
         """
         sums = weights.cumsum(dim=-1, dtype=torch.float64)
-        total = sums[..., -1:]
+        total = sums.narrow(-1, weights.shape[-1] - 1, 1)
         point = self._uniform(total) * total
         if weights.dtype == torch.float64:  # only these can have a sum so small that the product rounds up to it
             point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))

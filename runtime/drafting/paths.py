@@ -6,7 +6,8 @@ their drafted tokens lie behind them in the order (token 1 of paths 1..K), (toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def draft_paths(
     longest, lengths = max(lengths), list(lengths)
     if paths > 1:
         place = torch.tensor(context.place, device=device)[:, None].expand(-1, paths)
-        sees = torch.eye(paths, dtype=torch.bool, device=device).repeat(1, longest)
+        sees, slots = side_by_side(paths, longest, device)
     nothing = context.recent.new_zeros(rows, paths, 0)
     tokens: list[Tensor] = []
     laws: list[Tensor] = []
@@ -97,11 +98,20 @@ def draft_paths(
             logits = model.read(tokens[-1])
         else:
             logits = model.extend(tokens[-1], place + (i + 1), sees[:, : (i + 1) * paths])
-    drafts = Drafts(torch.stack(tokens, dim=2), torch.stack(laws, dim=2), lengths)
-    if paths == 1:
-        return drafts
-    fed = torch.arange((len(laws) - 1) * paths, device=device)
-    return replace(drafts, slots=fed.view(-1, paths).T.expand(rows, -1, -1))
+    found = torch.stack(tokens, dim=2), torch.stack(laws, dim=2), lengths
+    return Drafts(*found, slots[:, : len(laws) - 1].expand(rows, -1, -1) if paths > 1 else None)
+
+
+@cache
+def side_by_side(paths: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where K paths lie whose tokens are fed together, one of each path at a time.
+
+    Returns:
+        bool [K, K L]: what the last token fed of each path sees of the first K i slots, once i of each were fed; and
+        [K, L]: the slots of each path.
+    """
+    own = torch.eye(paths, dtype=torch.bool, device=device).repeat(1, length)
+    return own, torch.arange(length * paths, device=device).view(length, paths).T
 
 
 def draft_beam(
