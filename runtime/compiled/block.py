@@ -6,28 +6,30 @@ Letters: B requests, L drafted tokens, V vocabulary. [BV] arXiv:2403.10444, Algo
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .jit import outer
-from .rows import Array, Rows
+from .rows import Rows
+
+Tokens = NDArray[np.int64]
 
 
 @outer
-def ratios(target: Rows, draft: Rows, found: Rows) -> None:
-    """`block_rule.ratios_of`: ratios from the tokens' probabilities [B, L], into `found` [B, L+1]."""
-    for b in range(len(draft)):
-        log_ratio = 0.0
-        found[b, 0] = 1.0
-        for i in range(draft.shape[1]):
-            if draft[b, i] > 0:
-                log_ratio = min(0.0, log_ratio + np.log(np.float64(target[b, i])) - np.log(np.float64(draft[b, i])))
-            found[b, i + 1] = np.exp(log_ratio)
+def ratios_and_thresholds(tokens: Tokens, target: Rows, draft: Rows, ratio: Rows, found: Rows) -> None:
+    """`block_rule.ratios_and_thresholds` of tokens [B, L], rows [B, L+1, V] and [B, L, V].
 
-
-@outer
-def thresholds(ratio: Rows, target: Rows, draft: Rows, found: Rows) -> None:
-    """`block_rule.block_thresholds` of ratios [B, L+1], rows [B, L+1, V] and [B, L, V], into `found` [B, L]."""
+    Args:
+        ratio [B, L+1], found [B, L]: where they go.
+    """
     length = draft.shape[1]
     for b in range(len(draft)):
+        log_ratio = 0.0
+        ratio[b, 0] = 1.0
+        for i in range(length):
+            wanted, drawn = np.float64(target[b, i, tokens[b, i]]), np.float64(draft[b, i, tokens[b, i]])
+            if drawn > 0:
+                log_ratio = min(0.0, log_ratio + np.log(wanted) - np.log(drawn))
+            ratio[b, i + 1] = np.exp(log_ratio)
         for i in range(1, length):
             left = 0.0
             for v in range(draft.shape[2]):
@@ -38,7 +40,7 @@ def thresholds(ratio: Rows, target: Rows, draft: Rows, found: Rows) -> None:
 
 
 @outer
-def emitted_rows(scale: Rows, kept: Array, target: Rows, draft: Rows, weights: Rows) -> None:
+def emitted_rows(scale: Rows, kept: Tokens, target: Rows, draft: Rows, weights: Rows) -> None:
     """`single_path.emitted_row` for `scale`, `kept` [B], rows [B, L+1, V] and [B, L, V], into `weights` [B, V]."""
     for b in range(len(draft)):
         i, mass = kept[b], 0.0

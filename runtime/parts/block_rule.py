@@ -13,6 +13,22 @@ from .ratio_knots import rows_in_cache
 from .single_path import at
 
 
+def ratios_and_thresholds(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """`block_ratios` [B, L+1] and `block_thresholds` [B, L] of tokens [B, L], draft [B, L, V], target [B, L+1, V]."""
+    if not compiled.usable(draft_probs.device.type):
+        ratios = block_ratios(tokens, draft_probs, target_probs)
+        return ratios, block_thresholds(ratios, draft_probs, target_probs)
+    from ..compiled import block
+
+    (requests, length), given = tokens.shape, (tokens, target_probs, draft_probs)
+    found = draft_probs.new_empty(requests, length + 1), draft_probs.new_empty(requests, length)
+    arrays = [part.contiguous().numpy() for part in (*given, *found)]
+    compiled.spread(
+        lambda some: block.ratios_and_thresholds(*(part[some] for part in arrays)), requests, draft_probs.numel()
+    )
+    return found
+
+
 def block_ratios(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
     """Acceptance ratios c_0..c_L of the prefixes of the draft, [BV] Eq. (4).
 
@@ -34,12 +50,6 @@ def ratios_of(target: Tensor, draft: Tensor) -> Tensor:
 
     With s_i the sum of the first i logarithms, log c_i = s_i - max(0, s_1, .., s_i); the sums are in float64.
     """
-    if compiled.usable(draft.device.type):
-        from ..compiled import block
-
-        found = draft.new_empty(len(draft), draft.shape[1] + 1)
-        block.ratios(target.contiguous().numpy(), draft.contiguous().numpy(), found.numpy())
-        return found
     sums = torch.where(draft > 0, target.log() - draft.log(), 0.0).cumsum(dim=1, dtype=torch.float64)
     ratios = (sums - sums.cummax(dim=1).values.clamp_min(0)).exp()
     return torch.nn.functional.pad(ratios.to(target.dtype), (1, 0), value=1.0)
@@ -57,25 +67,10 @@ def block_thresholds(ratios: Tensor, draft_probs: Tensor, target_probs: Tensor) 
     Returns:
         [B, L] thresholds h_1..h_L in [0, 1].
     """
-    if compiled.usable(draft_probs.device.type):
-        return _compiled_thresholds(ratios, draft_probs, target_probs)
     at_once = max(1, rows_in_cache(draft_probs) // max(1, len(draft_probs)))
     inner = ratios[:, 1:-1], target_probs[:, 1:-1], draft_probs[:, 1:]
     left = [surplus(*some) for some in zip(*(part.split(at_once, dim=1) for part in inner), strict=True)]
     return torch.cat([threshold_from(inner[0], torch.cat(left, dim=1)), ratios[:, -1:]], dim=1)
-
-
-def _compiled_thresholds(ratios: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
-    from ..compiled import block
-
-    found = torch.empty_like(ratios[:, 1:])
-    parts = [part.contiguous().numpy() for part in (ratios, target_probs, draft_probs)]
-
-    def fill(some: slice) -> None:
-        block.thresholds(*(part[some] for part in parts), found.numpy()[some])
-
-    compiled.spread(fill, len(found), draft_probs.numel())
-    return found
 
 
 def threshold(ratio: Tensor, target_row: Tensor, draft_row: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..parts.block_rule import block_ratios, block_thresholds
+from ..parts.block_rule import block_ratios, ratios_and_thresholds
 from ..parts.single_path import at, emitted_row, only_path
 from ..registry import register
 from ..verdict import Batch, Verdict
@@ -32,7 +32,7 @@ def kept_by_block(batch: Batch) -> Tensor:
 def verify_block(batch: Batch, draws: Draws) -> Verdict:
     """Keep the longest prefix whose coin h_i comes up, then draw from max(0, c target - draft)."""
     tokens, draft_probs, target_probs = only_path(batch)
-    ratios = block_ratios(tokens, draft_probs, target_probs)
-    kept = draws.accept_last(block_thresholds(ratios, draft_probs, target_probs))
+    ratios, thresholds = ratios_and_thresholds(tokens, draft_probs, target_probs)
+    kept = draws.accept_last(thresholds)
     token = draws.choose(emitted_row(at(ratios, kept), kept, draft_probs, target_probs))
     return Verdict(torch.zeros_like(kept), kept, token)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..parts.block_rule import block_ratios, block_thresholds
+from ..parts.block_rule import ratios_and_thresholds
 from ..parts.single_path import at, emitted_row, only_path
 from ..registry import register
 from ..verdict import Batch, Verdict
@@ -38,8 +38,7 @@ def uncapped(tokens: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tenso
 def verify_hsd(batch: Batch, draws: Draws) -> Verdict:
     """Keep the whole draft with probability min(1, P / Q), else the longest block whose coin comes up."""
     tokens, draft_probs, target_probs = only_path(batch)
-    ratios = block_ratios(tokens, draft_probs, target_probs)
-    thresholds = block_thresholds(ratios, draft_probs, target_probs)
+    ratios, thresholds = ratios_and_thresholds(tokens, draft_probs, target_probs)
     whole = uncapped(tokens, draft_probs, target_probs)
     kept = draws.accept_last(torch.cat([thresholds[:, :-1], whole.unsqueeze(1)], dim=1))
     token = draws.choose(emitted_row(at(ratios, kept), kept, draft_probs, target_probs))

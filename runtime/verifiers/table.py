@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..parts.block_rule import block_ratios, block_thresholds
+from ..parts.block_rule import ratios_and_thresholds
 from ..parts.single_path import at, emitted_row, row_at
 from ..registry import Verifier, get, register
 from ..verdict import Batch, Verdict
@@ -180,8 +180,7 @@ def verify_with_table(table: Table, batch: Batch, draws: Draws) -> Verdict:
             rows[:, 0] for rows in (batch.tokens, batch.draft_probs, batch.target_probs)
         )
         draft_probs, target_probs = draft_probs.double(), in_force(table, nodes, target_probs.double())
-        ratios = block_ratios(tokens, draft_probs, target_probs)
-        blockwise = block_thresholds(ratios, draft_probs, target_probs)
+        ratios, blockwise = ratios_and_thresholds(tokens, draft_probs, target_probs)
         kept = draws.accept_last(torch.where(fresh[:, None], stop, blockwise))
         row = emitted_row(at(ratios, kept), kept, draft_probs, target_probs)
         token = draws.choose(torch.where(fresh[:, None], row_at(emitted, kept), row))

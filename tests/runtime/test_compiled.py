@@ -13,7 +13,7 @@ from specbound.runtime import compiled
 from specbound.runtime.compiled import jit, rows
 from specbound.runtime.draws import Draws
 from specbound.runtime.parts import ratio_knots
-from specbound.runtime.parts.block_rule import block_ratios, block_thresholds, ratios_of, surplus
+from specbound.runtime.parts.block_rule import ratios_and_thresholds, ratios_of, surplus
 from specbound.runtime.parts.ratio_knots import Knots, fixed_knots, histograms, linear_law
 from specbound.runtime.parts.score_law import over
 from specbound.runtime.parts.single_path import at, correction_weights, emitted_row
@@ -289,8 +289,7 @@ def test_the_rule_of_block_verification_is_that_of_the_tensors(monkeypatch, dtyp
     scale = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
     def found():
-        ratios = block_ratios(tokens, draft, target)
-        return ratios, block_thresholds(ratios, draft, target), emitted_row(scale, kept, draft, target)
+        return *ratios_and_thresholds(tokens, draft, target), emitted_row(scale, kept, draft, target)
 
     close = 1e-14 if dtype == torch.float64 else 2e-6
     for mine, want in zip(found(), by_arrays(monkeypatch, found), strict=True):
@@ -298,6 +297,6 @@ def test_the_rule_of_block_verification_is_that_of_the_tensors(monkeypatch, dtyp
         assert mine.shape == want.shape
         assert (mine - want).abs().max() < close
         assert (mine - want.roll(1, dims=0)).abs().max() > 1e-4
-    assert block_thresholds(block_ratios(tokens, draft, target), draft, target)[1].tolist() == [1] * 4
+    assert ratios_and_thresholds(tokens, draft, target)[1][1].tolist() == [1] * 4
     same = emitted_row(torch.ones(6, dtype=dtype), kept, target[:, :4].contiguous(), target)
     assert (same == target[torch.arange(6), kept]).all()
