@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binom
 
 from specbound.runtime.draws import Draws
 from specbound.runtime.verdict import Batch
@@ -75,6 +74,8 @@ def disagreement(
         return None
     chance = np.clip([law.get(prefix, 0.0) for prefix in prefixes], 0.0, 1.0)
     count = np.array([counts.get(prefix, 0) for prefix in prefixes])
+    from scipy.stats import binom  # half a second, in every process that audits
+
     tails = np.minimum(binom.cdf(count, calls, chance), binom.sf(count - 1, calls, chance))
     worst = int(tails.argmin())
     if tails[worst] >= false_alarm / (2 * len(prefixes)):
