@@ -26,15 +26,15 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow and not kernels and not devices and not fuzz"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow and not kernels and not devices and not fuzz"
 
 # At least FUZZ_CASES random cases of every public entry; FUZZ_SHRINK=0 reports failures without shrinking them.
 FUZZ_CASES ?= 2000
 fuzz: setup
-	OMP_NUM_THREADS=1 FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n auto --hypothesis-show-statistics $(wildcard tests/*/test_fuzz_*.py)
+	OMP_NUM_THREADS=1 FUZZ_CASES=$(FUZZ_CASES) $(BIN)/pytest -n auto --dist worksteal --hypothesis-show-statistics $(wildcard tests/*/test_fuzz_*.py)
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -50,7 +50,7 @@ package-all: package
 	$(BIN)/python scripts/package.py --installs --theory $(OTHER_PYTHONS) --runtime $(RUNTIME_PYTHON)
 
 coverage: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --cov --cov-report=term
 
 mutate: setup
 	$(BIN)/python scripts/mutate.py
