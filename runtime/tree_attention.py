@@ -47,14 +47,14 @@ def merge_paths(last: Tensor, tokens: Tensor) -> MergedPaths:
     numbers = np.zeros((2, rows, size), np.int64)
     sees = np.zeros((rows, size, size), np.bool_)
     sees[:, :, 0] = True
-    for (nodes, _), token, depth, seen in zip(trees, *numbers, sees, strict=True):
-        for node, (parent, token[node]) in enumerate(nodes, start=1):
-            depth[node] = depth[parent] + 1
+    for (nodes, _), token_of, depth, seen in zip(trees, *numbers, sees, strict=True):
+        for node, (parent, token) in enumerate(nodes, start=1):
+            token_of[node], depth[node] = token, depth[parent] + 1
             seen[node] |= seen[parent]
             seen[node, node] = True
     lines = [own for _, own in trees]
-    found = (torch.from_numpy(part).to(tokens.device) for part in (numbers, sees, np.array(lines)))
-    (merged, depths), visible, place = found
+    arrays = numbers, sees, np.array(lines)
+    (merged, depths), visible, place = (torch.from_numpy(part).to(tokens.device, non_blocking=True) for part in arrays)
     merged[:, 0] = last
     return MergedPaths(merged, depths, visible, place, lines)
 
