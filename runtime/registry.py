@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .draws import Draws
@@ -174,6 +175,7 @@ def of_closed_form(name: str) -> Verifier:
     raise ValueError(f"closed form {name!r} belongs to no registered verifier")
 
 
+@torch.no_grad()
 def verify(name: str, batch: Batch, draws: Draws, *, validate: bool = True) -> Verdict:
     """Run the verifier `name` on a batch.
 

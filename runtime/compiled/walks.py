@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..parts.score_law import NOTHING
 from .jit import inner, outer
 
 Array = NDArray[np.float64]
@@ -125,7 +126,7 @@ def pieces_of(score: Array, mass: Array, paths: int) -> Array:
     worth = 0.0
     for j in range(len(pieces)):
         inside, left = mass[j + 1] - mass[j], 1 - score[j]
-        width = over(score[j + 1] - score[j], inside)
+        width = over(score[j + 1] - score[j], inside if inside > NOTHING else 0.0)
         rate, unit = over(width, left), left ** (paths - 1)
         piece = pieces[j]
         piece[FIRST], piece[WIDTH], piece[BEFORE], piece[WORTH] = score[j], width, mass[j], worth

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+NOTHING = 2.0**-1000  # so little mass lies at its first score, where scores per mass would overflow
+
 
 def over(value: Array, mass: Array) -> Array:
     """value / mass, 0 where there is no mass."""
@@ -88,7 +90,7 @@ class ScoreLaw:
         pieces = np.empty((6, *start.shape))
         first, width, below, worth, rate, unit = pieces
         first[:], below[:], unit[:] = start, before, left ** (self.paths - 1)
-        width[:] = over(self.score[:, 1:] - start, mass)
+        width[:] = over(self.score[:, 1:] - start, np.where(mass > NOTHING, mass, 0))
         rate[:] = over(width, left)
         value = mass * unit * powers_below(np.maximum(1 - rate * mass, 0), self.paths)
         worth[:, 0] = 0

@@ -18,7 +18,7 @@ from specbound.runtime.parts.ratio_knots import Knots, fixed_knots, histograms, 
 from specbound.runtime.parts.score_law import over
 from specbound.runtime.parts.single_path import at, correction_weights, emitted_row
 from specbound.runtime.verdict import Batch, arithmetic
-from specbound.runtime.verifiers import get, score_race, two_level
+from specbound.runtime.verifiers import get, score_race, two_level, verify
 
 RULES = ("two-part", "best-set", "safe", "two-part-reserved", "best-set-reserved")
 CPU = torch.device("cpu")
@@ -144,6 +144,46 @@ def test_the_race_is_that_of_the_arrays(monkeypatch, rule, vocab, paths, stem):
     if paths > 1:
         other = "safe" if rule.startswith("two-part") else "two-part"
         assert difference(score_race.race(given[0], ratio, paths, other, torch.float64, stem)[0], want) > 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_race_is_that_of_the_arrays_deep_down_and_on_sharp_rows(monkeypatch, rule):
+    """Six levels of rows with few tokens, nearly none in common, or ratios far beyond the knots."""
+    rng = np.random.default_rng(0)
+    for sharpness, share, paths in ((8, 1.0, 2), (0, 0.05, 8), (3, 0.3, 64), (1, 1.0, 4)):
+        target, draft = rng.gamma(0.5, size=(2, 6, 6, 300)) * np.exp(rng.normal(0, sharpness, (2, 6, 6, 300)))
+        target, draft = (part * (rng.random(part.shape) < share) + 1e-30 for part in (target, draft))
+        target, draft = (torch.from_numpy(part / part.sum(axis=-1, keepdims=True)) for part in (target, draft))
+        knots = Knots.of(target, draft, torch.float64)
+        tokens = torch.multinomial(draft.flatten(0, 1), 1, generator=torch.Generator().manual_seed(0)).view(6, 6)
+        given = knots, (at(target, tokens) / at(draft, tokens)).numpy(), paths, rule, torch.float64
+        law, tables = score_race.race(*given)
+        want, want_tables = by_arrays(monkeypatch, lambda given=given: score_race.race(*given))
+        assert difference(law, want) < 1e-9
+        assert (knots.mass * np.abs(tables - want_tables)).sum(axis=-1).max() < 1e-9
+        assert np.abs((knots.mass * tables).sum(axis=-1) - 1).max() < 1e-12
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("first", [1e-307, 1e-310, 5e-324, 0])
+def test_a_ratio_near_the_smallest_number_leaves_laws(rule, first):
+    """Then scores per mass overflow: at 2^-1000 and below a piece of a score law counts as a point."""
+    knots = Knots.of(*laws(1, 3, 300), torch.float64)
+    law, tables = score_race.race(knots, np.array([[first, 0.1, 1.3]]), 2, rule, torch.float64)
+    assert law.below[:, -1] == law.score[:, -1] == 1
+    assert (np.diff(law.below) >= 0).all()
+    assert (knots.mass * tables).sum(axis=-1) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.usefixtures("host")
+@pytest.mark.parametrize("vocab", [20, 300])
+def test_rows_that_need_gradients_are_verified(vocab):
+    for name, paths in (("block", 1), ("token", 1), ("score-race", 2), ("two-level", 2), ("many-level", 2)):
+        batch = batch_of(2, paths, 3, vocab)
+        batch.draft_probs.requires_grad_()
+        batch.target_probs.requires_grad_()
+        assert verify(name, batch, Draws()).token.shape == (2,)
 
 
 def difference(law, other) -> float:
