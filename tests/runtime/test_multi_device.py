@@ -246,11 +246,14 @@ def across(layout: str, name: str) -> tuple[list[list[int]], list[list[int]]]:
         ("draft spread", "two-level"),
     ],
 )
+@pytest.mark.usefixtures("arrays")
 def test_models_on_different_devices_decode_the_same(layout, name):
+    """The devices stand for GPUs, whose tensors no loop of the CPU can reach."""
     got, wanted = across(layout, name)
     assert got == wanted
 
 
+@pytest.mark.usefixtures("arrays")
 def test_a_tensor_left_on_the_other_models_device_is_found_out(monkeypatch):
     monkeypatch.setattr(cache, "input_device", lambda model: torch.device("cpu:1"))
     with pytest.raises(RuntimeError, match=r"tensors on \['cpu:1', 'cpu:2'\]"):
