@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import compiled
+
 
 class Draws:
     """Random answers from a generator.
@@ -77,6 +79,12 @@ class Draws:
             score [B, K, J]: knots, ascending; a score is uniform between neighbouring ones.
             below [B, K, J]: probability of a score below each knot, ascending from 0 to 1.
         """
+        if compiled.usable(score.device.type):
+            from .compiled.rows import least_score
+
+            uniform, winner = self._uniform(below[..., 0]), score.new_empty(len(score), dtype=torch.int64)
+            least_score(score.numpy(), below.numpy(), uniform.numpy(), winner.numpy())
+            return winner
         uniform = self._uniform(below[..., :1])
         piece = torch.searchsorted(below[..., 1:-1].contiguous(), uniform, right=True)
         start, end, low, high = (part.gather(-1, piece) for part in (score, score[..., 1:], below, below[..., 1:]))

@@ -46,34 +46,38 @@ def add_row(target: Rows, draft: Rows, shift: int, before: int, step: Steps, sum
 
 @outer
 def step_masses(target: Rows, draft: Rows, shift: int, before: int, sums: Array) -> None:
-    """`ratio_knots.step_masses` of rows [N, V], into `sums` [N, 2M]."""
-    step = np.empty(PIECE, np.uint64)
-    for n in range(len(draft)):
-        add_row(target[n], draft[n], shift, before, step, sums[n])
+    """`ratio_knots.step_masses` of rows [N, L, V], into `sums` [N, L, M, 2]; a target's further rows are not read."""
+    step, flat = np.empty(PIECE, np.uint64), np.empty(2 * sums.shape[2])
+    for n in range(draft.shape[0]):
+        for i in range(draft.shape[1]):
+            add_row(target[n, i], draft[n, i], shift, before, step, flat)
+            for m in range(sums.shape[2]):
+                sums[n, i, m, 0], sums[n, i, m, 1] = flat[2 * m], flat[2 * m + 1]
 
 
 @outer
 def knot_masses(
     target: Rows, draft: Rows, shift: int, before: int, knots: Array, mass: Array, total: Array
 ) -> None:  # fmt: skip
-    """Each token's draft mass shared by the two knots [M] around it, into `mass` [N, M], its sum into `total` [N].
+    """Draft mass of rows [N, L, V] at the knots [M], each token's shared by the two around it, into `mass` [N, L, M].
 
-    A row's `mass` is divided by its sum.
+    It is divided by its sum over the row, which goes into `total` [N, L]. A target's further rows are not read.
     """
     step, sums, last = np.empty(PIECE, np.uint64), np.empty(2 * len(knots)), len(knots) - 1
-    for n in range(len(draft)):
-        add_row(target[n], draft[n], shift, before, step, sums)
-        carried, all_mass = 0.0, 0.0
-        for m in range(last + 1):
-            here, upper = sums[2 * m], 0.0
-            if m < last:
-                upper = min(max((sums[2 * m + 1] - knots[m] * here) / (knots[m + 1] - knots[m]), 0.0), here)
-            mass[n, m] = here - upper + carried
-            carried = upper
-            all_mass += mass[n, m]
-        for m in range(last + 1):
-            mass[n, m] /= all_mass
-        total[n] = all_mass
+    for n in range(draft.shape[0]):
+        for i in range(draft.shape[1]):
+            add_row(target[n, i], draft[n, i], shift, before, step, sums)
+            carried, all_mass = 0.0, 0.0
+            for m in range(last + 1):
+                here, upper = sums[2 * m], 0.0
+                if m < last:
+                    upper = min(max((sums[2 * m + 1] - knots[m] * here) / (knots[m + 1] - knots[m]), 0.0), here)
+                mass[n, i, m] = here - upper + carried
+                carried = upper
+                all_mass += mass[n, i, m]
+            for m in range(last + 1):
+                mass[n, i, m] /= all_mass
+            total[n, i] = all_mass
 
 
 @inner
@@ -149,3 +153,19 @@ def correction(
     if not total > 0:
         for v in range(len(draft)):
             weights[v] = target[v]
+
+
+@outer
+def least_score(score: Array, below: Array, uniform: Array, winner: NDArray[np.int64]) -> None:
+    """`Draws.smallest_score` for knots [B, K, J] and uniforms [B, K], into `winner` [B]."""
+    for b in range(len(score)):
+        least = np.inf
+        for k in range(score.shape[1]):
+            knot = 0
+            while knot < score.shape[2] - 2 and below[b, k, knot + 1] <= uniform[b, k]:
+                knot += 1
+            start, mass = score[b, k, knot], below[b, k, knot + 1] - below[b, k, knot]
+            inside = (uniform[b, k] - below[b, k, knot]) / mass if mass > 0 else 0.0
+            found = start + inside * (score[b, k, knot + 1] - start)
+            if found < least:
+                least, winner[b] = found, k

@@ -71,9 +71,13 @@ class Knots:
 
     @classmethod
     def of(cls, target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> Knots:
-        """The knots of rows [N, L, V], read once, in arithmetic `dtype`; every attribute [N, L, M]."""
+        """The knots of rows [N, L, V], read once, in arithmetic `dtype`; every attribute [N, L, M].
+
+        The target may have more than L rows; they are not read.
+        """
         if draft_rows.shape[-1] > MOST and compiled.usable(draft_rows.device.type):
             return cls._compiled(target_rows, draft_rows, dtype)
+        target_rows = target_rows[:, : draft_rows.shape[1]]
         if draft_rows.shape[-1] > MOST:
             mass = _shared_masses(target_rows, draft_rows, dtype)
             ratio = fixed_knots(draft_rows.device).expand_as(mass)
@@ -90,12 +94,12 @@ class Knots:
         knots = fixed_knots(draft_rows.device).numpy()
         mass, total = np.empty((*draft_rows.shape[:2], len(knots))), np.empty(draft_rows.shape[:2])
 
-        def add(place: tuple[slice, slice], target: NDArray[Any], draft: NDArray[Any]) -> None:
-            found, whole = np.empty((len(draft), len(knots))), np.empty(len(draft))
-            rows.knot_masses(target, draft, SHIFT, BEFORE, knots, found, whole)
-            mass[place], total[place] = found.reshape(mass[place].shape), whole.reshape(total[place].shape)
+        def masses(target: NDArray[Any], draft: NDArray[Any]) -> tuple[Array, Array]:
+            found = np.empty((*draft.shape[:2], len(knots))), np.empty(draft.shape[:2])
+            rows.knot_masses(target, draft, SHIFT, BEFORE, knots, *found)
+            return found
 
-        _by_tile(add, target_rows, draft_rows, dtype)
+        _by_tile(masses, target_rows, draft_rows, dtype, mass, total)
         return cls(np.broadcast_to(knots, mass.shape), mass, total)
 
     @cached_property
@@ -142,8 +146,8 @@ def between(table: Array, near: Indices, part: Array) -> Array:
 
 
 def drafted_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Target's and draft's rows [B K, L, V] from which the tokens of a batch were drafted."""
-    return batch.target_probs[:, :, :-1].flatten(0, 1), batch.draft_probs.flatten(0, 1)
+    """Target's rows [B K, L+1, V] and draft's [B K, L, V] along the paths of a batch."""
+    return batch.target_probs.flatten(0, 1), batch.draft_probs.flatten(0, 1)
 
 
 def at_nodes(rows: Tensor, path: Indices, depth: int) -> Tensor:
@@ -193,12 +197,12 @@ def step_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> 
     if compiled.usable(draft_rows.device.type):
         from ..compiled import rows
 
-        def add(place: tuple[slice, slice], target: NDArray[Any], draft: NDArray[Any]) -> None:
-            flat = np.empty((len(draft), 2 * (LAST + 1)))
-            rows.step_masses(target, draft, SHIFT, BEFORE, flat)
-            sums[place] = torch.from_numpy(flat).view(sums[place].shape)
+        def masses(target: NDArray[Any], draft: NDArray[Any]) -> tuple[Array]:
+            found = np.empty((*draft.shape[:2], LAST + 1, 2))
+            rows.step_masses(target, draft, SHIFT, BEFORE, found)
+            return (found,)
 
-        _by_tile(add, target_rows, draft_rows, dtype)
+        _by_tile(masses, target_rows, draft_rows, dtype, sums.numpy())
         return sums
     most = min(draft_rows.numel(), rows_in_cache(draft_rows) * draft_rows.shape[2])
     kinds = torch.float32, torch.int64, dtype.to_complex()
@@ -209,19 +213,31 @@ def step_masses(target_rows: Tensor, draft_rows: Tensor, dtype: torch.dtype) -> 
 
 
 def _by_tile(
-    work: Callable[[tuple[slice, slice], NDArray[Any], NDArray[Any]], None],
+    work: Callable[[NDArray[Any], NDArray[Any]], tuple[Array, ...]],
     target_rows: Tensor,
     draft_rows: Tensor,
     dtype: torch.dtype,
+    *results: Array,
 ) -> None:
-    """Call work(place, target, draft) for rows [N, L, V] on the CPU, tile by tile, each as arrays [n, V] of `dtype`."""
-    places = list(tiles(draft_rows))
+    """Put work(target, draft) of rows [N, L, V] on the CPU into `results` [N, L, ..], tile by tile.
 
-    def run(some: slice) -> None:
+    Rows that are in memory as `dtype`, one after the other, are worked on where they are.
+    """
+    here, numbers = target_rows[:, : draft_rows.shape[1]], draft_rows.numel()
+
+    def at_place(place: tuple[slice, slice] | slice, target: Tensor, draft: Tensor) -> None:
+        for result, part in zip(results, work(target.numpy(), draft.numpy()), strict=True):
+            result[place] = part
+
+    def convert(some: slice) -> None:
         for place in places[some]:
-            work(place, row_by_row(target_rows[place].to(dtype)), row_by_row(draft_rows[place].to(dtype)))
+            at_place(place, *(rows[place].to(dtype).contiguous() for rows in (here, draft_rows)))
 
-    compiled.spread(run, len(places), draft_rows.numel())
+    if all(rows.dtype == dtype and rows.is_contiguous() for rows in (target_rows, draft_rows)):
+        compiled.spread(lambda some: at_place(some, target_rows[some], draft_rows[some]), len(draft_rows), numbers)
+    else:
+        places = list(tiles(draft_rows))
+        compiled.spread(convert, len(places), numbers)
 
 
 def row_by_row(rows: Tensor) -> NDArray[Any]:

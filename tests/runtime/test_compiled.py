@@ -77,9 +77,9 @@ def test_histograms_are_those_of_the_tensors_in_float64(monkeypatch, dtype, voca
 
 def one_step_off(target, draft, shift, before, knots, mass, total):
     """The wrong knots: one step off."""
-    step = np.ascontiguousarray(np.roll(mass, 1, axis=1))
+    step = np.ascontiguousarray(np.roll(mass, 1, axis=-1))
     true_masses(target, draft, shift, before, knots, step, total)
-    mass[:] = np.roll(step, 1, axis=1)
+    mass[:] = np.roll(step, 1, axis=-1)
 
 
 true_masses = rows.knot_masses

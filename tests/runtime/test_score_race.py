@@ -217,6 +217,7 @@ def test_emitted_tokens_of_a_large_vocabulary_follow_the_target():
         assert (((share - target).abs() / error)[likely].max() < 6.5) == close
 
 
+@pytest.mark.usefixtures("host")
 def test_the_law_of_the_least_score_agrees_with_drawing_it():
     rng = np.random.default_rng(3)
     score = torch.as_tensor(np.sort(rng.random((1, 4, 6)), axis=2))
