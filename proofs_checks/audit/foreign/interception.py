@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from specbound.runtime import compiled
+
 from ..hidden_state import OutlivesCall
 from .coins import REFINEMENTS, RESOLUTION, CoinTree, ConcreteQuestions
 from .formats import BITS, coarser
@@ -140,6 +142,7 @@ class Interception:
         for function in self.functions:
             for owner, name, generator in kept_generators(function, _package_of(function)):
                 self._keep(owner, name, generator)
+        self._replace(compiled, "usable", lambda device="cpu": False)  # numba would compile what is replaced here
         if "torch._dynamo" in sys.modules:
             self.restore.enter_context(torch.compiler.set_stance("force_eager"))
 
