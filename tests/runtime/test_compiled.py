@@ -148,20 +148,36 @@ def test_the_race_is_that_of_the_arrays(monkeypatch, rule, vocab, paths, stem):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_race_is_that_of_the_arrays_deep_down_and_on_sharp_rows(monkeypatch, rule):
-    """Six levels of rows with few tokens, nearly none in common, or ratios far beyond the knots."""
+    """Six levels of rows with few tokens, nearly none in common, or ratios far beyond the knots.
+
+    With eight tokens the reserve is often what decides where a window is cut.
+    """
     rng = np.random.default_rng(0)
-    for sharpness, share, paths in ((8, 1.0, 2), (0, 0.05, 8), (3, 0.3, 64), (1, 1.0, 4)):
-        target, draft = rng.gamma(0.5, size=(2, 6, 6, 300)) * np.exp(rng.normal(0, sharpness, (2, 6, 6, 300)))
+    for sharpness, share, paths, vocab in ((8, 1.0, 2, 300), (0, 0.05, 8, 300), (3, 0.3, 64, 300), (8, 1.0, 3, 8)):
+        shape = (2, 6, 6, vocab)
+        target, draft = rng.gamma(0.5, size=shape) * np.exp(rng.normal(0, sharpness, shape))
         target, draft = (part * (rng.random(part.shape) < share) + 1e-30 for part in (target, draft))
         target, draft = (torch.from_numpy(part / part.sum(axis=-1, keepdims=True)) for part in (target, draft))
         knots = Knots.of(target, draft, torch.float64)
-        tokens = torch.multinomial(draft.flatten(0, 1), 1, generator=torch.Generator().manual_seed(0)).view(6, 6)
+        likely = draft.flatten(0, 1).pow(1 if vocab > 8 else 0.2)  # of eight, tokens that the draft rarely draws
+        tokens = torch.multinomial(likely, 1, generator=torch.Generator().manual_seed(0)).view(6, 6)
         given = knots, (at(target, tokens) / at(draft, tokens)).numpy(), paths, rule, torch.float64
         law, tables = score_race.race(*given)
         want, want_tables = by_arrays(monkeypatch, lambda given=given: score_race.race(*given))
         assert difference(law, want) < 1e-9
         assert (knots.mass * np.abs(tables - want_tables)).sum(axis=-1).max() < 1e-9
-        assert np.abs((knots.mass * tables).sum(axis=-1) - 1).max() < 1e-12
+        assert np.abs((knots.mass * tables).sum(axis=-1) - 1).max() < (1e-12 if vocab > 8 else 1e-9)
+
+
+@pytest.mark.usefixtures("host")
+def test_a_ratio_that_rounds_up_to_a_knot_takes_no_mass_from_the_next():
+    """The step is read off a float32, the ratio is a little below the knot."""
+    draft = torch.full((1, 1, 300), 1 / 300, dtype=torch.float64)
+    target = draft * torch.tensor([1.5, 0.5]).double().repeat(150) * (1 - 1e-9)
+    knots = Knots.of(target, draft, torch.float64)
+    assert knots.mass.min() == 0
+    assert sorted(knots.mass[knots.mass > 0]) == pytest.approx([0.5, 0.5], abs=1e-14)
+    assert sorted(knots.ratio[knots.mass > 0]) == [0.5, 1.5]
 
 
 @pytest.mark.usefixtures("host")
