@@ -118,6 +118,15 @@ def test_ratios_surpluses_and_corrections_are_those_of_block_verification(dtype)
     assert (weights == target[0].double().numpy()).all()
 
 
+def test_a_law_is_linear_up_to_the_last_knot_and_flat_above():
+    ratio = np.array([[1e-3], [0.004], [1.0], [1.01], [241.0], [250.0], [256.0], [1e5]])
+    knots = fixed_knots(CPU).numpy()
+    tables, found = 400 + 100 * np.random.default_rng(0).random((len(ratio), 1, len(knots))), np.empty((len(ratio), 2))
+    rows.path_ratios(ratio, ratio_knots.SHIFT, ratio_knots.BEFORE, knots, tables, found)
+    law = [np.interp(own, knots, table[0]) for (own,), table in zip(ratio, tables, strict=True)]
+    assert found[:, 1] == pytest.approx(np.minimum(ratio[:, 0] / law, 1), rel=1e-13)
+
+
 def test_ratios_pass_through_the_smallest_probabilities():
     """1e-45 six times over, and back again."""
     steps = np.array([[1e-45] * 6 + [1e45] * 7])
@@ -148,10 +157,7 @@ def test_the_race_is_that_of_the_arrays(monkeypatch, rule, vocab, paths, stem):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_race_is_that_of_the_arrays_deep_down_and_on_sharp_rows(monkeypatch, rule):
-    """Six levels of rows with few tokens, nearly none in common, or ratios far beyond the knots.
-
-    With eight tokens the reserve is often what decides where a window is cut.
-    """
+    """Six levels of rows with few tokens, nearly none in common, or ratios far beyond the knots."""
     rng = np.random.default_rng(0)
     for sharpness, share, paths, vocab in ((8, 1.0, 2, 300), (0, 0.05, 8, 300), (3, 0.3, 64, 300), (8, 1.0, 3, 8)):
         shape = (2, 6, 6, vocab)
@@ -234,6 +240,8 @@ def test_the_levels_are_those_of_the_arrays(monkeypatch, vocab, paths):
     if paths > 1:
         other = two_level.offers_at(knots, accept, count, ~alive | (alive.sum(1) == paths)[:, None], *given[4:])
         assert np.abs(other.weight - want.weight).max() > 1e-6
+    rough = two_level.offers_at(*given[:5], torch.float32)  # coins to 2^-12, and the law that they have to 2^-52
+    assert (knots.mass * rough.table).sum(axis=1) == pytest.approx(1, abs=1e-12)
     level, mass = generator.random(3), 0.9 * generator.random(3)
     given = count, level, mass, found.fails
     after = two_level.counts_below(*given)
