@@ -138,7 +138,7 @@ def test_mass_at_the_knots_keeps_every_sum_that_is_linear_in_the_ratio():
     target, draft = (torch.rand(3, 40, generator=rng, dtype=torch.float64) ** 3 for _ in range(2))
     target, draft = target / target.sum(1, keepdim=True), draft / draft.sum(1, keepdim=True)
     knots = ratio_knots.Knots.of(target[:, None], draft[:, None], torch.float64)[:, 0]
-    ratio, mass = torch.from_numpy(knots.ratio), torch.from_numpy(knots.mass)
+    ratio, mass = torch.tensor(knots.ratio), torch.from_numpy(knots.mass)
     assert (mass >= 0).all()
     assert torch.allclose(mass.sum(1), torch.ones(3, dtype=torch.float64), atol=1e-14)
     capped = torch.minimum(target, 2.0**8 * draft)
