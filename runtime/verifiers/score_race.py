@@ -352,7 +352,7 @@ def compiled_race(
     """`race` by compiled loops, a path after the other."""
     from ..compiled.walks import race_paths
 
-    ratios, masses = np.ascontiguousarray(knots.ratio), np.ascontiguousarray(knots.mass)
+    ratios, masses = np.array(knots.ratio), np.array(knots.mass)  # in order, and not read-only
     score, below = np.empty((2, len(ratio), 2 + 3 * (ratio.shape[1] - stem)))
     tables = np.ones_like(masses)
     best, reserved, safe = not rule.startswith("two-part"), rule.endswith("reserved"), rule == "safe"

@@ -152,7 +152,7 @@ def offers_at(
     if compiled.usable():
         from ..compiled.walks import offer_nodes
 
-        ratio, mass = np.ascontiguousarray(knots.ratio), np.ascontiguousarray(knots.mass)
+        ratio, mass = np.array(knots.ratio), np.array(knots.mass)  # in order, and not read-only
         found = Offers(np.empty_like(mass), np.empty_like(accept), *np.empty((3, *count.shape)))
         offer_nodes(ratio, mass, accept, count, alive, offered, _slack(dtype), STEPS[dtype], *found)
         return found
