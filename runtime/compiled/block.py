@@ -40,13 +40,13 @@ def ratios_and_thresholds(tokens: Tokens, target: Rows, draft: Rows, ratio: Rows
 
 
 @outer
-def emitted_rows(scale: Rows, kept: Tokens, target: Rows, draft: Rows, weights: Rows) -> None:
-    """`single_path.emitted_row` for `scale`, `kept` [B], rows [B, L+1, V] and [B, L, V], into `weights` [B, V]."""
-    for b in range(len(draft)):
-        i, mass = kept[b], 0.0
+def emitted_rows(scale: Rows, kept: Tokens, path: Tokens, target: Rows, draft: Rows, weights: Rows) -> None:
+    """`single_path.emitted_row` for scale, kept, path [B], rows [N, L+1, V] and [N, L, V], into `weights` [B, V]."""
+    for b in range(len(kept)):
+        i, n, mass = kept[b], path[b], 0.0
         if i < draft.shape[1]:
             for v in range(draft.shape[2]):
-                weights[b, v] = max(scale[b] * target[b, i, v] - draft[b, i, v], 0.0)
+                weights[b, v] = max(scale[b] * target[n, i, v] - draft[n, i, v], 0.0)
                 mass += weights[b, v]
         if not mass > 0:
-            weights[b] = target[b, i]
+            weights[b] = target[n, i]

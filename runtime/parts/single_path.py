@@ -40,22 +40,26 @@ def correction_weights(scale: Tensor, target_row: Tensor, draft_row: Tensor) -> 
     return torch.where(residual.sum(dim=-1, keepdim=True) > 0, residual, target_row)
 
 
-def emitted_row(scale: Tensor, accepted: Tensor, draft_probs: Tensor, target_probs: Tensor) -> Tensor:
+def emitted_row(
+    scale: Tensor, accepted: Tensor, draft_probs: Tensor, target_probs: Tensor, path: Tensor | None = None
+) -> Tensor:
     """Weights [B, V] of the token after `accepted` [B] kept ones: a correction, or the bonus if all were kept.
 
     Args:
         scale [B]: the factor of the target row in the residual.
-        draft_probs [B, L, V]; target_probs [B, L+1, V].
+        draft_probs [N, L, V]; target_probs [N, L+1, V]; path [B]: whose rows count for each request; N = B and its
+            own if not given.
     """
+    path = torch.arange(len(accepted), device=accepted.device) if path is None else path
     if compiled.usable(draft_probs.device.type):
         from ..compiled import block
 
-        weights = torch.empty_like(target_probs[:, 0])
-        given = (scale, accepted, target_probs, draft_probs)
+        weights = target_probs.new_empty(len(accepted), target_probs.shape[2])
+        given = (scale, accepted, path, target_probs, draft_probs)
         block.emitted_rows(*(part.contiguous().numpy() for part in given), weights.numpy())
         return weights
     length = draft_probs.shape[1]
-    target_row = row_at(target_probs, accepted)
+    target_row = target_probs[path, accepted]
     stopped = (accepted < length).unsqueeze(-1)
-    draft_row = row_at(draft_probs, accepted.clamp_max(length - 1))
+    draft_row = draft_probs[path, accepted.clamp_max(length - 1)]
     return torch.where(stopped, correction_weights(scale, target_row, draft_row), target_row)

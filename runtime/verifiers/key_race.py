@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..parts.block_rule import ratios_of, threshold
-from ..parts.single_path import at, correction_weights, row_at
+from ..parts.block_rule import ratios_and_thresholds
+from ..parts.single_path import at, emitted_row
 from ..registry import register
 from ..verdict import Batch, Verdict, arithmetic
 
@@ -49,27 +49,20 @@ def verify_key_race(batch: Batch, draws: Draws) -> Verdict:
 
     The key of a path is uniform on [low, high] given the prefix kept and the token behind it.
     """
-    dtype, (requests, paths, length, _) = arithmetic(batch), batch.shape
-    target, draft = (
-        at(rows[:, :, :length], batch.tokens).to(dtype) for rows in (batch.target_probs, batch.draft_probs)
-    )
-    ratios = ratios_of(target.flatten(0, 1), draft.flatten(0, 1)).unflatten(0, (requests, paths))
-    inner = [
-        threshold(ratios[:, :, i], batch.target_probs[:, :, i].to(dtype), batch.draft_probs[:, :, i].to(dtype))
-        for i in range(1, length)
-    ]
-    thresholds, bounds = torch.stack([*inner, ratios[..., -1]], dim=2), key_bounds(ratios, target, draft)
+    (requests, paths, length, _), dtype = batch.shape, arithmetic(batch)
+    tokens = batch.tokens.flatten(0, 1)
+    draft_rows, target_rows = (probs.flatten(0, 1).to(dtype) for probs in (batch.draft_probs, batch.target_probs))
+    ratios, thresholds = ratios_and_thresholds(tokens, draft_rows, target_rows)
+    bounds = key_bounds(ratios, at(target_rows[:, :length], tokens), at(draft_rows, tokens))
     results = []
     for k in range(paths):
-        kept = draws.accept_last(thresholds[:, k])
-        ratio, high = at(ratios[:, k], kept), at(bounds[:, k], kept)
-        target_row = row_at(batch.target_probs[:, k], kept).to(dtype)
-        draft_row = row_at(batch.draft_probs[:, k], kept.clamp_max(length - 1)).to(dtype)
-        stopped = kept < length
-        draft_row = draft_row * stopped.unsqueeze(1)
-        token = draws.choose(correction_weights(torch.where(stopped, ratio, 1), target_row, draft_row))
-        wanted, drawn = ratio * at(target_row, token), at(draft_row, token)
-        results.append((kept, token, torch.where(wanted > drawn, high * drawn / wanted, high), high))
+        path = torch.arange(requests, device=tokens.device) * paths + k
+        kept = draws.accept_last(thresholds[k::paths])
+        ratio, high = ratios[path, kept], bounds[path, kept]
+        token = draws.choose(emitted_row(ratio, kept, draft_rows, target_rows, path))
+        wanted, drawn = ratio * target_rows[path, kept, token], draft_rows[path, kept.clamp_max(length - 1), token]
+        low = torch.where((kept < length) & (wanted > drawn), high * drawn / wanted, high)
+        results.append((kept, token, torch.where(kept < length, low, 0.0), high))
     kept, token, low, high = (torch.stack(parts, dim=1) for parts in zip(*results, strict=True))
     winner = torch.zeros_like(kept[:, 0]) if paths == 1 else draws.smallest_key(low, high)
     return Verdict(winner, at(kept, winner), at(token, winner))
