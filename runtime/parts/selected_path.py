@@ -11,6 +11,7 @@ Source: [BV] arXiv:2403.10444, Algorithm 2, for the selected path.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,28 +109,25 @@ def _verify_by_loops(batch: Batch, draws: Draws, path: Tensor, tables: Array, ra
     ratios, left, weights = np.empty((requests, length + 1)), np.empty((requests, length)), np.empty((requests, vocab))
     rows.path_ratios(ratio, *knots, tables, ratios)
 
-    def both(b: int, first: int, end: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Rows first..end-1 [.., V] of both models on the request's path."""
-        target, draft = (probs[b, paths[b], first:end] for probs in (batch.target_probs, batch.draft_probs))
+    def both(b: int, places: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Some rows [.., V] of both models on the request's path."""
+        target, draft = (probs[b, paths[b], places] for probs in (batch.target_probs, batch.draft_probs))
         return row_by_row(target.to(dtype)), row_by_row(draft.to(dtype))
 
-    def add(some: slice) -> None:
-        """The surplus after each of some places, request after request."""
-        for place in range(some.start, some.stop):
-            b, i = divmod(place, length)
-            if i:
-                rows.surpluses(
-                    *both(b, i, i + 1), *knots, tables[b, i : i + 1], ratios[b, i : i + 1], left[b, i : i + 1]
-                )
+    def add(b: int, some: slice) -> None:
+        """The surplus after some of the request's prefixes."""
+        inner = slice(1 + some.start, 1 + some.stop)
+        rows.surpluses(*both(b, inner), *knots, tables[b, inner], ratios[b, inner], left[b, inner])
 
-    compiled.spread(add, requests * length, requests * length * vocab)
+    for b in range(requests):
+        compiled.spread(partial(add, b), length - 1, length * vocab)
     inner = threshold_from(*(torch.from_numpy(part[:, 1:length]) for part in (ratios, left)))
     kept = draws.accept_last(torch.cat([inner, torch.from_numpy(ratios[:, length:])], dim=1))
     for b, i in enumerate(kept.tolist()):
         if i == length:
             weights[b] = batch.target_probs[b, paths[b], length].double().numpy()
         else:
-            (target,), (draft,) = both(b, i, i + 1)
+            (target,), (draft,) = both(b, slice(i, i + 1))
             rows.correction(target, draft, *knots, tables[b, i], ratios[b, i], weights[b])
     return Verdict(path, kept, draws.choose(torch.from_numpy(weights)))
 
