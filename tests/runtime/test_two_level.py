@@ -181,7 +181,7 @@ def test_selected_law_and_counts_sum_to_one_at_a_large_vocabulary(paths):
     fails = ((1 - level) * knots.mass).sum(axis=1)
     high, low = level_densities(count, fails[:, None])
     table = torch.from_numpy(low + level * (high - low))
-    law = linear_law(table, torch.from_numpy(knots.ratio), target[:, 0], draft[:, 0])
+    law = linear_law(table, torch.tensor(knots.ratio), target[:, 0], draft[:, 0])
     assert torch.allclose(law.sum(dim=1), torch.ones(3).double(), atol=1e-12)
     below = counts_below(count, level[:, 7], knots.mass[:, 7], fails)
     assert below.sum(axis=1) == pytest.approx(1, abs=1e-12)
