@@ -132,7 +132,7 @@ def package_files() -> Iterator[str]:
         if any(place.startswith(other + "/") for other in places.values()):
             continue
         for file in (ROOT / place).rglob("*"):
-            if file.is_file() and file.suffix != ".pyc":
+            if file.is_file() and file.parent.name != "__pycache__":
                 yield f"{package.replace('.', '/')}/{file.relative_to(ROOT / place).as_posix()}"
 
 
